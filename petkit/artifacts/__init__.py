@@ -1,0 +1,1 @@
+"""The artifact folder, the one thing that passes between commands."""

@@ -1,0 +1,1 @@
+"""Examples: images, text and chat, as lists of records and as tensors."""

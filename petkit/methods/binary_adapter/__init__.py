@@ -1,0 +1,1 @@
+"""Low-precision adapters (Jie, Wang, Deng, ICCV 2023)."""

@@ -1,0 +1,1 @@
+"""Backbones and the inserts that adapt them."""

@@ -1,0 +1,1 @@
+"""Trained tensors to packed tensors, with the error that it costs."""

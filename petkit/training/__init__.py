@@ -1,0 +1,1 @@
+"""The fit loop, checkpoints, metrics, seeds and distributed runs."""
