@@ -1,0 +1,1 @@
+"""Speed and memory of petkit against its peers, measured in one process."""
