@@ -1,7 +1,7 @@
 """Times petkit and its peers side by side, so that only ratios of one run are ever compared.
 
-The contenders of a case take turns, round after round: a neighbour that steals the machine for a second slows all of
-them, not one. A figure is the median over the rounds; the interquartile range says how far to trust it.
+The contenders of a case take turns, round after round: a neighbour that steals the machine for a second slows
+all of them, not one. A figure is the median over the rounds; the quartiles say how far to trust it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Case:
     moved_bytes: int | None = None
     """Bytes that any implementation must read or write; None where memory is not the bound."""
     goals: Mapping[str, float] = field(default_factory=dict)
-    """Least ratio to a peer, by peer name; the key `bandwidth` is a fraction of the measured read bandwidth."""
+    """Least ratio to a peer, by its name; the key `bandwidth` is a fraction of the read bandwidth."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def read_bandwidth(threads: int, mebibytes: int = 1024) -> float:
 
 
 def peak_extra_bytes(run: Run) -> int | None:
-    """Resident memory that one call of `run` needs above what was resident before; None where Linux's /proc is not."""
+    """Resident memory that one call of `run` adds at its peak; None where there is no Linux /proc."""
     if not os.access("/proc/self/clear_refs", os.W_OK):
         return None
     gc.collect()
