@@ -1,0 +1,281 @@
+"""Reports as one self-contained HTML file each: images inlined, light and dark, no script, no request."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from petkit.errors import ArtifactError, InputError
+from petkit.report.plots import read_metrics, training_curves
+from petkit.report.tables import Table, bytes_text, format_cell
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c1e21; --soft: #5b6169; --line: #d9dde2; --page: #ffffff;
+  --panel: #f5f6f8; --good: #00714f; --bad: #b3261e; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e7e9ec; --soft: #a0a7b0; --line: #3a4048;
+  --page: #15181c; --panel: #1f2329; --good: #4cc79b; --bad: #ff8a80; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 62rem; background: var(--page);
+  color: var(--ink); font: 16px/1.55 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+p { margin: .5rem 0; } .soft, figcaption, caption { color: var(--soft); font-size: .9rem; }
+.wide { overflow-x: auto; margin-bottom: 1rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+caption { caption-side: bottom; text-align: left; padding-top: .4rem; }
+th, td { padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line); text-align: left;
+  vertical-align: top; }
+th { font-weight: 600; color: var(--soft); font-size: .88rem; } th.number, td.number { text-align: right; }
+td { overflow-wrap: anywhere; }
+figure { margin: .5rem 0 1rem; } img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
+pre { background: var(--panel); padding: .8rem 1rem; border-radius: 6px; overflow-x: auto;
+  font-size: .85rem; }
+summary { cursor: pointer; color: var(--soft); } .good { color: var(--good); } .bad { color: var(--bad); }
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with, in this order, paragraphs, tables, pictures and a folded block of text."""
+
+    title: str
+    paragraphs: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    images: tuple[Path, ...] = ()
+    text: str = ""
+    captions: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_page(path: Path, title: str, sections: Sequence[Section], subtitle: str = "") -> Path:
+    """Write one self-contained HTML page.
+
+    Args:
+        path: file to write; replaced whole or not at all.
+        title: heading and window title.
+        sections: what the page shows, in order.
+        subtitle: one line under the heading.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: an image that is missing or not a PNG.
+
+    Source:
+        petkit.
+    """
+    body = "\n".join(_section(section) for section in sections)
+    lead = f'<p class="soft">{escape(subtitle)}</p>' if subtitle else ""
+    page = (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f"<h1>{escape(title)}</h1>\n{lead}\n{body}\n</body>\n</html>\n"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(page.encode("utf-8"))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write report.html of a finished run, from the files that the run left in its folder.
+
+    Args:
+        run_folder: folder with result.json and, where the run made them, metrics.jsonl, checks.json,
+            config.yaml, petkit.json and plots/*.png. Training curves are drawn when metrics.jsonl has any.
+
+    Returns:
+        Path of report.html inside the folder.
+
+    Raises:
+        ArtifactError: result.json is missing or one of the JSON files is damaged.
+
+    Source:
+        petkit.
+    """
+    result = _read_json(run_folder / "result.json", required=True)
+    _draw_curves(run_folder)
+    manifest = _read_json(run_folder / "petkit.json")
+    sections = [
+        _results_section(result),
+        *_plots_section(run_folder),
+        *_checks_section(_read_json(run_folder / "checks.json")),
+        *_origin_section(manifest),
+        *_text_section("Configuration", run_folder / "config.yaml"),
+    ]
+    subtitle = f"status: {result.get('status', 'unknown')}"
+    if result.get("stopped"):
+        subtitle += f" (stopped: {result['stopped']})"
+    return write_page(
+        run_folder / "report.html", f"petkit run: {run_folder.resolve().name}", sections, subtitle
+    )
+
+
+def _draw_curves(run_folder: Path) -> None:
+    metrics = run_folder / "metrics.jsonl"
+    if metrics.is_file() and any(
+        "loss" in key or "accuracy" in key for row in read_metrics(metrics) for key in row
+    ):
+        training_curves(metrics, run_folder / "plots" / "training.png")
+
+
+def _results_section(result: Mapping[str, Any]) -> Section:
+    shown = {
+        name: value
+        for name, value in flatten(result).items()
+        if name != "schema_version" and value is not None
+    }
+    rows = tuple((name, _result_text(name, value)) for name, value in shown.items())
+    return Section("Result", tables=(Table(("measure", "value"), rows),))
+
+
+def _result_text(name: str, value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and name.rsplit(".")[-1].endswith("bytes"):
+        return f"{value:,} ({bytes_text(value)})"
+    if isinstance(value, (bool, int, float, str)) or value is None:
+        return format_cell(value)
+    return json.dumps(value)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping of dotted names.
+
+    Args:
+        tree: mapping of names to values or further mappings.
+        prefix: put before every name.
+
+    Returns:
+        The leaves, in order; lists stay leaves.
+
+    Raises:
+        Nothing.
+
+    Source:
+        petkit.
+    """
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            leaves |= flatten(value, f"{prefix}{name}.")
+        else:
+            leaves[f"{prefix}{name}"] = value
+    return leaves
+
+
+def _plots_section(run_folder: Path) -> list[Section]:
+    images = tuple(sorted((run_folder / "plots").glob("*.png")))
+    return [Section("Plots", images=images)] if images else []
+
+
+def _checks_section(checks: Mapping[str, Any]) -> list[Section]:
+    entries = checks.get("checks", [])
+    if not entries:
+        return []
+    rows = tuple(
+        (str(entry.get("name")), "passed" if entry.get("ok") else "FAILED", str(entry.get("detail", "")))
+        for entry in entries
+    )
+    return [Section("Checks", tables=(Table(("check", "outcome", "detail"), rows),))]
+
+
+def _origin_section(manifest: Mapping[str, Any]) -> list[Section]:
+    if not manifest:
+        return []
+    base = manifest.get("base") or {}
+    lineage = tuple(
+        (str(step.get("command", "")), str(step.get("version", "")), str(step.get("created", "")))
+        for step in manifest.get("lineage", [])
+    )
+    about = tuple((name, str(value)) for name, value in flatten(base).items() if value is not None)
+    return [
+        Section(
+            "Origin",
+            tables=(
+                Table(("base model", ""), about),
+                Table(("command", "petkit", "created"), lineage),
+            ),
+        )
+    ]
+
+
+def _text_section(title: str, path: Path) -> list[Section]:
+    return [Section(title, text=path.read_text(encoding="utf-8"))] if path.is_file() else []
+
+
+def _read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
+    if not path.is_file():
+        if required:
+            raise ArtifactError(
+                f"{path} must be there to report on a run, got no such file: has the run finished?"
+            )
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ArtifactError(f"{path} must hold a JSON object, got {error}") from error
+    if isinstance(value, list):
+        # A bare list of checks and an object with a `checks` list mean the same.
+        return {"checks": value}
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _section(section: Section) -> str:
+    parts = [f"<section>\n<h2>{escape(section.title)}</h2>"]
+    parts += [f"<p>{escape(paragraph)}</p>" for paragraph in section.paragraphs]
+    parts += [_table(table) for table in section.tables if table.rows]
+    parts += [_image(image, section.captions.get(image.name, _caption(image))) for image in section.images]
+    if section.text:
+        parts.append(f"<details open><summary>text</summary><pre>{escape(section.text)}</pre></details>")
+    return "\n".join([*parts, "</section>"])
+
+
+def _caption(image: Path) -> str:
+    return image.stem.replace("_", " ")
+
+
+def _table(table: Table) -> str:
+    numeric = table.numeric()
+    head = "".join(_cell("th", name, right) for name, right in zip(table.columns, numeric, strict=True))
+    rows = "\n".join(
+        "<tr>" + "".join(_cell("td", cell, right) for cell, right in zip(row, numeric, strict=True)) + "</tr>"
+        for row in table.text_cells()
+    )
+    title = f"<p><strong>{escape(table.title)}</strong></p>" if table.title else ""
+    note = f"<caption>{escape(table.note)}</caption>" if table.note else ""
+    table_html = f"<table>{note}<thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table>"
+    return f'{title}<div class="wide">{table_html}</div>'
+
+
+def _cell(tag: str, text: str, right: bool) -> str:
+    classes = [*(["number"] if right else []), *_verdict_class(text)]
+    attribute = f' class="{" ".join(classes)}"' if classes else ""
+    return f"<{tag}{attribute}>{escape(text)}</{tag}>"
+
+
+def _verdict_class(text: str) -> list[str]:
+    return {"passed": ["good"], "FAILED": ["bad"]}.get(text, [])
+
+
+def _image(path: Path, caption: str) -> str:
+    if not path.is_file():
+        raise InputError(f"image {path} must be a PNG file, got no such file")
+    content = path.read_bytes()
+    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise InputError(f"image {path} must be a PNG file, got another format")
+    data = base64.b64encode(content).decode("ascii")
+    return (
+        f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )

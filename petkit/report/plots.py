@@ -1,0 +1,319 @@
+"""Figures as small PNG files: no pyplot, no global state, colours that colour-blind readers tell apart."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
+from PIL import Image
+
+from petkit.errors import InputError
+from petkit.report.statistics import Interval
+
+# Okabe and Ito's qualitative palette, darkest first; markers differ too, so that a grey print stays readable.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+@dataclass(frozen=True)
+class SizePoint:
+    """One system on the accuracy against size figure."""
+
+    label: str
+    adapter_bytes: int
+    accuracy: Interval
+
+
+def accuracy_bytes(rows: Sequence[SizePoint], out_png: Path) -> Path:
+    """Draw accuracy with its interval against the adapter's bytes, on a logarithmic axis.
+
+    Args:
+        rows: one point per system; accuracy as a fraction in [0, 1], bytes at least 1.
+        out_png: file to write.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: no row, or bytes below 1.
+
+    Source:
+        The size-accuracy figure of Jie, Wang and Deng (2023), with intervals added.
+    """
+    _need(rows, "rows")
+    if min(row.adapter_bytes for row in rows) < 1:
+        raise InputError("adapter_bytes must be at least 1 to lie on a logarithmic axis, got 0")
+    figure, (axes,) = _figure(1)
+    for index, row in enumerate(rows):
+        _error_bar(axes, [float(row.adapter_bytes)], [row.accuracy], index, row.label)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short_bytes(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    low, high = min(row.adapter_bytes for row in rows), max(row.adapter_bytes for row in rows)
+    axes.set_xlim(low / 2, high * 2)
+    _percent(axes)
+    _finish(axes, "trained parameters on disk (bytes, log scale)", "test accuracy (95 % interval)")
+    return _save(figure, out_png)
+
+
+def noise_curve(
+    series: Mapping[str, Sequence[Interval]], relative_noise: Sequence[float], out_png: Path
+) -> Path:
+    """Draw accuracy under Gaussian weight noise: the flat-minimum curve.
+
+    Args:
+        series: label -> one accuracy (a fraction) per noise level.
+        relative_noise: the levels r; a weight matrix gets noise of standard deviation r times its own.
+        out_png: file to write.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: no series, or a series of another length than the levels.
+
+    Source:
+        Jie, Wang and Deng (2023), robustness to weight noise.
+    """
+    return lines(series, relative_noise, out_png, x_label="weight noise (standard deviations of each matrix)")
+
+
+def lines(
+    series: Mapping[str, Sequence[Interval]], positions: Sequence[float], out_png: Path, *, x_label: str
+) -> Path:
+    """Draw accuracies with intervals as connected lines.
+
+    Args:
+        series: label -> one accuracy (a fraction) per position.
+        positions: shared x values.
+        out_png: file to write.
+        x_label: what x is, with its unit.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: no series, or a series of another length than the positions.
+
+    Source:
+        petkit.
+    """
+    _need(series, "series")
+    figure, (axes,) = _figure(1)
+    for index, (label, values) in enumerate(series.items()):
+        if len(values) != len(positions):
+            raise InputError(
+                f"series {label!r} must have {len(positions)} values, one a position, got {len(values)}"
+            )
+        _error_bar(axes, list(positions), values, index, label, line="-")
+    _percent(axes)
+    _finish(axes, x_label, "test accuracy (95 % interval)")
+    return _save(figure, out_png)
+
+
+def grouped_intervals(
+    groups: Mapping[str, Mapping[str, Interval]], out_png: Path, *, x_label: str = ""
+) -> Path:
+    """Draw accuracies with intervals side by side in named groups, such as PTQ and QAT per bit width.
+
+    Args:
+        groups: group on the x axis -> series label -> accuracy (a fraction).
+        out_png: file to write.
+        x_label: what the groups are.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: no group.
+
+    Source:
+        petkit.
+    """
+    _need(groups, "groups")
+    labels = list(dict.fromkeys(label for group in groups.values() for label in group))
+    figure, (axes,) = _figure(1)
+    for index, label in enumerate(labels):
+        offset = (index - (len(labels) - 1) / 2) * min(0.18, 0.7 / len(labels))
+        present = [
+            (place + offset, group[label]) for place, group in enumerate(groups.values()) if label in group
+        ]
+        _error_bar(axes, [x for x, _ in present], [value for _, value in present], index, label)
+    axes.set_xticks(range(len(groups)), list(groups))
+    axes.set_xlim(-0.6, len(groups) - 0.4)
+    _percent(axes)
+    _finish(axes, x_label, "test accuracy (95 % interval)")
+    return _save(figure, out_png)
+
+
+def training_curves(metrics_path: Path, out_png: Path) -> Path:
+    """Draw the losses, accuracies and learning rate that a run logged, one panel each.
+
+    Args:
+        metrics_path: metrics.jsonl: one JSON object a line with `step`, and numbers under names that hold
+            `loss`, `accuracy` or `learning_rate`.
+        out_png: file to write.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: a line that is not a JSON object, or no number to draw.
+
+    Source:
+        petkit.
+    """
+    curves = _curves(read_metrics(metrics_path))
+    families = [
+        ("loss", "loss (nats)"), ("accuracy", "accuracy"), ("learning_rate", "learning rate")
+    ]  # fmt: skip
+    panels = [
+        (label, {name: curve for name, curve in curves.items() if word in name}) for word, label in families
+    ]
+    panels = [(label, found) for label, found in panels if found]
+    if not panels:
+        raise InputError(f"{metrics_path} must log loss, accuracy or learning_rate, got {sorted(curves)}")
+    figure, all_axes = _figure(len(panels))
+    for axes, (label, found) in zip(all_axes, panels, strict=True):
+        for index, (name, points) in enumerate(found.items()):
+            _curve(axes, name, points, index)
+        if label == "accuracy":
+            _percent(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        only = next(iter(found)) if len(found) == 1 and label == "accuracy" else label
+        _finish(axes, "optimiser step", only, legend=len(found) > 1)
+    return _save(figure, out_png)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read a metrics.jsonl.
+
+    Args:
+        path: file of one JSON object a line.
+
+    Returns:
+        The objects, in order. A last line without a newline that does not parse is left out: a run that was
+        killed while writing leaves one.
+
+    Raises:
+        InputError: the file is missing, or another line is not a JSON object.
+
+    Source:
+        petkit.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} must be a metrics.jsonl of a run, got no such file")
+    text = path.read_text(encoding="utf-8")
+    rows: list[dict[str, Any]] = []
+    numbered = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    for number, line in numbered:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == numbered[-1][0] and not text.endswith("\n"):
+                break
+            raise InputError(
+                f"{path}:{number} must be a JSON object, got {error.msg} at {error.pos}"
+            ) from error
+        if not isinstance(row, dict):
+            raise InputError(f"{path}:{number} must be a JSON object, got {type(row).__name__}")
+        rows.append(row)
+    return rows
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for position, row in enumerate(rows):
+        step = row.get("step", position)
+        for name, value in row.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+                curves.setdefault(name, []).append((float(step), float(value)))
+    return curves
+
+
+def _curve(axes: Axes, name: str, points: Sequence[tuple[float, float]], index: int) -> None:
+    steps, values = zip(*points, strict=True)
+    marker = MARKERS[index % len(MARKERS)] if len(points) <= 30 else ""
+    axes.plot(steps, values, color=_colour(index), marker=marker, markersize=3.5, linewidth=1.4, label=name)
+
+
+def _error_bar(
+    axes: Axes, xs: Sequence[float], values: Sequence[Interval], index: int, label: str, line: str = ""
+) -> None:
+    below = [_finite(value.estimate - value.low) for value in values]
+    above = [_finite(value.high - value.estimate) for value in values]
+    axes.errorbar(
+        xs,
+        [value.estimate for value in values],
+        yerr=[below, above],
+        fmt=MARKERS[index % len(MARKERS)] + line,
+        color=_colour(index),
+        capsize=3,
+        markersize=6,
+        linewidth=1.4,
+        label=label,
+    )
+
+
+def _finite(value: float) -> float:
+    """A single run has NaN ends: it is drawn without a bar."""
+    return max(0.0, value) if math.isfinite(value) else 0.0
+
+
+def _figure(panels: int) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(6.4, 4.0) if panels == 1 else (3.5 * panels, 3.2), dpi=110, layout="constrained")
+    return figure, [figure.add_subplot(1, panels, number + 1) for number in range(panels)]
+
+
+def _finish(axes: Axes, x_label: str, y_label: str, *, legend: bool = True) -> None:
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid(True, color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if legend:
+        # Above the axes, where no data can lie under it.
+        axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2)
+
+
+def _percent(axes: Axes) -> None:
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
+
+
+def _colour(index: int) -> str:
+    return PALETTE[index % len(PALETTE)]
+
+
+def _short_bytes(value: float) -> str:
+    unit = "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:g} {unit}"
+
+
+def _need(items: Sequence[Any] | Mapping[str, Any], name: str) -> None:
+    if not items:
+        raise InputError(f"{name} must hold at least one entry to draw, got none")
+
+
+def _save(figure: Figure, out_png: Path) -> Path:
+    out_png.parent.mkdir(parents=True, exist_ok=True)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    # A figure holds few colours: an indexed PNG is a third of the bytes, and without tags the same numbers
+    # give the same file.
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    image.quantize(colors=128, dither=Image.Dither.NONE).save(out_png, format="PNG", optimize=True)
+    return out_png

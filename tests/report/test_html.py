@@ -1,0 +1,95 @@
+import json
+import re
+
+import pytest
+
+from petkit.errors import ArtifactError, InputError
+from petkit.report.html import Section, flatten, write_page, write_report
+from petkit.report.plots import noise_curve
+from petkit.report.statistics import Interval
+from petkit.report.tables import Table
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    folder = tmp_path / "my-run"
+    folder.mkdir()
+    (folder / "result.json").write_text(
+        json.dumps(
+            {"status": "complete", "stopped": "max_steps", "test": {"accuracy": 0.83}, "adapter_bytes": 2048}
+        )
+    )
+    (folder / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.0}\n{"step": 2, "train/loss": 1.0}\n')
+    (folder / "checks.json").write_text(
+        json.dumps(
+            {"checks": [{"name": "reload", "ok": True, "detail": "equal"}, {"name": "gate", "ok": False}]}
+        )
+    )
+    (folder / "config.yaml").write_text("output: <my-run>\n")
+    (folder / "petkit.json").write_text(
+        json.dumps(
+            {"base": {"id": "timm/test_vit"}, "lineage": [{"command": "train adapter", "version": "0.1.0"}]}
+        )
+    )
+    return folder
+
+
+def test_a_report_shows_every_file_of_the_run(run_folder):
+    page = write_report(run_folder).read_text()
+    assert "petkit run: my-run" in page
+    assert "complete (stopped: max_steps)" in page
+    assert "test.accuracy" in page
+    assert "2,048 (2.0 KiB)" in page
+    assert '<td class="good">passed</td>' in page
+    assert '<td class="bad">FAILED</td>' in page
+    assert "timm/test_vit" in page
+    assert "output: &lt;my-run&gt;" in page
+    assert (run_folder / "plots" / "training.png").is_file()
+
+
+def test_a_page_asks_nothing_of_the_network_and_runs_no_script(run_folder):
+    page = write_report(run_folder).read_text()
+    assert "<script" not in page
+    assert not re.search(r"(src|href)=\"(?!data:image/png;base64,)", page)
+    assert "http" not in page
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_a_run_without_metrics_or_checks_still_gets_a_report(tmp_path):
+    (tmp_path / "result.json").write_text('{"status": "complete"}')
+    assert "complete" in write_report(tmp_path).read_text()
+
+
+def test_text_from_outside_is_escaped(tmp_path):
+    table = Table(("class",), (("<script>alert(1)</script>",),), title="<b>", note="<i>")
+    page = write_page(tmp_path / "p.html", "<x>", [Section("<y>", ("<z>",), (table,))]).read_text()
+    for raw in ("<script", "<b>", "<i>", "<x>", "<y>", "<z>"):
+        assert raw not in page
+
+
+def test_images_are_inlined_with_their_captions(tmp_path):
+    image = noise_curve({"1 bit": [Interval(0.5, 0.4, 0.6)]}, [0.0], tmp_path / "noise.png")
+    section = Section("Noise", images=(image,), captions={"noise.png": "accuracy under noise"})
+    page = write_page(tmp_path / "p.html", "t", [section]).read_text()
+    assert "data:image/png;base64," in page
+    assert "accuracy under noise" in page
+
+
+def test_flatten_joins_names_with_dots():
+    assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": {}}) == {"a.b": 1, "a.c.d": [2], "e": {}}
+
+
+@pytest.mark.parametrize("content", [None, "{", "3"])
+def test_a_missing_or_damaged_result_is_refused(tmp_path, content):
+    if content is not None:
+        (tmp_path / "result.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"result\.json must"):
+        write_report(tmp_path)
+
+
+def test_images_that_are_not_png_files_are_refused(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"GIF89a")
+    for name in ("x.png", "missing.png"):
+        with pytest.raises(InputError, match="must be a PNG file"):
+            write_page(tmp_path / "p.html", "t", [Section("s", images=(tmp_path / name,))])
+    assert not (tmp_path / "p.html").exists()
