@@ -7,13 +7,19 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define PETKIT_HOST_DEVICE __host__ __device__
+#else
+#define PETKIT_HOST_DEVICE
+#endif
+
 namespace petkit {
 
-constexpr int64_t row_bytes(int64_t in_features, int bits) { return (in_features * bits + 7) / 8; }
+PETKIT_HOST_DEVICE constexpr int64_t row_bytes(int64_t in_features, int bits) { return (in_features * bits + 7) / 8; }
 
-constexpr int levels(int bits) { return 1 << bits; }
+PETKIT_HOST_DEVICE constexpr int levels(int bits) { return 1 << bits; }
 
-inline unsigned read_code(const uint8_t* row, int64_t index, int bits) {
+PETKIT_HOST_DEVICE inline unsigned read_code(const uint8_t* row, int64_t index, int bits) {
   const int64_t bit = index * bits;
   return (unsigned(row[bit >> 3]) >> (bit & 7)) & unsigned(levels(bits) - 1);
 }

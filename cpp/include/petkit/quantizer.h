@@ -11,11 +11,7 @@
 
 #include <cmath>
 
-#ifdef __CUDACC__
-#define PETKIT_HOST_DEVICE __host__ __device__
-#else
-#define PETKIT_HOST_DEVICE
-#endif
+#include "petkit/packed.h"
 
 namespace petkit {
 
@@ -29,11 +25,15 @@ PETKIT_HOST_DEVICE inline float cut(float shift, float scale, float level, float
   return double(rounded) > boundary ? nextafterf(rounded, -INFINITY) : rounded;
 }
 
-// The weight that a level stands for. Compile without contraction (-ffp-contract=off, nvcc -fmad=false) or use the
-// intrinsics of the two roundings: a fused multiply-add would differ in the last bit.
+// The weight that a level stands for. Compile without contraction (-ffp-contract=off): a fused multiply-add would differ
+// in the last bit. nvcc contracts, so device code names the two roundings.
 PETKIT_HOST_DEVICE inline float value(float shift, float scale, float level) {
+#ifdef __CUDA_ARCH__
+  return __fadd_rn(shift, __fmul_rn(scale, level));
+#else
   const float scaled = scale * level;
   return shift + scaled;
+#endif
 }
 
 }  // namespace petkit
