@@ -1,0 +1,18 @@
+"""Recipes: the YAML reader, the precedence of settings, and errors with line numbers. Torch-free."""
+
+from petkit.configuration.reader import LoadedYaml, load_yaml, parse_value
+from petkit.configuration.resolution import Resolved, parse_override, resolve
+from petkit.configuration.sections import Config, applies_to
+from petkit.configuration.writer import dump_yaml
+
+__all__ = [
+    "Config",
+    "LoadedYaml",
+    "Resolved",
+    "applies_to",
+    "dump_yaml",
+    "load_yaml",
+    "parse_override",
+    "parse_value",
+    "resolve",
+]

@@ -1,0 +1,150 @@
+"""Wording of configuration errors: what was expected, what came, which key and line, what to do."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pydantic_core import ErrorDetails
+
+from petkit.configuration.sections import Config, KeyPath, leaves, section_of
+
+_EXPECTED: dict[str, str] = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text (put it in quotes)",
+    "list_type": "a list, such as [a, b]",
+    "tuple_type": "a list, such as [a, b]",
+    "dict_type": "a mapping of keys to values",
+    "model_type": "a section with keys of its own",
+    "model_attributes_type": "a section with keys of its own",
+}
+_BOUNDS = {
+    "greater_than": ("gt", "greater than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+}
+
+
+def dotted(path: Sequence[str | int]) -> str:
+    """A key as people write it: `adapter.targets[0]`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def shown(value: Any) -> str:
+    """A value in an error, cut to a length that fits on a line."""
+    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def one_of(values: Sequence[Any]) -> str:
+    """`1, 2 or 4`."""
+    words = [value if isinstance(value, str) else shown(value) for value in values]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def invalid(error: ErrorDetails, where: Callable[[KeyPath], str | None], model: type[Config]) -> str:
+    """One pydantic error as one line; `where` gives the origin of a key or of the section around it."""
+    path = error["loc"]
+    key = tuple(str(part) for part in path)
+    context = error.get("ctx", {})
+    kind = error["type"]
+    if kind == "value_error":
+        return _own_error(path, str(context["error"]), where, model)
+    if kind == "literal_error":
+        expected = str(context["expected"]).replace("'", "")
+    elif kind in _BOUNDS:
+        name, words = _BOUNDS[kind]
+        expected = f"{words} {context[name]}"
+    else:
+        expected = _EXPECTED.get(kind, f"valid ({error['msg'][:1].lower()}{error['msg'][1:]})")
+    return f"{dotted(path)} must be {expected}, got {shown(error['input'])}{place(where(key))}"
+
+
+def missing(path: KeyPath) -> str:
+    """A required key that nothing sets."""
+    key = dotted(path)
+    return f"{key} is required and nothing sets it; add it to the recipe or pass --set {key}=VALUE"
+
+
+def not_a_section(path: KeyPath, value: Any, origin: str) -> str:
+    """A section written as a plain value."""
+    return f"{dotted(path)} must be {_EXPECTED['model_type']}, got {shown(value)}{place(origin)}"
+
+
+def unknown(model: type[Config], path: KeyPath, origin: str) -> str:
+    """A key that does not exist, with the nearest one that does."""
+    return f"unknown key {dotted(path)}{place(origin)}{_suggestion(model, path)}"
+
+
+def no_effect(
+    path: KeyPath,
+    blockers: Mapping[KeyPath, Any],
+    alternatives: Sequence[Mapping[str, list[Any]]],
+    origin: str,
+) -> str:
+    """A key that was set although another key switches it off."""
+    now = " and ".join(f"{dotted(other)} {shown_word(value)}" for other, value in blockers.items())
+    needed = ", or ".join(
+        " and ".join(f"{name} {one_of(values)}" for name, values in one.items()) for one in alternatives
+    )
+    return f"{dotted(path)} has no effect with {now}; it needs {needed}{place(origin)}; remove it"
+
+
+def shown_word(value: Any) -> str:
+    """A value inside a sentence: text without quotes."""
+    return value if isinstance(value, str) else shown(value)
+
+
+def place(origin: str | None) -> str:
+    """` (recipe.yaml:7)`, or nothing for a default."""
+    return f" ({origin})" if origin else ""
+
+
+def _own_error(
+    path: Sequence[str | int], message: str, where: Callable[[KeyPath], str | None], model: type[Config]
+) -> str:
+    section = tuple(str(part) for part in path)
+    # A validator of a whole section starts its message with the key that it blames, relative to its section.
+    blamed = (*section, *message.partition(" ")[0].split("."))
+    if any(leaf == blamed for leaf, _, _ in leaves(model)):
+        return f"{dotted((*path, message))}{place(where(blamed))}"
+    return f"{dotted(path)} {message}{place(where(section))}".strip()
+
+
+def _suggestion(model: type[Config], path: KeyPath) -> str:
+    name = path[-1]
+    siblings = _section_at(model, path[:-1])
+    if siblings is None:
+        return f"; {dotted(path[:-1])} is a value, not a section"
+    near = difflib.get_close_matches(name, siblings.model_fields, n=1, cutoff=0.75)
+    if near:
+        return f"; did you mean {dotted((*path[:-1], near[0]))}?"
+    every = [leaf for leaf, _, _ in leaves(model)]
+    for cutoff in (1.0, 0.75):
+        for leaf in every:
+            if difflib.SequenceMatcher(None, leaf[-1], name).ratio() >= cutoff:
+                return f"; did you mean {dotted(leaf)}?"
+    return f"; {dotted(path[:-1]) or 'the top level'} has {', '.join(siblings.model_fields)}"
+
+
+def _section_at(model: type[Config], path: KeyPath) -> type[Config] | None:
+    for name in path:
+        field = model.model_fields.get(name)
+        section = section_of(field) if field else None
+        if section is None:
+            return None
+        model = section
+    return model

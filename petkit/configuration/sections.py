@@ -1,0 +1,90 @@
+"""The base of every configuration section, and what its fields say about when they have an effect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import NoneType, UnionType
+from typing import Any, TypeAlias, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticKnownError
+
+KeyPath: TypeAlias = tuple[str, ...]
+"""A dotted key, split: ("adapter", "bits")."""
+
+Alternative: TypeAlias = Mapping[str, tuple[Any, ...]]
+"""Field names and the values they may hold; all of them must match."""
+
+
+class Config(BaseModel):
+    """Base of every configuration section: frozen, closed to unknown keys, documented field by field."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_truth_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # For pydantic the literal 1 equals true, so that `bits: true` would pass as one bit.
+        field = cls.model_fields[info.field_name or ""]
+        literals = get_args(_without_none(field.annotation)) if isinstance(value, bool) else ()
+        if literals and not any(value is one for one in literals):
+            *first, last = (repr(one) for one in literals)
+            raise PydanticKnownError("literal_error", {"expected": f"{', '.join(first)} or {last}"})
+        return value
+
+
+def applies_to(*alternatives: Alternative, **conditions: tuple[Any, ...]) -> dict[str, Any]:
+    """Field metadata: the key has an effect only while other fields hold one of the given values.
+
+    Args:
+        alternatives: mappings of names to allowed values; the key has an effect when any of them matches.
+        conditions: one more alternative, as keywords. A name is a field of the same section, or else a dotted
+            path from the root of the recipe (`task`, `data.format`).
+
+    Returns:
+        A value for pydantic's `json_schema_extra`, so that the JSON schema shows the conditions too.
+    """
+    every = [*alternatives, conditions] if conditions else list(alternatives)
+    return {"applies_to": [{name: list(values) for name, values in one.items()} for one in every]}
+
+
+def section_of(field: FieldInfo) -> type[Config] | None:
+    """The section that a field holds (`X` or `X | None`), or None when the field is a plain value."""
+    annotation = _without_none(field.annotation)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Config) else None
+
+
+def holds_text(field: FieldInfo) -> bool:
+    """Whether a field is a `str` or `str | None`, so that `--set key=1e5` means the text 1e5."""
+    return _without_none(field.annotation) is str
+
+
+def leaves(model: type[Config], prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, FieldInfo, type[Config]]]:
+    """Every plain field of a configuration: its path, the field, and the section that declares it."""
+    for name, field in model.model_fields.items():
+        section = section_of(field)
+        if section is None:
+            yield (*prefix, name), field, model
+        else:
+            yield from leaves(section, (*prefix, name))
+
+
+def alternatives_of(field: FieldInfo) -> list[dict[str, list[Any]]]:
+    """The conditions that `applies_to` put on a field; empty when it always has an effect."""
+    extra = field.json_schema_extra
+    found = extra.get("applies_to", []) if isinstance(extra, dict) else []
+    return list(found)  # type: ignore[arg-type]
+
+
+def _without_none(annotation: Any) -> Any:
+    if get_origin(annotation) not in (Union, UnionType):
+        return annotation
+    others = [one for one in get_args(annotation) if one is not NoneType]
+    return others[0] if len(others) == 1 else annotation
