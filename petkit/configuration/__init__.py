@@ -1,5 +1,6 @@
 """Recipes: the YAML reader, the precedence of settings, and errors with line numbers. Torch-free."""
 
+from petkit.configuration.editing import edit_yaml
 from petkit.configuration.reader import LoadedYaml, load_yaml, parse_value
 from petkit.configuration.resolution import Resolved, parse_override, resolve
 from petkit.configuration.sections import Config, applies_to
@@ -11,6 +12,7 @@ __all__ = [
     "Resolved",
     "applies_to",
     "dump_yaml",
+    "edit_yaml",
     "load_yaml",
     "parse_override",
     "parse_value",

@@ -1,0 +1,81 @@
+"""Arguments and flags that mean the same in every verb."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+from petkit.cli.shipped import shipped_recipe
+from petkit.errors import ConfigError
+
+RUN_PANEL = "Run"
+DANGER_PANEL = "Danger"
+
+JsonFlag: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+ConfigArgument: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="RECIPE", help="Recipe files, or names of shipped recipes; a later one wins."),
+]
+ConfigOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--config", "-c", metavar="RECIPE", help="The same as the argument RECIPE."),
+]
+SetOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Set one key, such as training.epochs=3; may be repeated."
+    ),
+]
+OutputOption: TypeAlias = Annotated[
+    Path,
+    typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write; must not exist or be empty."),
+]
+SeedOption: TypeAlias = Annotated[
+    int | None, typer.Option("--seed", metavar="N", min=0, help="Root of every random stream.")
+]
+DeviceOption: TypeAlias = Annotated[
+    str,
+    typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.", rich_help_panel=RUN_PANEL),
+]
+ThreadsOption: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--threads", metavar="N", min=1, help="CPU threads of torch.", rich_help_panel=RUN_PANEL),
+]
+DryRunFlag: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Resolve everything, print the plan, do no work.", rich_help_panel=RUN_PANEL
+    ),
+]
+OverwriteFlag: TypeAlias = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace what is in the output folder.", rich_help_panel=DANGER_PANEL),
+]
+
+
+def recipe_files(arguments: Sequence[str] | None, options: Sequence[str] | None) -> list[Path]:
+    """The recipe files of a command line: arguments first, then those of `--config`.
+
+    Args:
+        arguments: paths, or names of shipped recipes such as adapter-smoke.
+        options: likewise.
+
+    Returns:
+        One path each; a file of the same name wins over a shipped recipe.
+
+    Raises:
+        ConfigError: there is none at all.
+    """
+    given = [*(arguments or ()), *(options or ())]
+    if not given:
+        raise ConfigError("a recipe must be given: a YAML file, or a name from `petkit recipes ls`")
+    return [_recipe_file(one) for one in given]
+
+
+def _recipe_file(text: str) -> Path:
+    path = Path(text)
+    shipped = None if path.exists() else shipped_recipe(text)
+    return shipped.path if shipped else path

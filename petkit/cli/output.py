@@ -1,0 +1,212 @@
+"""Where words go: results on stdout, logs and progress on stderr, one versioned JSON object with `--json`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from petkit.cli.process import is_main_process
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+SCHEMA_VERSION = 1
+SECONDS_PER_LINE = 10.0
+
+Advance: TypeAlias = Callable[..., None]
+"""`advance(count=1, note="")`: so many more are done; the note (a loss, say) is shown beside the bar."""
+
+_LOGGER = logging.getLogger("petkit")
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to the stderr of the moment, which tests and launchers replace."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record as one line."""
+        prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        print(f"{prefix}{self.format(record)}", file=sys.stderr)
+
+
+def configure_logging(quiet: bool = False, verbose: bool = False) -> None:
+    """Show petkit's log on stderr: warnings only when quiet, everything when verbose; on rank 0 only."""
+    if not any(isinstance(handler, _StderrHandler) for handler in _LOGGER.handlers):
+        _LOGGER.addHandler(_StderrHandler())
+    level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
+    _LOGGER.setLevel(level if is_main_process() else logging.ERROR)
+
+
+def is_verbose() -> bool:
+    """Whether `-v` was given."""
+    return _LOGGER.isEnabledFor(logging.DEBUG)
+
+
+def log(message: str) -> None:
+    """Say something to the person at the terminal, on stderr; silent with `--quiet`."""
+    _LOGGER.info("%s", message)
+
+
+def warn(message: str) -> None:
+    """Like `log`, for what deserves attention; shown with `--quiet` too."""
+    _LOGGER.warning("%s", message)
+
+
+def print_error(message: str) -> None:
+    """`error: ...` on stderr, one line per line of the message; other ranks than 0 say which they are."""
+    rank = "" if is_main_process() else f"[rank {os.environ['RANK']}] "
+    for line in message.splitlines() or [""]:
+        print(f"{rank}error: {line}", file=sys.stderr)
+
+
+def print_result(result: RenderableType, payload: Mapping[str, Any], as_json: bool) -> None:
+    """Print a command's result on stdout.
+
+    Args:
+        result: text, or a rich table, for people.
+        payload: the same for programs; `schema_version` is put in front, non-finite numbers become null.
+        as_json: print the payload, as exactly one JSON object, instead of the result.
+    """
+    if not is_main_process():
+        return
+    if as_json:
+        print(json.dumps({"schema_version": SCHEMA_VERSION, **_jsonable(payload)}, indent=2, allow_nan=False))
+    elif isinstance(result, str):
+        print(result)
+    else:
+        _console().print(result)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> Table:
+    """A table in petkit's style; columns whose cells are all numbers are aligned to the right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    built = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    for position, column in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[position], int | float) for row in rows)
+        built.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        built.add_row(*(Text(_cell(value)) for value in row))
+    return built
+
+
+@contextmanager
+def progress(label: str, total: int | None, unit: str = "steps") -> Iterator[Advance]:
+    """Show how far a loop is, with rate and time left: a bar on a terminal, else a line every ten seconds.
+
+    Args:
+        label: what is being done.
+        total: number of units, or None when it is not known.
+        unit: what is counted, in the plural.
+
+    Returns:
+        A context manager that yields `advance(count=1, note="")`.
+    """
+    if not _LOGGER.isEnabledFor(logging.INFO):
+        yield lambda count=1, note="": None
+    elif sys.stderr.isatty():
+        with _bar(label, total, unit) as advance:
+            yield advance
+    else:
+        yield _Lines(label, total, unit)
+
+
+class _Lines:
+    """Progress as log lines, for files and CI."""
+
+    def __init__(self, label: str, total: int | None, unit: str) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.done = 0
+        self.start = self.last = time.monotonic()
+
+    def __call__(self, count: int = 1, note: str = "") -> None:
+        """Count, and log a line when the last one is old enough."""
+        self.done += count
+        now = time.monotonic()
+        if now - self.last < SECONDS_PER_LINE and self.done != self.total:
+            return
+        self.last = now
+        log(", ".join(part for part in (self._state(now), note) if part))
+
+    def _state(self, now: float) -> str:
+        rate = self.done / max(now - self.start, 1e-9)
+        text = f"{self.label} {self.done}" + (f"/{self.total}" if self.total else "")
+        left = f", {duration((self.total - self.done) / rate)} left" if self.total and rate > 0 else ""
+        return f"{text} ({rate:.3g} {self.unit}/s{left})"
+
+
+@contextmanager
+def _bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.3g} {unit}/s" if task.speed else "")
+
+    note_column = TextColumn("{task.fields[note]}", markup=False)
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, note_column, console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=total, note="")
+
+        def advance(count: int = 1, note: str = "") -> None:
+            bar.update(task, advance=count, note=note)
+
+        yield advance
+
+
+def duration(seconds: float) -> str:
+    """`45s`, `3m20s`, `2h05m`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    # Off a terminal nothing may be cut to 80 columns: a pipe has no width.
+    return Console(file=sys.stdout) if sys.stdout.isatty() else Console(file=sys.stdout, width=10_000)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_jsonable(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

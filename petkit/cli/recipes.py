@@ -1,0 +1,69 @@
+"""`petkit recipes ls|show|cp`: the YAML recipes that come with petkit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from petkit.cli import output, vtab
+from petkit.cli.common import DANGER_PANEL, JsonFlag, SetOption
+from petkit.cli.shipped import Recipe, shipped_recipe, shipped_recipes
+from petkit.errors import ConfigError, InputError
+
+app = typer.Typer(help="List, show and copy the shipped recipes.")
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A name from `petkit recipes ls`.")]
+
+
+@app.command("ls")
+def list_recipes(as_json: JsonFlag = False) -> None:
+    """List the shipped recipes; those that need nothing of yours come first."""
+    recipes = shipped_recipes()
+    rows = [(recipe.name, recipe.command, recipe.needs, recipe.summary) for recipe in recipes]
+    keys = ("name", "command", "needs", "summary")
+    payload = {"recipes": [dict(zip(keys, row, strict=True)) for row in rows]}
+    output.print_result(output.table(keys, rows), payload, as_json)
+
+
+@app.command()
+def show(name: NameArgument, as_json: JsonFlag = False) -> None:
+    """Print a recipe."""
+    text = _recipe(name).path.read_text(encoding="utf-8")
+    output.print_result(text.rstrip("\n"), {"name": name, "text": text}, as_json)
+
+
+@app.command()
+def cp(
+    name: NameArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The YAML file to write.")],
+    task: Annotated[
+        str | None,
+        typer.Option("--task", metavar="NAME", help="vtab1k recipes: fill in one task's scale and path."),
+    ] = None,
+    overrides: SetOption = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace FILE when it exists.", rich_help_panel=DANGER_PANEL)
+    ] = False,
+) -> None:
+    """Copy a recipe to a file of your own, with its comments, and with changes when asked for."""
+    from petkit.configuration import edit_yaml, parse_override
+
+    text = _recipe(name).path.read_text(encoding="utf-8")
+    changes = vtab.changes(name, task) if task else {}
+    changes |= {".".join(path): value for path, value in map(parse_override, overrides or ())}
+    if file.exists() and not overwrite:
+        raise InputError(f"{file} exists; choose another name or pass --overwrite")
+    if not file.resolve().parent.is_dir():
+        raise InputError(f"{file} must lie in a folder that exists; {file.resolve().parent} does not")
+    file.write_text(edit_yaml(text, changes), encoding="utf-8")
+    output.log(f"wrote {file}; run it with: petkit {_recipe(name).command} {file}")
+
+
+def _recipe(name: str) -> Recipe:
+    recipe = shipped_recipe(name)
+    if recipe is None:
+        names = ", ".join(one.name for one in shipped_recipes())
+        raise ConfigError(f"no shipped recipe is named {name!r}; there are {names}")
+    return recipe
