@@ -1,0 +1,167 @@
+"""`petkit.json`: what an artifact is, which base model it belongs to, and how it came to be. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from petkit.artifacts.packed import BITS, CODEBOOKS
+from petkit.errors import ArtifactError
+
+SCHEMA_VERSION = 1
+MAX_MANIFEST = 4 * 2**20
+
+Sha256 = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Base(_Part):
+    """The frozen model that the adapter was trained on."""
+
+    id: str
+    """Name of the model, as `model.name` of a recipe."""
+
+    revision: str | None = None
+    """Hub revision, when there is one."""
+
+    sha256: str | None = Sha256
+    """`state_dict_sha256` of the frozen weights; null when unknown, and then nothing can be compared."""
+
+
+class Step(_Part):
+    """One command in the artifact's history."""
+
+    command: str
+    """The command, such as `train adapter`."""
+
+    version: str
+    """Version of petkit that ran it."""
+
+    config_sha256: str | None = Sha256
+    """SHA-256 of the resolved configuration's YAML."""
+
+    inputs: dict[str, str] = {}
+    """SHA-256 of each input, by name."""
+
+    created: str
+    """Time in UTC, ISO 8601."""
+
+
+class Preprocess(_Part):
+    """How an image becomes a tensor: resize to a square, scale to [0, 1], subtract the mean, divide."""
+
+    image_size: int = Field(ge=1, le=4096)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+
+
+class Task(_Part):
+    """What the head predicts."""
+
+    type: Literal["image_classification", "text_classification", "causal_lm"]
+    classes: tuple[str, ...] = ()
+    """Class names in the order of the head's rows; empty for causal_lm or when unknown."""
+
+    preprocess: Preprocess | None = None
+    """Images only."""
+
+    max_length: int | None = Field(default=None, ge=1)
+    """Text only: tokens kept of a sequence."""
+
+
+class Source(_Part):
+    """Facts of the foreign file an artifact was converted from, kept to write it back unchanged."""
+
+    format: Literal["peft", "petl-vit"]
+    settings: dict[str, Any] = {}
+
+
+class Manifest(_Part):
+    """The content of `petkit.json`."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["adapter"] = "adapter"
+    base: Base
+    lineage: tuple[Step, ...] = ()
+    model: dict[str, Any] = {}
+    """The recipe's `model:` section."""
+
+    adapter: dict[str, Any] = {}
+    """The recipe's `adapter:` section. Widths that differ between sites are told by the tensors' shapes."""
+
+    task: Task | None = None
+    scaling: dict[str, float] = {}
+    """Factor on the output of each site, when the sites differ; otherwise `adapter.scale` holds for all."""
+
+    source: Source | None = None
+    tensors_sha256: str | None = Sha256
+    """SHA-256 of `adapter_packed.safetensors`, filled in by the writer."""
+
+    @model_validator(mode="after")
+    def _adapter_fields(self) -> Manifest:
+        # The section's own model lives in a higher layer; these fields the file format itself relies on.
+        for key, allowed in (("bits", (*BITS, 32)), ("codebook", CODEBOOKS)):
+            if key in self.adapter and self.adapter[key] not in allowed:
+                raise ValueError(
+                    f"adapter.{key} must be one of {allowed}, got {str(self.adapter[key])[:40]!r}"
+                )
+        if not isinstance(self.adapter.get("scale", 1.0), (int, float)):
+            raise ValueError(f"adapter.scale must be a number, got {str(self.adapter['scale'])[:40]!r}")
+        return self
+
+    def to_json(self) -> str:
+        """Return the canonical text: sorted keys, two spaces, a line feed at the end."""
+        content = self.model_dump(mode="json")
+        return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def scaling_of(self, site: str) -> float:
+        """Return the factor on the output of one site."""
+        return float(self.scaling.get(site, self.adapter.get("scale", 1.0)))
+
+
+def parse_manifest(raw: bytes, path: str) -> Manifest:
+    """Return the manifest held by the bytes of `petkit.json`.
+
+    Args:
+        raw: the file's content.
+        path: its name, for messages.
+
+    Returns:
+        The validated manifest.
+
+    Raises:
+        ArtifactError: not JSON, of a later schema version, or with a missing, unknown or invalid field.
+    """
+    try:
+        content = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is not valid JSON: {str(error)[:200]}") from error
+    if not isinstance(content, Mapping):
+        raise ArtifactError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    _check_version(content, path)
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        raise ArtifactError(f"{path} is broken: {_faults(error)}") from error
+
+
+def _check_version(content: Mapping[str, Any], path: str) -> None:
+    version = content.get("schema_version")
+    if type(version) is not int or version < 1:
+        raise ArtifactError(f"{path} must have an integer schema_version, got {str(version)[:40]!r}")
+    if version > SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path} has schema_version {version}, newer than the {SCHEMA_VERSION} petkit reads here: upgrade it"
+        )
+
+
+def _faults(error: ValidationError) -> str:
+    faults = error.errors(include_url=False, include_context=False)
+    return "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults[:8])
