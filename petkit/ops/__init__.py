@@ -1,1 +1,59 @@
-"""Operators: each file is one op with its public function, fake, autograd and pure-torch default."""
+"""Operators: each file is one op with its public function, fake, autograd and pure-torch default.
+
+Names load on first use, so that importing this package does not import torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from petkit.ops._library import backend
+    from petkit.ops.adapter_bank import AdapterBank, adapter_bank
+    from petkit.ops.lowbit_codebook import lowbit_codebook
+    from petkit.ops.lowbit_dequantize import lowbit_dequantize
+    from petkit.ops.lowbit_fake_quantize import lowbit_fake_quantize
+    from petkit.ops.lowbit_linear import lowbit_linear
+    from petkit.ops.lowbit_quantize import lowbit_quantize
+
+__all__ = [
+    "AdapterBank",
+    "adapter_bank",
+    "backend",
+    "lowbit_codebook",
+    "lowbit_dequantize",
+    "lowbit_fake_quantize",
+    "lowbit_linear",
+    "lowbit_quantize",
+]
+
+_HOMES = {"AdapterBank": "adapter_bank", "backend": "_library"}
+
+
+class _Operators(ModuleType):
+    """A package whose attribute `f` is the function f, although a submodule has the same name.
+
+    The import system sets a submodule as an attribute of its package; where both share a name the function must win,
+    whatever is imported first.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and name in __all__:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'petkit.ops' has no attribute {name!r}")
+    return getattr(import_module(f"petkit.ops.{_HOMES.get(name, name)}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+sys.modules[__name__].__class__ = _Operators

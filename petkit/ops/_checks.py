@@ -1,0 +1,45 @@
+"""Argument checks shared by the low-bit operators; each says what was expected and what came."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from petkit.errors import InputError
+
+FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def row_bytes(in_features: int, bits: int) -> int:
+    """Bytes of a row of packed codes: rows start on byte boundaries."""
+    return (in_features * bits + 7) // 8
+
+
+def check_float(name: str, tensor: Tensor) -> None:
+    """Refuse every dtype but float32, bfloat16 and float16."""
+    if tensor.dtype not in FLOAT_TYPES:
+        raise InputError(f"{name} must be float32, bfloat16 or float16, got {tensor.dtype}; convert it first")
+
+
+def check_weight(weight: Tensor) -> None:
+    """Refuse what has no mean and unbiased standard deviation: anything but a matrix of at least two weights."""
+    check_float("weight", weight)
+    if weight.dim() != 2:
+        raise InputError(f"weight must be a matrix (out, in), got shape {tuple(weight.shape)}")
+    if weight.numel() < 2:
+        raise InputError(
+            f"weight must hold at least 2 values for a standard deviation, got shape {tuple(weight.shape)}"
+        )
+
+
+def check_packed(packed: Tensor, shift: Tensor, scale: Tensor, bits: int, in_features: int) -> None:
+    """Refuse packed codes whose rows do not hold `in_features` codes, and shift or scale that are no scalars."""
+    expected = row_bytes(in_features, bits)
+    if packed.dtype != torch.uint8 or packed.dim() != 2 or packed.shape[1] != expected:
+        raise InputError(
+            f"packed must be uint8 (out, {expected}) for {in_features} codes of {bits} bits a row, "
+            f"got {packed.dtype} {tuple(packed.shape)}"
+        )
+    for name, value in (("shift", shift), ("scale", scale)):
+        if value.dtype != torch.float32 or value.dim() != 0:
+            raise InputError(f"{name} must be a float32 scalar, got {value.dtype} {tuple(value.shape)}")
