@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
+from typing_extensions import Self
 
-from petkit.configuration import Config
+from petkit.configuration import Config, applies_to
+
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_duration(text: str) -> float:
+    """Read a duration such as 90s, 30m or 2h.
+
+    Args:
+        text: a positive number and one of the units s, m, h.
+
+    Returns:
+        Seconds.
+
+    Raises:
+        ValueError: anything else.
+
+    Source:
+        petkit.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip())
+    if not match or float(match[1]) == 0:
+        raise ValueError(f"must be a positive duration such as 90s, 30m or 2h, got {text!r}")
+    return float(match[1]) * _SECONDS[match[2]]
 
 
 class TrainingConfig(Config):
@@ -46,17 +71,44 @@ class TrainingConfig(Config):
     """bf16: autocast of the frozen model; latent weights and the optimiser stay float32."""
 
     select: Literal["validation", "last"] = "last"
-    """last: train on train+validation and keep the last step; validation: train on train, keep the step that is best
-    on validation. The test split is never used to choose."""
+    """last: train on train+validation and keep the last step; validation: train on train and keep the step
+    that is best on validation. The test split is never used to choose."""
 
-    evaluate_every: int = Field(default=10, ge=1)
+    evaluate_every: int = Field(default=10, ge=1, json_schema_extra=applies_to(select=("validation",)))
     """Epochs between evaluations on the validation split."""
 
     checkpoint_every: int = Field(default=1, ge=1)
     """Epochs between checkpoints; the newest two are kept."""
+
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps between checkpoints as well, for long epochs."""
+
+    tensorboard: bool = False
+    """Write TensorBoard events beside metrics.jsonl (needs the extra `track`)."""
 
     max_steps: int | None = Field(default=None, ge=1)
     """Stop after this many optimiser steps (a success, recorded as `stopped`)."""
 
     max_time: str | None = None
     """Stop after this much time, such as 90s, 30m or 2h (a success, recorded as `stopped`)."""
+
+    @field_validator("max_time")
+    @classmethod
+    def _readable(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_duration(value)
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.gradient_accumulation > self.batch_size:
+            raise ValueError(
+                f"gradient_accumulation must be at most batch_size {self.batch_size}, got "
+                f"{self.gradient_accumulation}: batch_size counts the examples of all micro-batches of a "
+                "process"
+            )
+        for name in ("warmup_learning_rate", "min_learning_rate"):
+            rate = getattr(self, name)
+            if rate > self.learning_rate:
+                raise ValueError(f"{name} must be at most learning_rate {self.learning_rate:g}, got {rate:g}")
+        return self

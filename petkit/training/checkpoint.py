@@ -1,0 +1,343 @@
+"""Checkpoints of what training changes: safetensors and JSON, complete or absent, never the frozen base.
+
+checkpoint-<step>/
+    weights.safetensors     trainable parameters (latent adapter weights and head), by name
+    optimizer.safetensors   AdamW's moments and step counts, `<kind>.<parameter>`
+    best.safetensors        the weights of the best validation step, when one is being selected
+    state.json              step, settings, selection so far, length of metrics.jsonl, sha256 of the files
+    above
+
+Random streams need no tensor: each is derived from the seed, its name and the step (see
+`petkit.training.seeds`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from petkit.artifacts.files import write_folder
+from petkit.errors import ArtifactError, ConfigError, InputError, PetkitError
+
+VERSION = 1
+KEPT = 2
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class Progress:
+    """How far a run is, beside its weights."""
+
+    step: int = 0
+    """Optimiser steps done."""
+
+    seconds: float = 0.0
+    """Time spent in optimiser steps."""
+
+    metrics_bytes: int = 0
+    """Length of metrics.jsonl."""
+
+    best_score: float | None = None
+    """Highest validation score so far."""
+
+    best_step: int | None = None
+    """The step it belongs to."""
+
+    best_weights: dict[str, Tensor] | None = None
+    """The weights of that step."""
+
+
+def save(
+    folder: Path,
+    progress: Progress,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    identity: Mapping[str, Any],
+) -> Path:
+    """Save `folder/checkpoint-<step>` and drop all but the newest two.
+
+    Args:
+        folder: the run's folder.
+        progress: how far the run is.
+        parameters: name -> trainable parameter.
+        optimizer: AdamW over exactly these.
+        identity: dotted key -> JSON value of every setting that must not change on resume.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        PetkitError: it cannot be written; nothing is left under its final name.
+
+    Source:
+        petkit.
+    """
+    files = {
+        "weights.safetensors": save_tensors(_cpu(parameters)),
+        "optimizer.safetensors": save_tensors(_optimizer_tensors(parameters, optimizer)),
+    }
+    if progress.best_weights is not None:
+        files["best.safetensors"] = save_tensors(_cpu(progress.best_weights))
+    state = {
+        "version": VERSION,
+        "step": progress.step,
+        "seconds": progress.seconds,
+        "metrics_bytes": progress.metrics_bytes,
+        "best_score": progress.best_score,
+        "best_step": progress.best_step,
+        "random": "derived from seed, stream name, process and step",
+        "identity": dict(identity),
+        "identity_sha256": identity_sha256(identity),
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+    }
+    files["state.json"] = json.dumps(state, indent=1, sort_keys=True).encode()
+    target = folder / f"checkpoint-{progress.step}"
+    try:
+        write_folder(target, files)
+    except InputError as error:
+        raise PetkitError(f"the run failed at step {progress.step}: {error}") from error
+    for old in checkpoints(folder)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def load(
+    path: Path,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    identity: Mapping[str, Any],
+) -> Progress:
+    """Put a checkpoint's weights and moments back.
+
+    Args:
+        path: a checkpoint folder.
+        parameters: name -> trainable parameter, overwritten in place.
+        optimizer: AdamW over exactly these, without state so far.
+        identity: settings of the run that resumes.
+
+    Returns:
+        How far the saved run was.
+
+    Raises:
+        ArtifactError: the checkpoint is damaged or of another model.
+        ConfigError: a setting differs from the saved one; every such key is listed.
+
+    Source:
+        petkit.
+    """
+    state = _read_state(path)
+    check_drift(path, state["identity"], identity)
+    weights = _read_tensors(path, "weights.safetensors", state)
+    moments = _read_tensors(path, "optimizer.safetensors", state)
+    if set(weights) != set(parameters):
+        odd = sorted(set(weights) ^ set(parameters))
+        raise ArtifactError(f"{path} must hold the trainable parameters of this model, got others: {odd[:3]}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if weights[name].shape != parameter.shape:
+                raise ArtifactError(
+                    f"{path}: {name} must have shape {tuple(parameter.shape)}, got "
+                    f"{tuple(weights[name].shape)}"
+                )
+            parameter.copy_(weights[name])
+            if f"exp_avg.{name}" in moments:
+                optimizer.state[parameter] = {
+                    kind: moments[f"{kind}.{name}"].to(parameter.device if kind != "step" else "cpu")
+                    for kind in MOMENTS
+                }
+    best = _read_tensors(path, "best.safetensors", state) if "best.safetensors" in state["sha256"] else None
+    return Progress(
+        step=state["step"],
+        seconds=state["seconds"],
+        metrics_bytes=state["metrics_bytes"],
+        best_score=state["best_score"],
+        best_step=state["best_step"],
+        best_weights=best,
+    )
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """List the checkpoints of a run.
+
+    Args:
+        folder: the run's folder.
+
+    Returns:
+        Folders named `checkpoint-<step>`, the newest first; a folder that is being written has another name.
+
+    Raises:
+        Nothing.
+
+    Source:
+        petkit.
+    """
+    if not folder.is_dir():
+        return []
+    found = [
+        (re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.iterdir() if path.is_dir()
+    ]
+    numbered = [(int(match[1]), path) for match, path in found if match]
+    return [path for _, path in sorted(numbered, reverse=True)]
+
+
+def newest(folder: Path, log: Callable[[str], None]) -> Path:
+    """Find the newest complete checkpoint of a run.
+
+    Args:
+        folder: the run's folder.
+        log: told about a damaged checkpoint that is passed over.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        ConfigError: there is none.
+
+    Source:
+        petkit.
+    """
+    for path in checkpoints(folder):
+        try:
+            state = _read_state(path)
+            for name in state["sha256"]:
+                _read_file(path, name, state)
+        except ArtifactError as error:
+            log(f"passing over a damaged checkpoint: {error}")
+        else:
+            return path
+    raise ConfigError(
+        f"--resume needs a complete checkpoint in {folder}, got none: leave --resume out to start afresh"
+    )
+
+
+def clean(folder: Path) -> None:
+    """Remove what a killed process left half-written.
+
+    Args:
+        folder: the run's folder, held by this run.
+
+    Returns:
+        Nothing.
+
+    Raises:
+        Nothing.
+
+    Source:
+        petkit.
+    """
+    for path in folder.glob(".checkpoint-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def check_drift(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to resume with other settings.
+
+    Args:
+        path: the checkpoint, for the message.
+        saved: its settings.
+        now: the settings of this run.
+
+    Returns:
+        Nothing.
+
+    Raises:
+        ConfigError: lists every key that differs, with both values.
+
+    Source:
+        petkit.
+    """
+    absent = "(absent)"
+    changed = [
+        f"{key}: {saved.get(key, absent)!r} -> {now.get(key, absent)!r}"
+        for key in sorted(set(saved) | set(now))
+        if saved.get(key, absent) != now.get(key, absent)
+    ]
+    if changed:
+        raise ConfigError(
+            f"--resume needs the settings of {path}, got {len(changed)} changed ({'; '.join(changed)}): "
+            "restore them or start a new output folder"
+        )
+
+
+def identity_sha256(identity: Mapping[str, Any]) -> str:
+    """Hash settings independently of their order.
+
+    Args:
+        identity: dotted key -> JSON value.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        Nothing.
+
+    Source:
+        SHA-256 of canonical JSON.
+    """
+    return hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()
+
+
+def _cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _optimizer_tensors(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    return {
+        f"{kind}.{name}": optimizer.state[parameter][kind].detach().cpu().contiguous()
+        for name, parameter in parameters.items()
+        if optimizer.state.get(parameter)
+        for kind in MOMENTS
+    }
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    file = path / "state.json"
+    try:
+        state = json.loads(file.read_bytes())
+        version = state["version"]
+        missing = {"step", "seconds", "metrics_bytes", "identity", "sha256", "best_score", "best_step"} - set(
+            state
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{file} must describe a checkpoint, got {type(error).__name__}: {error}"
+        ) from error
+    if version != VERSION or missing:
+        raise ArtifactError(
+            f"{file} must be of version {VERSION} and complete, got {version!r} without {sorted(missing)}"
+        )
+    return dict(state)
+
+
+def _read_file(path: Path, name: str, state: Mapping[str, Any]) -> bytes:
+    try:
+        content = (path / name).read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path / name} must be readable, got {error.strerror}") from error
+    if hashlib.sha256(content).hexdigest() != state["sha256"].get(name):
+        raise ArtifactError(
+            f"{path / name} must have the sha256 in state.json, got another: it is truncated or altered"
+        )
+    return content
+
+
+def _read_tensors(path: Path, name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_tensors(_read_file(path, name, state))
+    except SafetensorError as error:
+        raise ArtifactError(f"{path / name} must be a safetensors file, got {error}") from error
+    return tensors

@@ -1,0 +1,49 @@
+"""What surrounds a run: folder, device, processes, messages. Made by the command, read by the recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from petkit.training.distributed import World
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What an observer learns after an optimiser step."""
+
+    step: int
+    total_steps: int
+    loss: float
+    learning_rate: float
+    examples_per_second: float
+
+
+def _silent(_: object) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """The surroundings of a run, none of which changes its weights."""
+
+    folder: Path
+    """Where metrics.jsonl, checkpoints and the artifact go."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Where the model computes."""
+
+    world: World = field(default_factory=World)
+    """This process among the others."""
+
+    resume: Path | None = None
+    """Checkpoint to go on from."""
+
+    log: Callable[[str], None] = _silent
+    """Receives one-line messages; silent on processes other than the first."""
+
+    watch: Callable[[StepReport], None] = _silent
+    """Called after every optimiser step, for progress bars."""

@@ -1,0 +1,145 @@
+"""Several processes as one: ranks, sums over processes, and who may print.
+
+Only adapters and a head are trained, a few megabytes. Their gradients are summed in one flat buffer per step
+together with the loss, the counts and the stop flags, instead of wrapping the model: state-dict names stay
+as they are, frozen weights are never touched, and a process may have no example of a short last batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed
+
+from petkit.errors import InputError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the others."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.rank == 0
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Sum tensors over all processes, in place.
+
+        Args:
+            tensors: tensors of one device, the same shapes on every process; float32 or float64 kept apart.
+
+        Returns:
+            Nothing.
+
+        Raises:
+            Nothing.
+
+        Source:
+            petkit.
+        """
+        if self.size == 1:
+            return
+        for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
+            group = [tensor for tensor in tensors if tensor.dtype == dtype]
+            flat = torch.cat([tensor.reshape(-1) for tensor in group])
+            distributed.all_reduce(flat)
+            parts = torch.split(flat, [tensor.numel() for tensor in group])
+            for tensor, part in zip(group, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    def check_equal(self, tensors: Sequence[Tensor], what: str) -> None:
+        """Refuse to go on when the processes hold different values.
+
+        Args:
+            tensors: tensors that must be the same on every process.
+            what: their name in the message.
+
+        Returns:
+            Nothing.
+
+        Raises:
+            InputError: a process differs.
+
+        Source:
+            petkit.
+        """
+        if self.size == 1:
+            return
+        sums = torch.stack([tensor.detach().double().sum().cpu() for tensor in tensors]).to(tensors[0].device)
+        reference = sums.clone()
+        distributed.broadcast(reference, src=0)
+        differs = (reference != sums).any().double().reshape(1)
+        self.sum_([differs])
+        if differs.item():
+            raise InputError(
+                f"{what} must be the same on all {self.size} processes, got {int(differs.item())} that "
+                "differ: "
+                "give every process the same files, versions and seed"
+            )
+
+
+def start(device: torch.device) -> World:
+    """Join the processes that `torchrun` or `accelerate launch` started; alone without a launcher.
+
+    Args:
+        device: where this process computes; the CPU uses gloo, CUDA uses nccl.
+
+    Returns:
+        This process's place.
+
+    Raises:
+        Nothing.
+
+    Source:
+        accelerate's `PartialState` reads the launchers' environment.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return World()
+    from accelerate import PartialState
+
+    state = PartialState(cpu=device.type == "cpu")
+    return World(rank=state.process_index, size=state.num_processes)
+
+
+def launched_rank() -> int:
+    """Read this process's rank from the launcher's environment.
+
+    Args:
+        (none)
+
+    Returns:
+        The rank, 0 without a launcher; known before any process group exists.
+
+    Raises:
+        Nothing.
+
+    Source:
+        The variables of torchrun.
+    """
+    return int(os.environ.get("RANK", "0"))
+
+
+def finish(world: World) -> None:
+    """Leave the process group.
+
+    Args:
+        world: the place that `start` gave.
+
+    Returns:
+        Nothing.
+
+    Raises:
+        Nothing.
+
+    Source:
+        petkit.
+    """
+    if world.size > 1 and distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -1,0 +1,298 @@
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from petkit.errors import ConfigError, InputError, PetkitError
+from petkit.training.checkpoint import checkpoints, newest
+from petkit.training.context import RunContext, StepReport
+from petkit.training.evaluate import StepOutput, evaluate
+from petkit.training.fit import Fitted, fit
+from petkit.training.signals import Interrupted, Terminated
+
+Run = Callable[..., tuple[nn.Module, Fitted]]
+
+
+@pytest.fixture
+def run(toy: Any, tmp_path: Path) -> Run:
+    """fit() on 32 points, with the arguments a test cares about."""
+
+    def go(
+        config: Any = None,
+        *,
+        folder: str = "run",
+        model: nn.Module | None = None,
+        step: Any = toy.classify,
+        n: int = 32,
+        seed: int = 0,
+        resume: Path | None = None,
+        watch: Callable[[StepReport], None] | None = None,
+        identity: dict[str, Any] | None = None,
+        **more: Any,
+    ) -> tuple[nn.Module, Fitted]:
+        model = model or toy.make_model()
+        path = tmp_path / folder
+        path.mkdir(exist_ok=True)
+        context = RunContext(path, resume=resume, watch=watch or (lambda report: None))
+        fitted = fit(
+            model,
+            step,
+            toy.points(n),
+            config or toy.config(),
+            context,
+            seed=seed,
+            identity=identity or {"a": 1},
+            **more,
+        )
+        return model, fitted
+
+    return go
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(weights(a), weights(b), strict=True))
+
+
+def test_training_lowers_the_loss_and_leaves_the_base_alone(run: Run, toy: Any) -> None:
+    before = weights(toy.make_model())
+    model, fitted = run(toy.config(epochs=20, learning_rate=0.05))
+    assert fitted.history[-1]["loss"] < 0.5 * fitted.history[0]["loss"]
+    assert fitted.steps == fitted.total_steps == 80
+    assert fitted.stopped is None
+    assert torch.equal(before[0], weights(model)[0])
+    assert not torch.equal(before[2], weights(model)[2])
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_gradient_accumulation_equals_a_large_batch(run: Run, toy: Any, parts: int) -> None:
+    whole, _ = run(toy.config(), folder="whole")
+    split, _ = run(toy.config(gradient_accumulation=parts), folder="parts")
+    for a, b in zip(weights(whole), weights(split), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_accumulation_equals_a_large_batch_when_the_last_one_is_short(run: Run, toy: Any) -> None:
+    options: dict[str, Any] = {"drop_last": False, "batch_size": 12}
+    whole, _ = run(toy.config(**options), folder="whole", n=31)
+    split, _ = run(toy.config(**options, gradient_accumulation=5), folder="parts", n=31)
+    for a, b in zip(weights(whole), weights(split), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_the_first_gradient_is_the_mean_of_the_batch(run: Run, toy: Any) -> None:
+    data = toy.points(8)
+    model = toy.make_model()
+    loss = nn.functional.cross_entropy(model(data.inputs), data.labels)
+    loss.backward()
+    expected = (
+        torch.stack([p.grad.square().sum() for p in model.parameters() if p.grad is not None]).sum().sqrt()
+    )
+    _, fitted = run(toy.config(epochs=1), n=8)
+    assert fitted.history[0]["gradient_norm"] == pytest.approx(float(expected), rel=1e-5)
+    assert fitted.history[0]["loss"] == pytest.approx(loss.item(), rel=1e-6)
+
+
+class Stop(Exception):
+    """Stands in for kill -9: nothing of the trainer handles it."""
+
+
+def stop_after(step: int) -> Callable[[StepReport], None]:
+    def watch(report: StepReport) -> None:
+        if report.step == step:
+            raise Stop
+
+    return watch
+
+
+@pytest.mark.parametrize("died_at", [1, 4, 5, 11, 16])
+def test_a_resumed_run_ends_with_the_same_bits(run: Run, toy: Any, tmp_path: Path, died_at: int) -> None:
+    config = toy.config(epochs=4, checkpoint_steps=3)
+    whole, fitted = run(config, folder="whole", model=toy.make_model(dropout=0.3))
+    with pytest.raises(Stop):
+        run(config, model=toy.make_model(dropout=0.3), watch=stop_after(died_at))
+    found = checkpoints(tmp_path / "run")
+    resume = found[0] if found else None
+    resumed, again = run(config, model=toy.make_model(dropout=0.3), resume=resume)
+    assert same(whole, resumed)
+    # The log holds every step once, as if nothing had happened.
+    keys = ("step", "loss", "learning_rate")
+    assert [[r[k] for k in keys] for r in again.history] == [[r[k] for k in keys] for r in fitted.history]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 17))
+
+
+def test_resuming_keeps_the_selection(run: Run, toy: Any, tmp_path: Path) -> None:
+    config = toy.config(epochs=6, select="validation", evaluate_every=1, learning_rate=0.2)
+
+    def go(**more: Any) -> tuple[nn.Module, Fitted]:
+        model = toy.make_model()
+        return run(
+            config, model=model, validate=lambda: evaluate(model, toy.points(48, 5), toy.classify), **more
+        )
+
+    whole, first = go(folder="whole")
+    with pytest.raises(Stop):
+        go(watch=stop_after(18))
+    resumed, second = go(resume=checkpoints(tmp_path / "run")[0])
+    assert first.best_step == second.best_step
+    assert same(whole, resumed)
+
+
+def test_validation_selects_the_best_step(run: Run, toy: Any) -> None:
+    model = toy.make_model()
+    seen: list[tuple[float, list[Tensor]]] = []
+
+    def validate() -> Any:
+        result = evaluate(model, toy.points(30, 5), toy.classify)
+        seen.append((result.score, weights(model)))
+        return result
+
+    config = toy.config(epochs=8, select="validation", evaluate_every=2, learning_rate=0.3)
+    _, fitted = run(config, model=model, validate=validate)
+    best = max(range(len(seen)), key=lambda i: (seen[i][0], -i))
+    assert len(seen) == 4
+    assert fitted.best_step == (best + 1) * 8
+    assert all(torch.equal(a, b) for a, b in zip(weights(model), seen[best][1], strict=True))
+
+
+def test_max_steps_is_a_success_and_can_go_on_to_the_same_bits(run: Run, toy: Any, tmp_path: Path) -> None:
+    whole, _ = run(toy.config(epochs=3), folder="whole")
+    _, fitted = run(toy.config(epochs=3, max_steps=7))
+    assert (fitted.stopped, fitted.steps, fitted.total_steps) == ("max_steps", 7, 12)
+    resumed, _ = run(toy.config(epochs=3), resume=checkpoints(tmp_path / "run")[0])
+    assert same(whole, resumed)
+
+
+def test_max_time_stops_after_at_least_one_step(run: Run, toy: Any) -> None:
+    _, fitted = run(toy.config(epochs=50, max_time="0.001s"))
+    assert fitted.stopped == "max_time"
+    assert 1 <= fitted.steps < 200
+
+
+def test_max_time_still_selects(run: Run, toy: Any) -> None:
+    model = toy.make_model()
+    config = toy.config(epochs=50, max_time="0.001s", select="validation")
+    _, fitted = run(config, model=model, validate=lambda: evaluate(model, toy.points(9), toy.classify))
+    assert fitted.best_step == fitted.steps
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "code"), [(signal.SIGINT, Interrupted, 130), (signal.SIGTERM, Terminated, 143)]
+)
+def test_a_signal_saves_and_exits(
+    run: Run, toy: Any, tmp_path: Path, number: int, error: type[PetkitError], code: int
+) -> None:
+    def watch(report: StepReport) -> None:
+        if report.step == 6:
+            os.kill(os.getpid(), number)
+
+    previous = signal.getsignal(number)
+    with pytest.raises(error, match="checkpoint-7: go on with --resume") as caught:
+        run(toy.config(epochs=5), watch=watch)
+    assert caught.value.exit_code == code
+    assert signal.getsignal(number) is previous
+    whole, _ = run(toy.config(epochs=5), folder="whole")
+    resumed, _ = run(toy.config(epochs=5), resume=newest(tmp_path / "run", lambda _: None))
+    assert same(whole, resumed)
+
+
+def test_changed_settings_are_refused_by_name(run: Run, toy: Any, tmp_path: Path) -> None:
+    run(identity={"training.epochs": 2, "seed": 0, "gone": 1})
+    with pytest.raises(ConfigError) as caught:
+        run(resume=checkpoints(tmp_path / "run")[0], identity={"training.epochs": 3, "seed": 0, "new": True})
+    text = str(caught.value)
+    assert "3 changed" in text
+    for part in ("training.epochs: 2 -> 3", "gone: 1 -> '(absent)'", "new: '(absent)' -> True"):
+        assert part in text
+    assert "seed" not in text
+
+
+def test_bf16_trains_float32_weights(run: Run, toy: Any) -> None:
+    model, fitted = run(toy.config(precision="bf16", epochs=20, learning_rate=0.05))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert fitted.history[-1]["loss"] < fitted.history[0]["loss"]
+    plain, _ = run(toy.config(epochs=20, learning_rate=0.05), folder="plain")
+    assert not same(model, plain)
+
+
+def test_dropout_draws_from_the_step_not_from_what_ran_before(run: Run, toy: Any) -> None:
+    torch.manual_seed(1)
+    first, _ = run(model=toy.make_model(dropout=0.5), folder="a")
+    torch.rand(1000)
+    second, _ = run(model=toy.make_model(dropout=0.5), folder="b")
+    other, _ = run(model=toy.make_model(dropout=0.5), folder="c", seed=1)
+    assert same(first, second)
+    assert not same(first, other)
+
+
+def test_loader_processes_change_nothing(run: Run, toy: Any) -> None:
+    alone, _ = run(folder="a", n=16)
+    with_workers, _ = run(folder="b", n=16, workers=1)
+    assert same(alone, with_workers)
+
+
+def test_clipping_bounds_the_gradient(run: Run, toy: Any) -> None:
+    free, _ = run(folder="a")
+    clipped, fitted = run(toy.config(max_gradient_norm=1e-3), folder="b")
+    assert not same(free, clipped)
+    assert (
+        min(record["gradient_norm"] for record in fitted.history) > 1e-3
+    )  # the log holds the norm before clipping
+
+
+def test_frozen_batch_norms_keep_their_statistics(run: Run, toy: Any) -> None:
+    model = nn.Sequential(nn.BatchNorm1d(8).requires_grad_(False), nn.Linear(8, 3))
+    run(model=model)
+    assert torch.equal(model[0].running_mean, torch.zeros(8))
+    trained = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 3))
+    run(model=trained, folder="trained")
+    assert not torch.equal(trained[0].running_mean, torch.zeros(8))
+
+
+def test_a_batch_without_targets_is_an_error(run: Run, toy: Any) -> None:
+    def masked(model: nn.Module, batch: Any) -> StepOutput:
+        return StepOutput(model(batch[0]).sum() * 0, 0)
+
+    with pytest.raises(InputError, match="at least one target, got none in step 0"):
+        run(step=masked)
+
+
+def test_a_loss_that_is_not_finite_is_an_error(run: Run, toy: Any) -> None:
+    def broken(model: nn.Module, batch: Any) -> StepOutput:
+        return StepOutput(model(batch[0]).sum() * float("nan"), len(batch[1]))
+
+    with pytest.raises(PetkitError, match=r"finite, got nan in step 0: lower training\.learning_rate"):
+        run(step=broken)
+
+
+def test_unequal_counts_weigh_terms_not_batches(run: Run, toy: Any) -> None:
+    # Tokens of long sequences must count as much as those of short ones, however the batch is cut.
+    def tokens(model: nn.Module, batch: Any) -> StepOutput:
+        inputs, labels = batch
+        kept = labels != 2
+        loss = nn.functional.cross_entropy(model(inputs)[kept], labels[kept], reduction="sum")
+        return StepOutput(loss, int(kept.sum()))
+
+    whole, first = run(folder="a", step=tokens)
+    split, second = run(toy.config(gradient_accumulation=4), folder="b", step=tokens)
+    assert first.history[0]["loss"] == pytest.approx(second.history[0]["loss"], rel=1e-6)
+    for a, b in zip(weights(whole), weights(split), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_the_watcher_sees_every_step(run: Run, toy: Any) -> None:
+    seen: list[StepReport] = []
+    run(watch=seen.append)
+    assert [report.step for report in seen] == list(range(1, 9))
+    assert {report.total_steps for report in seen} == {8}
+    assert all(report.examples_per_second > 0 for report in seen)
