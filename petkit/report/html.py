@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from petkit.artifacts import atomic_write
 from petkit.errors import ArtifactError, InputError
 from petkit.report.plots import read_metrics, training_curves
 from petkit.report.tables import Table, bytes_text, format_cell
@@ -78,12 +78,7 @@ def write_page(path: Path, title: str, sections: Sequence[Section], subtitle: st
         f"<h1>{escape(title)}</h1>\n{lead}\n{body}\n</body>\n</html>\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(page.encode("utf-8"))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    atomic_write(path, page.encode("utf-8"))
     return path
 
 

@@ -1,4 +1,4 @@
-"""Intervals that go beside every reported number: over seeds, over test examples, and between two systems."""
+"""Intervals that go beside every reported number: over seeds, and between two systems on the same inputs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 from petkit.errors import InputError
 
@@ -119,36 +118,6 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
     half = student_t_quantile((1 + confidence) / 2, len(values) - 1) * math.sqrt(variance / len(values))
     return Interval(mean, mean - half, mean + half)
-
-
-def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> Interval:
-    """Proportion of test examples that are right, with an interval that stays inside [0, 1].
-
-    Args:
-        successes: how many are right.
-        total: how many were tested, at least 1.
-        confidence: coverage, strictly between 0 and 1.
-
-    Returns:
-        The proportion and Wilson's score interval.
-
-    Raises:
-        InputError: total below 1, or successes outside 0..total.
-
-    Source:
-        Wilson (1927), the score interval for a binomial proportion.
-    """
-    if total < 1 or not 0 <= successes <= total:
-        raise InputError(f"successes must lie in 0..total with total at least 1, got {successes} of {total}")
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence must be strictly between 0 and 1, got {confidence}")
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    rate = successes / total
-    centre = rate + z * z / (2 * total)
-    spread = z * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    # At 0 and at `total` successes one end is the proportion itself; rounding must not put it outside.
-    return Interval(rate, min(rate, (centre - spread) / scale), max(rate, (centre + spread) / scale))
 
 
 def paired_bootstrap(

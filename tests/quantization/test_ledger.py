@@ -1,0 +1,39 @@
+import pytest
+import torch
+
+from petkit.quantization.ledger import make_ledger
+from petkit.quantization.nearest import nearest
+
+
+def ledger_of_a_kitti_adapter():
+    """The paper's AdaptFormer of ViT-B/16: 12 sites, h = 32, 1 bit, and a head of 4 classes."""
+    matrix = {"down": nearest(torch.randn(32, 768), 1), "up": nearest(torch.randn(768, 32), 1)}
+    packed = {f"blocks.{i}.adaptformer.{part}": matrix[part] for i in range(12) for part in matrix}
+    head = {"head.weight": torch.zeros(4, 768), "head.bias": torch.zeros(4)}
+    return make_ledger(packed, head, file_bytes=90_000, base_parameters=85_798_656)
+
+
+def test_bytes_are_those_of_the_published_files():
+    ledger = ledger_of_a_kitti_adapter()
+    summary = ledger.summary()
+    assert summary["codes_bytes"] + summary["shift_scale_bytes"] == 73_920
+    assert summary["head_bytes"] == 12_304
+    assert summary["header_bytes"] == 90_000 - 86_224
+    assert ledger.nbytes == 90_000
+    assert summary["parameters"] == 12 * 2 * 768 * 32 + 769 * 4
+    assert summary["float32_bytes"] == 4 * summary["parameters"]
+    assert summary["ratio_to_float32"] == pytest.approx(summary["float32_bytes"] / 90_000)
+    assert summary["full_finetuning_bytes"] == 4 * (85_798_656 + 769 * 4)
+    assert summary["ratio_to_full_finetuning"] == pytest.approx(4 * (85_798_656 + 769 * 4) / 90_000)
+
+
+def test_weight_and_bias_of_one_module_are_one_entry():
+    head = ledger_of_a_kitti_adapter().entries[-1]
+    assert (head.module, head.parameters, head.dense, head.codes) == ("head", 769 * 4, 12_304, 0)
+
+
+def test_without_the_base_its_ratio_is_left_out():
+    summary = make_ledger({}, {"cls_token": torch.zeros(3)}).summary()
+    assert summary["full_finetuning_bytes"] is None
+    assert summary["ratio_to_full_finetuning"] is None
+    assert summary["bytes"] == 12
