@@ -40,7 +40,7 @@ def cp(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The YAML file to write.")],
     task: Annotated[
         str | None,
-        typer.Option("--task", metavar="NAME", help="vtab1k recipes: fill in one task's scale and path."),
+        typer.Option("--task", metavar="NAME", help="vtab1k recipes: the task to fill in."),
     ] = None,
     overrides: SetOption = None,
     overwrite: Annotated[

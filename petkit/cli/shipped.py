@@ -32,7 +32,7 @@ def shipped_recipe(name: str) -> Recipe | None:
 
 
 def header(path: Path) -> dict[str, str]:
-    """The comment lines at the top of a recipe: `# key: value` under its key, the first line under `summary`."""
+    """The comment lines at the top of a recipe: the first as `summary`, then each `# key: value`."""
     found: dict[str, str] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         if not line.startswith("#"):

@@ -1,6 +1,7 @@
 """Recipes: the YAML reader, the precedence of settings, and errors with line numbers. Torch-free."""
 
 from petkit.configuration.editing import edit_yaml
+from petkit.configuration.effects import effective
 from petkit.configuration.reader import LoadedYaml, load_yaml, parse_value
 from petkit.configuration.resolution import Resolved, parse_override, resolve
 from petkit.configuration.sections import Config, applies_to
@@ -13,6 +14,7 @@ __all__ = [
     "applies_to",
     "dump_yaml",
     "edit_yaml",
+    "effective",
     "load_yaml",
     "parse_override",
     "parse_value",

@@ -17,8 +17,8 @@ def edit_yaml(text: str, changes: Mapping[str, str]) -> str:
 
     Args:
         text: the recipe.
-        changes: dotted key to the new value, as YAML text. A key that is not there is added to its section; the
-            section must be there, or be the top level.
+        changes: dotted key to the new value, as YAML text. A key that is not there is added to its section,
+            which must be there.
 
     Returns:
         The recipe with these values; every other line as it was.

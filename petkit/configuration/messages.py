@@ -73,6 +73,11 @@ def invalid(error: ErrorDetails, where: Callable[[KeyPath], str | None], model: 
     return f"{dotted(path)} must be {expected}, got {shown(error['input'])}{place(where(key))}"
 
 
+def not_a_choice(path: KeyPath, value: Any, choices: Sequence[Any], origin: str) -> str:
+    """A value that is none of those a key may hold."""
+    return f"{dotted(path)} must be {one_of(choices)}, got {shown(value)}{place(origin)}"
+
+
 def missing(path: KeyPath) -> str:
     """A required key that nothing sets."""
     key = dotted(path)

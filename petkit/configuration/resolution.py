@@ -15,7 +15,15 @@ from pydantic import ValidationError
 from petkit.configuration import messages
 from petkit.configuration.effects import blockers_of, lookup_in
 from petkit.configuration.reader import LoadedYaml, load_yaml, parse_value
-from petkit.configuration.sections import Config, KeyPath, alternatives_of, holds_text, leaves, section_of
+from petkit.configuration.sections import (
+    Config,
+    KeyPath,
+    alternatives_of,
+    choices_of,
+    holds_text,
+    leaves,
+    section_of,
+)
 from petkit.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "PETKIT_SET__"
@@ -194,11 +202,21 @@ def _validate(model: type[AnyConfig], settings: _Settings) -> tuple[AnyConfig | 
         for name in path[:-1]:
             section = section.setdefault(name, {})
         section[path[-1]] = setting.value
+    # For pydantic the literal 1 equals true, so that `bits: true` would pass as one bit.
+    confused = {
+        path: messages.not_a_choice(path, settings[path].value, choices_of(field), settings[path].origin)
+        for path, field, _ in leaves(model)
+        if path in settings and _is_truth_for_number(settings[path].value, choices_of(field))
+    }
     try:
         # By way of JSON, because strict JSON takes a list for a tuple and strict Python does not.
-        return model.model_validate_json(json.dumps(data), strict=True), {}
+        return model.model_validate_json(json.dumps(data), strict=True), confused
     except ValidationError as error:
-        return None, _explained(model, settings, error)
+        return None, confused | _explained(model, settings, error)
+
+
+def _is_truth_for_number(value: Any, choices: Sequence[Any]) -> bool:
+    return isinstance(value, bool) and bool(choices) and not any(value is choice for choice in choices)
 
 
 def _explained(model: type[Config], settings: _Settings, error: ValidationError) -> dict[KeyPath, str]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from types import NoneType, UnionType
-from typing import Any, TypeAlias, Union, get_args, get_origin
+from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticKnownError
 
 KeyPath: TypeAlias = tuple[str, ...]
 """A dotted key, split: ("adapter", "bits")."""
@@ -27,17 +26,6 @@ class Config(BaseModel):
         protected_namespaces=(),
         allow_inf_nan=False,
     )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _refuse_truth_as_number(cls, value: Any, info: ValidationInfo) -> Any:
-        # For pydantic the literal 1 equals true, so that `bits: true` would pass as one bit.
-        field = cls.model_fields[info.field_name or ""]
-        literals = get_args(_without_none(field.annotation)) if isinstance(value, bool) else ()
-        if literals and not any(value is one for one in literals):
-            *first, last = (repr(one) for one in literals)
-            raise PydanticKnownError("literal_error", {"expected": f"{', '.join(first)} or {last}"})
-        return value
 
 
 def applies_to(*alternatives: Alternative, **conditions: tuple[Any, ...]) -> dict[str, Any]:
@@ -64,6 +52,12 @@ def section_of(field: FieldInfo) -> type[Config] | None:
 def holds_text(field: FieldInfo) -> bool:
     """Whether a field is a `str` or `str | None`, so that `--set key=1e5` means the text 1e5."""
     return _without_none(field.annotation) is str
+
+
+def choices_of(field: FieldInfo) -> tuple[Any, ...]:
+    """The values that a `Literal` field may hold; empty for any other field."""
+    annotation = _without_none(field.annotation)
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 def leaves(model: type[Config], prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, FieldInfo, type[Config]]]:

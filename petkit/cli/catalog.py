@@ -1,0 +1,59 @@
+"""The literal table of systems: what `petkit list methods` prints and which configuration a command reads."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from petkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from petkit.configuration import Config
+
+
+@dataclass(frozen=True)
+class Method:
+    """One system: its folder in petkit/methods, its command, its configuration class and its paper."""
+
+    name: str
+    command: str
+    configuration: str
+    summary: str
+    paper: str
+
+
+METHODS = (
+    Method(
+        "binary_adapter",
+        "train adapter",
+        "BinaryAdapterConfig",
+        "adapters of 1, 2, 4 or 8 bits a weight in a frozen model",
+        "Jie, Wang, Deng. Revisiting the parameter efficiency of adapters from the perspective of precision "
+        "redundancy. ICCV 2023, arXiv:2307.16867",
+    ),
+)
+
+
+def method_of(command: str) -> Method:
+    """The system behind a command.
+
+    Args:
+        command: the words after `petkit`, such as "train adapter".
+
+    Raises:
+        ConfigError: no command of that name reads a recipe.
+    """
+    for method in METHODS:
+        if method.command == command:
+            return method
+    known = ", ".join(method.command for method in METHODS)
+    raise ConfigError(f"no command {command!r} reads a recipe; there are: {known}")
+
+
+def configuration_of(command: str) -> type[Config]:
+    """The configuration class of a command; imports the method's torch-free config module."""
+    method = method_of(command)
+    module = importlib.import_module(f"petkit.methods.{method.name}.config")
+    found: type[Config] = getattr(module, method.configuration)
+    return found

@@ -1,0 +1,126 @@
+"""`petkit config validate|schema|show`: what a recipe may hold, whether it is right, what it comes to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from petkit.cli import output
+from petkit.cli.catalog import METHODS, configuration_of
+from petkit.cli.common import ConfigArgument, ConfigOption, JsonFlag, SetOption, recipe_files
+from petkit.cli.shipped import header
+from petkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from petkit.configuration import Resolved
+
+app = typer.Typer(help="Validate, explain and show configurations.")
+
+CommandOption = Annotated[
+    str | None,
+    typer.Option("--command", metavar="COMMAND", help="Default: the recipe's `# command:` line."),
+]
+
+
+@app.command()
+def validate(
+    recipe: ConfigArgument = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    command: CommandOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check a recipe; every error is named with its key and line."""
+    files = recipe_files(recipe, config)
+    name, _ = _resolve(files, overrides, command)
+    text = f"{', '.join(str(file) for file in files)}: valid for `petkit {name}`"
+    output.print_result(text, {"valid": True, "command": name, "files": files}, as_json)
+
+
+@app.command()
+def show(
+    recipe: ConfigArgument = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    command: CommandOption = None,
+    origin: Annotated[bool, typer.Option("--origin", help="Say who set each key.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Print the configuration that a run would use, after defaults, files, environment and --set."""
+    from petkit.configuration import dump_yaml, effective
+
+    name, resolved = _resolve(recipe_files(recipe, config), overrides, command)
+    text = _with_origins(resolved) if origin else dump_yaml(resolved.config).rstrip("\n")
+    payload = {"command": name, "config": effective(resolved.config), "origins": resolved.origins}
+    output.print_result(text, payload, as_json)
+
+
+@app.command()
+def schema(
+    words: Annotated[list[str], typer.Argument(metavar="COMMAND", help="Such as: train adapter.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Print every key that a command's recipe may hold: as a table, or as a JSON schema."""
+    model = configuration_of(" ".join(words))
+    output.print_result(_schema_table(model), model.model_json_schema(), as_json)
+
+
+def _resolve(
+    files: list[Path], overrides: list[str] | None, command: str | None
+) -> tuple[str, Resolved[Any]]:
+    from petkit.configuration import resolve
+
+    named = (
+        [command] if command else [header(file)["command"] for file in files if "command" in _readable(file)]
+    )
+    if len(set(named)) > 1:
+        raise ConfigError(f"the recipes are for different commands ({', '.join(named)}); pass --command")
+    name = named[0] if named else METHODS[0].command
+    resolved = resolve(configuration_of(name), files, overrides or ())
+    for note in resolved.dropped:
+        output.log(f"dropped: {note}")
+    return name, resolved
+
+
+def _with_origins(resolved: Resolved[Any]) -> str:
+    from petkit.configuration import dump_yaml
+    from petkit.configuration.reader import parse_yaml
+
+    text = dump_yaml(resolved.config)
+    lines = text.splitlines()
+    numbers = parse_yaml(text, Path("config.yaml")).lines
+    width = max(len(line) for line in lines) + 2
+    for key, where in resolved.origins.items():
+        if key in numbers:
+            lines[numbers[key] - 1] = f"{lines[numbers[key] - 1]:<{width}}# {where}"
+    return "\n".join(lines)
+
+
+def _schema_table(model: Any) -> Any:
+    from petkit.configuration.sections import alternatives_of, leaves
+
+    rows = []
+    for path, field, _ in leaves(model):
+        default = "required" if field.is_required() else field.get_default(call_default_factory=True)
+        needs = " or ".join(
+            ", ".join(f"{name} {'|'.join(map(str, values))}" for name, values in one.items())
+            for one in alternatives_of(field)
+        )
+        rows.append((".".join(path), _type_name(field.annotation), default, needs, field.description or ""))
+    return output.table(("key", "type", "default", "has an effect with", "meaning"), rows)
+
+
+def _type_name(annotation: Any) -> str:
+    from typing import Literal, get_args, get_origin
+
+    if get_origin(annotation) is Literal:
+        return "|".join(str(one) for one in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return f"list of {_type_name(get_args(annotation)[0])}"
+    if get_args(annotation):
+        return " or ".join(_type_name(one) for one in get_args(annotation))
+    return {"NoneType": "null", "str": "text", "int": "int", "float": "number"}.get(
+        getattr(annotation, "__name__", ""), str(getattr(annotation, "__name__", annotation))
+    )
