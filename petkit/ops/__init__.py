@@ -36,8 +36,8 @@ _HOMES = {"AdapterBank": "adapter_bank", "backend": "_library"}
 class _Operators(ModuleType):
     """A package whose attribute `f` is the function f, although a submodule has the same name.
 
-    The import system sets a submodule as an attribute of its package; where both share a name the function must win,
-    whatever is imported first.
+    The import system sets a submodule as an attribute of its package; where both share a name the function
+    must win, whatever is imported first.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -22,7 +22,7 @@ def check_float(name: str, tensor: Tensor) -> None:
 
 
 def check_weight(weight: Tensor) -> None:
-    """Refuse what has no mean and unbiased standard deviation: anything but a matrix of at least two weights."""
+    """Refuse what has no unbiased standard deviation: anything but a matrix of at least two weights."""
     check_float("weight", weight)
     if weight.dim() != 2:
         raise InputError(f"weight must be a matrix (out, in), got shape {tuple(weight.shape)}")
@@ -33,7 +33,7 @@ def check_weight(weight: Tensor) -> None:
 
 
 def check_packed(packed: Tensor, shift: Tensor, scale: Tensor, bits: int, in_features: int) -> None:
-    """Refuse packed codes whose rows do not hold `in_features` codes, and shift or scale that are no scalars."""
+    """Refuse packed codes of another row length, and a shift or scale that is no scalar."""
     expected = row_bytes(in_features, bits)
     if packed.dtype != torch.uint8 or packed.dim() != 2 or packed.shape[1] != expected:
         raise InputError(

@@ -1,17 +1,20 @@
-"""Loads the compiled extension, or defines the same operators on pure-torch defaults, and says which runs and why."""
+"""Loads the compiled extension or defines the same operators in pure torch, and says which runs and why."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
-from torch.library import Library
 
 from petkit.errors import MissingError
 
 KERNELS_VARIABLE = "PETKIT_CPU_KERNELS"
+
+# torch leaves this class untyped.
+_Library: Any = torch.library.Library
 
 
 class _State:
@@ -26,13 +29,13 @@ class _State:
 
 _state = _State()
 _defaults: dict[str, Callable[..., Any]] = {}
-_fragment: Library | None = None
-_implementations = Library("petkit", "IMPL")
-_override: Library | None = None
+_fragment: Any = None
+_implementations = _Library("petkit", "IMPL")
+_override: Any = None
 
 
 def define(schema: str, default: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Give the operator of a schema its pure-torch default and its fake; define it first when nothing compiled did.
+    """Give an operator its pure-torch default and its fake; define it first when nothing compiled did.
 
     Args:
         schema: the operator's schema as in cpp/library.cpp, e.g. `"f(Tensor x) -> Tensor"`.
@@ -51,9 +54,9 @@ def backend() -> dict[str, Any]:
     """Which kernels run the operators, and why.
 
     Returns:
-        `compiled` (is petkit._C loaded), `cpu_kernels` (avx512, avx2, neon, scalar or torch), `available` (what this
-        machine could run), `why` (one sentence), `cuda` (is petkit._C_cuda loaded), `cuda_why`, and of the build
-        `compiler`, `torch_built_with`, `instruction_sets` and `cuda_archs`.
+        `compiled` (is petkit._C loaded), `cpu_kernels` (avx512, avx2, neon, scalar or torch), `available`
+        (what runs here), `why` (one sentence), `cuda` (is petkit._C_cuda loaded), `cuda_why`, and of the
+        build `compiler`, `torch_built_with`, `instruction_sets` and `cuda_archs`.
     """
     facts = _state.compiled.build_facts() if _state.compiled else {}
     return {
@@ -87,25 +90,24 @@ def use_kernels(name: str) -> None:
     """
     global _override
     if name not in available_kernels():
-        raise MissingError(
-            f"{KERNELS_VARIABLE} must be one of {', '.join(available_kernels())} on this machine, got {name!r}"
-        )
+        names = ", ".join(available_kernels())
+        raise MissingError(f"{KERNELS_VARIABLE} must be one of {names} on this machine, got {name!r}")
     if _override is not None:
         _override._destroy()
         _override = None
     if name != "torch":
         _state.compiled.use_kernels(name)
     elif _state.compiled is not None:
-        _override = Library("petkit", "IMPL")
+        _override = _Library("petkit", "IMPL")
         for op, default in _defaults.items():
             _override.impl(op, default, "CPU", allow_override=True)
     _state.kernels = name
 
 
-def _definitions() -> Library:
+def _definitions() -> Any:
     global _fragment
     if _fragment is None:
-        _fragment = Library("petkit", "DEF")
+        _fragment = _Library("petkit", "DEF")
     return _fragment
 
 
@@ -115,14 +117,12 @@ def _load() -> None:
         _state.why = f"{KERNELS_VARIABLE}=torch asks for the pure-torch defaults"
         return
     try:
-        from petkit import _C
+        compiled = import_module("petkit._C")
     except ImportError as error:
-        _state.why = (
-            f"the compiled extension petkit._C does not load ({error}); pure-torch defaults run instead"
-        )
+        _state.why = f"petkit._C does not load ({error}); pure-torch defaults run instead"
     else:
-        _state.compiled = _C
-        _state.kernels = _C.current_kernels()
+        _state.compiled = compiled
+        _state.kernels = compiled.current_kernels()
         _state.why = "the best instruction set that this machine and the build share"
     if wanted:
         use_kernels(wanted)
@@ -135,11 +135,10 @@ def _load_cuda() -> None:
         _state.cuda_why = "this torch has no CUDA"
         return
     try:
-        from petkit import _C_cuda  # type: ignore[attr-defined, unused-ignore]
+        _state.cuda = import_module("petkit._C_cuda")
     except ImportError as error:
         _state.cuda_why = f"petkit._C_cuda does not load ({error}); pure-torch defaults run on CUDA tensors"
     else:
-        _state.cuda = _C_cuda
         _state.cuda_why = "compiled kernels run on CUDA tensors"
 
 

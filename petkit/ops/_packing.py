@@ -1,7 +1,7 @@
 """The quantiser's arithmetic and the packed layout in pure torch: what every default is made of.
 
-cpp/include/petkit/quantizer.h holds the same definitions for the compiled kernels; the codes and values agree bit for
-bit, given the same shift and scale.
+cpp/include/petkit/quantizer.h holds the same definitions for the compiled kernels; the codes and values agree
+bit for bit, given the same shift and scale.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def moments(weight: Tensor) -> tuple[Tensor, Tensor]:
     pivot = flat[0].double()
     total = torch.zeros((), dtype=torch.float64, device=flat.device)
     squares = torch.zeros_like(total)
-    for chunk in flat.split(CHUNK):
+    for chunk in torch.split(flat, CHUNK):
         centred = chunk.double() - pivot
         total += centred.sum()
         squares += centred.square().sum()
@@ -31,7 +31,7 @@ def moments(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def cuts(shift: Tensor, scale: Tensor, levels: Tensor) -> Tensor:
-    """For each threshold between levels the largest float32 weight that still gets the lower level, rising."""
+    """Rising, for each threshold between levels: the largest float32 weight of the lower level."""
     thresholds = (levels[1:].double() + levels[:-1].double()) / 2
     boundaries = shift.double() + (scale.double() + EPSILON) * thresholds
     rounded = boundaries.float()

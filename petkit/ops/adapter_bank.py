@@ -1,4 +1,4 @@
-"""`adapter_bank`: one batch whose rows each use their own low-bit adapter, and the bank that holds the adapters."""
+"""`adapter_bank`: one batch whose rows each use their own low-bit adapter, and the bank of the adapters."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ CONSTANTS = ("down_shift", "down_scale", "up_shift", "up_scale", "scaling")
 class AdapterBank:
     """The packed weights of n adapters of one shape: y = scaling * W_up act(W_down x).
 
-    A slot that was never set, or was cleared, gives zeros. `down` is uint8 (n, hidden, row_bytes(in)), `up` is kept
-    transposed as (n, hidden, row_bytes(out)), `constants` is float32 (n, 5) in the order of `CONSTANTS`.
+    A slot that was never set, or was cleared, gives zeros. `down` is uint8 (n, hidden, row_bytes(in)), `up`
+    is kept transposed as (n, hidden, row_bytes(out)), `constants` is float32 (n, 5) in the order of
+    `CONSTANTS`.
     """
 
     def __init__(
@@ -115,12 +116,8 @@ class AdapterBank:
         n, hidden, in_features = down.shape
         bank = cls.empty(n, hidden, in_features, up.shape[1], bits, kind, activation, down.device)
         for index in range(n):
-            bank.set(
-                index,
-                *lowbit_quantize(down[index], bits, kind),
-                *lowbit_quantize(up[index], bits, kind),
-                scaling[index],
-            )
+            packed_down, packed_up = (lowbit_quantize(dense[index], bits, kind) for dense in (down, up))
+            bank.set(index, *packed_down, *packed_up, scaling[index])
         return bank
 
     @property
@@ -234,10 +231,9 @@ class AdapterBank:
         Returns:
             A new bank; it shares memory when the device is the same.
         """
-        tensors = (tensor.to(device) for tensor in (self.down, self.up, self.constants))
-        return AdapterBank(
-            *tensors, self.in_features, self.out_features, self.bits, self.kind, self.activation
-        )
+        down, up, constants = (tensor.to(device) for tensor in (self.down, self.up, self.constants))
+        sizes = (self.in_features, self.out_features, self.bits)
+        return AdapterBank(down, up, constants, *sizes, self.kind, self.activation)
 
     def _check_slots(self, slots: Tensor) -> None:
         wrong = slots[(slots < 0) | (slots >= self.n)]
@@ -304,7 +300,7 @@ def _default(
     relu: bool,
 ) -> Tensor:
     y = x.new_zeros((x.shape[0], out_features))
-    for index in adapter_ids.unique().tolist():
+    for index in torch.unique(adapter_ids).tolist():
         if index < 0:
             continue
         rows = (adapter_ids == index).nonzero()[:, 0]
@@ -332,14 +328,12 @@ def _fake(
 
 
 def _backward(ctx: Any, grad: Tensor) -> None:
-    raise InputError(
-        "adapter_bank has no gradient: a bank serves finished adapters; call it under torch.no_grad()"
-    )
+    raise InputError("adapter_bank has no gradient, a bank serves finished adapters: use torch.no_grad()")
 
 
 _library.define(
-    "adapter_bank(Tensor x, Tensor adapter_ids, Tensor down, Tensor up, Tensor constants, Tensor levels, int bits, "
-    "int out_features, bool relu) -> Tensor",
+    "adapter_bank(Tensor x, Tensor adapter_ids, Tensor down, Tensor up, Tensor constants, Tensor levels, "
+    "int bits, int out_features, bool relu) -> Tensor",
     _default,
     _fake,
 )

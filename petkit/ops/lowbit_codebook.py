@@ -19,8 +19,9 @@ def lowbit_codebook(bits: int, kind: str = "normal_l1") -> Tensor:
 
     Args:
         bits: 1, 2, 4 or 8 bits a code.
-        kind: "normal_l1", the optimum; or "petl_vit", the table of the original checkpoints, which stops after 500
-            Lloyd steps from zero. At 8 bits that is far from the optimum (largest level 2.81 instead of 3.79).
+        kind: "normal_l1", the optimum; or "petl_vit", the table of the original checkpoints, which stops
+            after 500 Lloyd steps from zero: at 8 bits far from the optimum (largest level 2.81 instead of
+            3.79).
 
     Returns:
         Rising float32 levels (2**bits,), symmetric about zero.
@@ -32,7 +33,8 @@ def lowbit_codebook(bits: int, kind: str = "normal_l1") -> Tensor:
         Jie, Wang, Deng, "Revisiting the Parameter Efficiency of Adapters from the Perspective of Precision
         Redundancy" (ICCV 2023): each level is the conditional median of its cell, each threshold a midpoint.
     """
-    return levels_on(bits, kind, torch.device("cpu")).clone()
+    levels: Tensor = levels_on(bits, kind, torch.device("cpu")).clone()
+    return levels
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
@@ -50,7 +52,7 @@ def _levels(bits: int, kind: str, device: torch.device) -> Tensor:
     # A first call inside a compiler's trace or inference mode must not cache a fake or an inference tensor.
     with torch._subclasses.fake_tensor.unset_fake_temporarily(), torch.inference_mode(False):
         levels = _optimum(bits) if kind == "normal_l1" else _lloyd(bits, steps=500)
-        return levels.float().to(device)
+        return levels.to(device, torch.float32)
 
 
 def _lloyd(bits: int, steps: int) -> Tensor:
@@ -68,11 +70,11 @@ def _medians(levels: Tensor) -> Tensor:
 
 
 def _optimum(bits: int) -> Tensor:
-    # Lloyd's own iteration needs 10**5 steps at 8 bits, so Newton's method solves its fixed-point equations instead.
-    # The start is Panter and Dite's asymptotic density, close enough for quadratic convergence.
+    # Lloyd's own iteration needs 10**5 steps at 8 bits, so Newton's method solves its fixed-point equations
+    # instead. The start is Panter and Dite's asymptotic density, close enough for quadratic convergence.
     count = 2**bits
     places = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    levels = math.sqrt(2) * torch.special.ndtri(places)
+    levels: Tensor = math.sqrt(2) * torch.special.ndtri(places)
     for _ in range(20):
         target = torch.special.ndtri(_medians(levels))
         slope = _density((levels[1:] + levels[:-1]) / 2) / 4
@@ -85,4 +87,5 @@ def _optimum(bits: int) -> Tensor:
 
 
 def _density(x: Tensor) -> Tensor:
-    return torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
+    density: Tensor = torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
+    return density

@@ -20,8 +20,8 @@ def lowbit_fake_quantize(
     """Replace a weight matrix by its quantised values; the gradient passes through the rounding.
 
     Args:
-        weight: (out, in) float32, bfloat16 or float16, at least two values. A weight that is not finite makes every
-            output nan.
+        weight: (out, in) float32, bfloat16 or float16, at least two values. A weight that is not finite makes
+            every output nan.
         bits: 1, 2, 4 or 8.
         kind: the codebook, see `lowbit_codebook`.
         gradient: "exact" differentiates w' = mean + std * (n + (q - n held constant)) with live mean, std and
@@ -46,6 +46,7 @@ def lowbit_fake_quantize(
 
 
 def _default(weight: Tensor, levels: Tensor, bits: int, exact: bool) -> tuple[Tensor, Tensor, Tensor]:
+    weight = weight.contiguous()
     shift, scale = moments(weight)
     values = values_of(shift, scale, levels).to(weight.dtype)
     return values[codes_of(weight, shift, scale, levels)], shift, scale
@@ -59,8 +60,10 @@ def _fake(weight: Tensor, levels: Tensor, bits: int, exact: bool) -> tuple[Tenso
 def _backward_default(
     grad: Tensor, weight: Tensor, shift: Tensor, scale: Tensor, levels: Tensor, bits: int
 ) -> Tensor:
-    # With r = std / (std + eps):  dL/dw_k = r g_k + (1 - r) mean(g) + sum_j g_j (q_j - r n_j) (w_k - mean) / ((N - 1) std)
-    deviation, gradients = weight.float() - shift, grad.float()
+    # With r = std / (std + eps):
+    #   dL/dw_k = r g_k + (1 - r) mean(g) + sum_j(g_j (q_j - r n_j)) (w_k - mean) / ((N - 1) std)
+    weight = weight.contiguous()
+    deviation, gradients = weight.float() - shift, grad.contiguous().float()
     spread = scale.double() + EPSILON
     ratio = scale.double() / spread
     rounded = levels[codes_of(weight, shift, scale, levels)]
@@ -103,8 +106,8 @@ _library.define(
     _fake,
 )
 _library.define(
-    "lowbit_fake_quantize_backward(Tensor grad, Tensor weight, Tensor shift, Tensor scale, Tensor levels, int bits) "
-    "-> Tensor",
+    "lowbit_fake_quantize_backward(Tensor grad, Tensor weight, Tensor shift, Tensor scale, Tensor levels, "
+    "int bits) -> Tensor",
     _backward_default,
     _backward_fake,
 )

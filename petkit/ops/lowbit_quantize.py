@@ -13,7 +13,7 @@ from petkit.ops.lowbit_codebook import levels_on
 
 
 def lowbit_quantize(weight: Tensor, bits: int, kind: str = "normal_l1") -> tuple[Tensor, Tensor, Tensor]:
-    """Round a weight matrix to the nearest codebook levels of its normalised values and pack the level numbers.
+    """Round a weight matrix to the nearest codebook levels of its normalised values and pack them.
 
     Args:
         weight: (out, in) float32, bfloat16 or float16, finite, at least two values.
@@ -21,16 +21,16 @@ def lowbit_quantize(weight: Tensor, bits: int, kind: str = "normal_l1") -> tuple
         kind: the codebook, see `lowbit_codebook`.
 
     Returns:
-        packed uint8 (out, ceil(in * bits / 8)), the first code in the lowest bits, padding zero; shift float32 (), the
-        mean; scale float32 (), the unbiased standard deviation. A constant matrix gives scale 0 and is reproduced
-        exactly.
+        packed uint8 (out, ceil(in * bits / 8)), the first code in the lowest bits, padding zero; shift
+        float32 (), the mean; scale float32 (), the unbiased standard deviation. A constant matrix gives
+        scale 0 and is reproduced exactly.
 
     Raises:
-        InputError: no matrix, another dtype, fewer than two weights, or a weight that is not finite (it is named).
+        InputError: no matrix, another dtype, fewer than two weights, or a weight that is not finite (named).
 
     Source:
-        Jie et al. (ICCV 2023), section on quantisation: n = (w - mean) / (std + 1e-5), nearest level. A value midway
-        between two levels takes the lower one, as the original's packer does.
+        Jie et al. (ICCV 2023), section on quantisation: n = (w - mean) / (std + 1e-5), nearest level. A value
+        midway between two levels takes the lower one, as the original's packer does.
     """
     check_weight(weight)
     packed, shift, scale = torch.ops.petkit.lowbit_quantize(
