@@ -7,6 +7,7 @@ from petkit.artifacts.packed import PackedMatrix
 from petkit.artifacts.provenance import file_sha256, state_dict_sha256, step
 from petkit.artifacts.reader import Artifact, read_artifact, read_manifest, read_packed
 from petkit.artifacts.run_directory import RunDirectory, open_run
+from petkit.artifacts.verification import verify
 from petkit.artifacts.writer import write_artifact
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "read_packed",
     "state_dict_sha256",
     "step",
+    "verify",
     "write_artifact",
     "write_checks",
     "write_json",

@@ -76,7 +76,7 @@ def read_packed(folder: str | os.PathLike[str]) -> dict[str, PackedMatrix]:
         ArtifactError: the file is damaged or inconsistent.
         SafetyError: a pickle, or a path that leaves the folder.
     """
-    return split_tensors(_tensor_file(_folder(folder)), str(folder))[0]
+    return split_tensors(_tensor_file(artifact_folder(folder)), str(folder))[0]
 
 
 def read_artifact(folder: str | os.PathLike[str]) -> Artifact:
@@ -92,7 +92,7 @@ def read_artifact(folder: str | os.PathLike[str]) -> Artifact:
         ArtifactError: a file is missing, damaged, of a later schema version, or does not fit the others.
         SafetyError: a pickle, or a path that leaves the folder.
     """
-    path = _folder(folder)
+    path = artifact_folder(folder)
     manifest = read_manifest(path)
     content = _tensor_file(path)
     packed, dense = split_tensors(content, str(path))
@@ -113,7 +113,9 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     Raises:
         ArtifactError: it is missing, broken, or of a later schema version.
     """
-    return parse_manifest(_small_file(_folder(folder), MANIFEST, MAX_MANIFEST), str(Path(folder) / MANIFEST))
+    return parse_manifest(
+        small_file(artifact_folder(folder), MANIFEST, MAX_MANIFEST), str(Path(folder) / MANIFEST)
+    )
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -125,8 +127,8 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     from petkit.configuration import load_yaml
 
-    path = _folder(folder)
-    _small_file(path, CONFIG, MAX_CONFIG)
+    path = artifact_folder(folder)
+    small_file(path, CONFIG, MAX_CONFIG)
     return load_yaml(path / CONFIG).data
 
 
@@ -258,7 +260,8 @@ def manifest_faults(
     return faults
 
 
-def _folder(folder: str | os.PathLike[str]) -> Path:
+def artifact_folder(folder: str | os.PathLike[str]) -> Path:
+    """Return the folder as a path, or say what is there instead."""
     path = Path(folder)
     if path.is_dir():
         return path
@@ -274,7 +277,8 @@ def _tensor_file(folder: Path) -> TensorFile:
         raise _no_artifact(folder, TENSORS) from None
 
 
-def _small_file(folder: Path, name: str, limit: int) -> bytes:
+def small_file(folder: Path, name: str, limit: int) -> bytes:
+    """Return the bytes of a file of at most `limit` bytes inside the folder."""
     try:
         with open_inside(folder, name) as file:
             size = os.fstat(file.fileno()).st_size

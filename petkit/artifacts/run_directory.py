@@ -20,8 +20,8 @@ LOCK = ".petkit.lock"
 MARKERS = (LOCK, "petkit.json", "result.json", "metrics.jsonl")
 
 # POSIX record locks belong to the process: a second one from the same process would succeed, and closing it
-# would drop the first. So a process remembers what it holds. (flock would not do: forked loader workers keep it
-# when the run itself is killed.)
+# would drop the first. So a process remembers what it holds. (flock would not do: forked loader workers keep
+# it when the run itself is killed.)
 _held: set[Path] = set()
 
 

@@ -1,0 +1,145 @@
+"""Every check of an artifact that needs no model: `verify` lists the outcome of each instead of raising."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from petkit.artifacts.checks import CHECKS, MAX_CHECKS, Check, parse_checks
+from petkit.artifacts.manifest import Manifest
+from petkit.artifacts.paths import PICKLE_SUFFIXES
+from petkit.artifacts.reader import (
+    TENSORS,
+    artifact_folder,
+    manifest_faults,
+    pair_faults,
+    read_config,
+    read_manifest,
+    small_file,
+    split_tensors,
+)
+from petkit.artifacts.tensor_file import TensorFile, read_tensor_file
+from petkit.errors import ArtifactError, PetkitError, SafetyError
+
+MAX_ENTRIES = 100_000
+Result = TypeVar("Result")
+
+
+def verify(folder: str | os.PathLike[str], base_sha256: str | None = None) -> list[Check]:
+    """Check an artifact folder as far as that is possible without its base model.
+
+    Args:
+        folder: the artifact.
+        base_sha256: hash of the base model it is meant for; compared with the one it was trained on.
+
+    Returns:
+        One entry for each check that could be made, a failed one with `ok` false and the reason. A check that
+        needs what an earlier one found missing is left out.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    path = artifact_folder(folder)
+    checks = [*_folder_checks(path)]
+    manifest = _attempt(checks, "petkit.json", lambda: read_manifest(path), _describe)
+    content = _attempt(checks, "tensor file", lambda: read_tensor_file(path, TENSORS), _describe_file)
+    if manifest is not None and content is not None:
+        checks.append(_same_hash(manifest, content))
+    if content is not None:
+        checks += _tensor_checks(path, content, manifest)
+    _attempt(checks, "config.yaml", lambda: read_config(path), lambda config: f"{len(config)} top-level keys")
+    checks += _recorded_checks(path)
+    if base_sha256 is not None and manifest is not None:
+        checks.append(_same_base(manifest, base_sha256))
+    return checks
+
+
+def _attempt(
+    checks: list[Check], name: str, action: Callable[[], Result], describe: Callable[[Result], str]
+) -> Result | None:
+    """Append the outcome of an action as a check, and return its result when it has one."""
+    try:
+        result = action()
+    except FileNotFoundError as error:
+        checks.append(Check(name, False, f"{error.filename} is missing", ArtifactError.exit_code))
+    except PetkitError as error:
+        checks.append(Check(name, False, str(error), error.exit_code))
+    else:
+        checks.append(Check(name, True, describe(result)))
+        return result
+    return None
+
+
+def _describe(manifest: Manifest) -> str:
+    return f"schema version {manifest.schema_version}, {manifest.kind} for {manifest.base.id}"
+
+
+def _describe_file(content: TensorFile) -> str:
+    size = len(content.head) + content.payload.size
+    return f"{len(content.tensors)} tensors in {size:,} bytes, no gap and no overlap"
+
+
+def _folder_checks(path: Path) -> Iterator[Check]:
+    entries = list(itertools.islice(_walk(path), MAX_ENTRIES))
+    root = path.resolve()
+    outside = [entry for entry in entries if entry.is_symlink() and not entry.resolve().is_relative_to(root)]
+    pickles = [entry for entry in entries if entry.suffix in PICKLE_SUFFIXES]
+    for name, bad in (("no symlink leads out", outside), ("no pickles", pickles)):
+        detail = ", ".join(str(entry.relative_to(path)) for entry in bad[:5]) or f"{len(entries)} entries"
+        yield Check(name, not bad, detail, SafetyError.exit_code)
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    for folder, folders, files in os.walk(path, followlinks=False):
+        yield from (Path(folder) / name for name in (*folders, *files))
+
+
+def _same_hash(manifest: Manifest, content: TensorFile) -> Check:
+    found, stated = content.sha256(), manifest.tensors_sha256
+    detail = found if found == stated else f"the file has {found}, petkit.json says {stated}"
+    return Check("tensors sha256", found == stated, detail, ArtifactError.exit_code)
+
+
+def _tensor_checks(path: Path, content: TensorFile, manifest: Manifest | None) -> Iterator[Check]:
+    try:
+        packed, dense = split_tensors(content, str(path))
+    except ArtifactError as error:
+        yield Check("tensor values", False, str(error), error.exit_code)
+        return
+    detail = f"{len(packed)} packed matrices and {len(dense)} dense tensors: lengths, padding, finite values"
+    yield Check("tensor values", True, detail)
+    found = [("down and up fit", pair_faults(packed, dense))]
+    if manifest is not None:
+        found.append(("petkit.json fits the tensors", manifest_faults(manifest, packed, dense)))
+    for name, faults in found:
+        yield Check(name, not faults, "; ".join(faults[:5]), ArtifactError.exit_code)
+
+
+def _recorded_checks(path: Path) -> list[Check]:
+    """Repeat what the command that wrote the artifact found when it reloaded it."""
+    if not (path / CHECKS).exists():
+        return []
+    checks: list[Check] = []
+    recorded = _attempt(
+        checks,
+        CHECKS,
+        lambda: parse_checks(small_file(path, CHECKS, MAX_CHECKS), str(path / CHECKS)),
+        lambda entries: f"{len(entries)} recorded when the artifact was written",
+    )
+    return checks + [
+        Check(f"recorded: {check.name}", False, check.detail) for check in recorded or [] if not check.ok
+    ]
+
+
+def _same_base(manifest: Manifest, base_sha256: str) -> Check:
+    stated = manifest.base.sha256
+    if stated is None:
+        detail = "the artifact does not know the hash of its base, so nothing can be compared"
+    elif stated == base_sha256:
+        detail = stated
+    else:
+        detail = f"the given base has {base_sha256}, the adapter was trained on {stated} ({manifest.base.id})"
+    return Check("base sha256", stated == base_sha256, detail)
