@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from torch import Tensor, nn
 
 from petkit.artifacts.files import write_folder
 from petkit.errors import ArtifactError, ConfigError, InputError, PetkitError
+
+log = logging.getLogger(__name__)
 
 VERSION = 1
 KEPT = 2
@@ -192,12 +195,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(numbered, reverse=True)]
 
 
-def newest(folder: Path, log: Callable[[str], None]) -> Path:
-    """Find the newest complete checkpoint of a run.
+def newest(folder: Path) -> Path:
+    """Find the newest complete checkpoint of a run; a damaged one is named in the log and passed over.
 
     Args:
         folder: the run's folder.
-        log: told about a damaged checkpoint that is passed over.
 
     Returns:
         The checkpoint.
@@ -214,7 +216,7 @@ def newest(folder: Path, log: Callable[[str], None]) -> Path:
             for name in state["sha256"]:
                 _read_file(path, name, state)
         except ArtifactError as error:
-            log(f"passing over a damaged checkpoint: {error}")
+            log.warning("passing over a damaged checkpoint: %s", error)
         else:
             return path
     raise ConfigError(

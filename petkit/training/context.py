@@ -42,8 +42,8 @@ class RunContext:
     resume: Path | None = None
     """Checkpoint to go on from."""
 
-    log: Callable[[str], None] = _silent
-    """Receives one-line messages; silent on processes other than the first."""
+    overwrite: bool = False
+    """Replace what an earlier run left in the folder."""
 
     watch: Callable[[StepReport], None] = _silent
     """Called after every optimiser step, for progress bars."""

@@ -152,7 +152,7 @@ class _Loop:
         folder = context.folder if context.world.is_main else None
         if folder is not None:
             checkpoint.clean(folder)
-        self.metrics = MetricsLog(folder, self.progress.metrics_bytes, config.tensorboard, context.log)
+        self.metrics = MetricsLog(folder, self.progress.metrics_bytes, config.tensorboard)
         self.saved_step: int | None = self.progress.step if context.resume is not None else None
         self.evaluated_step: int | None = (
             self.progress.step if self.progress.step == self.plan.total_steps else None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from petkit.errors import MissingError
+
+log = logging.getLogger(__name__)
 
 
 class MetricsLog:
@@ -18,7 +21,6 @@ class MetricsLog:
         folder: the run's folder; None records nothing (processes other than the first).
         keep_bytes: length of metrics.jsonl that a resumed run keeps; what came later is run again.
         tensorboard: write events under `folder/tensorboard`.
-        warn: receives the one line about a logger that failed.
 
     Returns:
         The log.
@@ -30,11 +32,8 @@ class MetricsLog:
         petkit.
     """
 
-    def __init__(
-        self, folder: Path | None, keep_bytes: int, tensorboard: bool, warn: Callable[[str], None]
-    ) -> None:
+    def __init__(self, folder: Path | None, keep_bytes: int, tensorboard: bool) -> None:
         self._path = None if folder is None else folder / "metrics.jsonl"
-        self._warn = warn
         self._failed: set[str] = set()
         self.history: list[dict[str, Any]] = []
         if self._path is not None:
@@ -101,7 +100,9 @@ class MetricsLog:
             action()
         except Exception as error:
             self._failed.add(logger)
-            self._warn(f"{logger} failed and is off for the rest of the run: {type(error).__name__}: {error}")
+            log.warning(
+                "%s failed and is off for the rest of the run: %s: %s", logger, type(error).__name__, error
+            )
 
 
 def _tensorboard(folder: Path) -> Any:

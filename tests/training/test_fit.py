@@ -202,7 +202,7 @@ def test_a_signal_saves_and_exits(
     assert caught.value.exit_code == code
     assert signal.getsignal(number) is previous
     whole, _ = run(toy.config(epochs=5), folder="whole")
-    resumed, _ = run(toy.config(epochs=5), resume=newest(tmp_path / "run", lambda _: None))
+    resumed, _ = run(toy.config(epochs=5), resume=newest(tmp_path / "run"))
     assert same(whole, resumed)
 
 

@@ -8,13 +8,12 @@ from petkit.errors import MissingError
 from petkit.training.metrics import MetricsLog, trainer_state
 
 
-def log(folder: Path | None, keep: int = 0, tensorboard: bool = False) -> tuple[MetricsLog, list[str]]:
-    warnings: list[str] = []
-    return MetricsLog(folder, keep, tensorboard, warnings.append), warnings
+def log(folder: Path | None, keep: int = 0, tensorboard: bool = False) -> MetricsLog:
+    return MetricsLog(folder, keep, tensorboard)
 
 
-def test_every_record_is_one_line_at_once(tmp_path: Path) -> None:
-    metrics, warnings = log(tmp_path)
+def test_every_record_is_one_line_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    metrics = log(tmp_path)
     metrics.write({"step": 1, "epoch": 0.5, "loss": 2.0})
     metrics.write({"step": 2, "epoch": 1.0, "loss": float("nan")})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -23,48 +22,52 @@ def test_every_record_is_one_line_at_once(tmp_path: Path) -> None:
         {"step": 2, "epoch": 1.0, "loss": None},
     ]
     assert metrics.size() == (tmp_path / "metrics.jsonl").stat().st_size
-    assert not warnings
+    assert not caplog.records
 
 
 def test_a_resumed_log_forgets_what_is_run_again(tmp_path: Path) -> None:
-    metrics, _ = log(tmp_path)
+    metrics = log(tmp_path)
     metrics.write({"step": 1, "epoch": 0.5})
     keep = metrics.size()
     metrics.write({"step": 2, "epoch": 1.0})
-    again, _ = log(tmp_path, keep)
+    again = log(tmp_path, keep)
     assert again.history == [{"step": 1, "epoch": 0.5}]
     again.write({"step": 2, "epoch": 1.0})
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
-def test_other_processes_write_nothing() -> None:
-    metrics, warnings = log(None)
+def test_other_processes_write_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    metrics = log(None)
     metrics.write({"step": 1, "epoch": 0.5})
     assert metrics.size() == 0
-    assert not warnings
+    assert not caplog.records
 
 
-def test_a_failing_file_warns_once_and_the_run_goes_on(tmp_path: Path) -> None:
-    metrics, warnings = log(tmp_path)
+def test_a_failing_file_warns_once_and_the_run_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = log(tmp_path)
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl").mkdir()
     metrics.write({"step": 1, "epoch": 0.5})
     metrics.write({"step": 2, "epoch": 1.0})
-    assert len(warnings) == 1
-    assert "metrics.jsonl failed and is off" in warnings[0]
+    assert len(caplog.records) == 1
+    assert "metrics.jsonl failed and is off" in caplog.text
     assert len(metrics.history) == 2
 
 
-def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
+def test_tensorboard_gets_the_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("tensorboard")
-    metrics, warnings = log(tmp_path, tensorboard=True)
+    metrics = log(tmp_path, tensorboard=True)
     metrics.write({"step": 1, "epoch": 0.5, "loss": 2.0})
     metrics.close()
-    assert not warnings
+    assert not caplog.records
     assert list((tmp_path / "tensorboard").iterdir())
 
 
-def test_a_failing_tensorboard_warns_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_tensorboard_warns_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     class Broken:
         def add_scalar(self, *arguments: Any) -> None:
             raise RuntimeError("disk on fire")
@@ -73,11 +76,13 @@ def test_a_failing_tensorboard_warns_once(tmp_path: Path, monkeypatch: pytest.Mo
             raise RuntimeError("disk on fire")
 
     monkeypatch.setattr("petkit.training.metrics._tensorboard", lambda folder: Broken())
-    metrics, warnings = log(tmp_path, tensorboard=True)
+    metrics = log(tmp_path, tensorboard=True)
     for step in (1, 2):
         metrics.write({"step": step, "epoch": 0.5, "loss": 2.0})
     metrics.close()
-    assert warnings == ["tensorboard failed and is off for the rest of the run: RuntimeError: disk on fire"]
+    assert caplog.messages == [
+        "tensorboard failed and is off for the rest of the run: RuntimeError: disk on fire"
+    ]
 
 
 def test_a_missing_tensorboard_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
