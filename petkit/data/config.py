@@ -13,7 +13,8 @@ class DataConfig(Config):
     """Where the examples are and how they become tensors."""
 
     format: Literal["sample", "vtab", "image_folder", "text", "chat"] = "sample"
-    """sample: a set inside the package; vtab: list files train800.txt, val200.txt, train800val200.txt, test.txt;
+    """sample: a set inside the package; vtab: list files train800.txt, val200.txt, train800val200.txt
+    and test.txt;
     image_folder: split/class/file; text: JSONL of {text, label}; chat: JSONL of {messages}."""
 
     path: str | None = None
@@ -40,6 +41,12 @@ class DataConfig(Config):
 
     max_length: int = Field(default=512, ge=1, json_schema_extra=applies_to(format=("text", "chat")))
     """Longest sequence in tokens; longer ones are cut at the end and counted in the log."""
+
+    allow_unseen_classes: bool = Field(
+        default=False,
+        json_schema_extra=applies_to(format=("sample", "vtab", "image_folder", "text")),
+    )
+    """Accept test examples of a class that training never saw (VTAB's sun397 has some)."""
 
     skip_bad: bool = False
     """Skip unreadable files, each named in the log, instead of stopping at the first."""

@@ -32,8 +32,8 @@ class AdapterConfig(Config):
     """Dropout inside the bottleneck, in training only."""
 
     targets: tuple[str, ...] | None = Field(default=None, json_schema_extra=applies_to(method=("lora",)))
-    """lora only: module name patterns (fnmatch on dotted names or their last part) or q, k, v, o, mlp; default q and v.
-    A pattern that matches nothing is an error."""
+    """lora only: module name patterns (fnmatch on dotted names or their last part) or q, k, v, o, mlp;
+    default q and v. A pattern that matches nothing is an error."""
 
     codebook: Codebook = "normal_l1"
     """Quantiser levels: converged L1-Lloyd levels, or the 500-iteration table of PETL-ViT's files."""
@@ -55,7 +55,7 @@ class ModelConfig(Config):
     """Hub revision; the resolved one is written to the artifact."""
 
     pretrained: bool = True
-    """False draws the weights from the seed: for smoke tests."""
+    """False draws random weights, the same ones for a name every time: for smoke tests."""
 
     weights: str | None = None
     """A local .safetensors (or, for timm, .npz) file to load instead of the published weights."""
@@ -65,3 +65,6 @@ class ModelConfig(Config):
 
     drop_path_rate: float = Field(default=0.0, ge=0, lt=1)
     """Stochastic depth of the frozen backbone while training (the paper's recipe: 0.1)."""
+
+    pooling: Literal["cls", "mean", "last"] | None = None
+    """transformers classifiers only: which tokens the head sees; default: the architecture's own."""

@@ -1,0 +1,230 @@
+"""From the `data:` section to the splits of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from petkit.data.classes import check_seen, class_names, class_numbers
+from petkit.data.config import DataConfig
+from petkit.data.images import ImageDataset, JoinedImages, effective_preprocess
+from petkit.data.listings import Listing, list_folders, list_sample, list_vtab
+from petkit.data.subsets import choose
+from petkit.errors import ConfigError, InputError
+
+SPLITS = ("train", "validation", "test")
+TASK_FORMATS = {
+    "image_classification": ("sample", "vtab", "image_folder"),
+    "text_classification": ("text",),
+    "causal_lm": ("chat",),
+}
+
+
+class Dataset(Protocol):
+    """A map-style data set that can make a batch of its examples.
+
+    `labels` holds a class number per example (0 throughout for chats), `rows` the position of each example
+    among all that were listed.
+    """
+
+    labels: list[int]
+    rows: list[int]
+
+    def __len__(self) -> int:
+        """How many examples there are."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One example."""
+
+    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Make a batch of tensors, `labels` among them."""
+
+    def select(self, indices: Sequence[int]) -> Dataset:
+        """The examples at the given positions, in that order."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The data of a run. A split that the data set does not have, or that was not asked for, is None.
+
+    `everything` is train and validation together, for a run that does not select on validation.
+    `preprocess` is what is really done to pixels, for the artifact's record.
+    """
+
+    train: Dataset | None
+    validation: Dataset | None
+    everything: Dataset | None
+    test: Dataset | None
+    classes: tuple[str, ...]
+    preprocess: dict[str, Any] | None = None
+
+
+def load_data(
+    config: DataConfig,
+    task: str,
+    preprocess: Mapping[str, Any] | None = None,
+    tokenizer: Any | None = None,
+    *,
+    classes: Sequence[str] | None = None,
+    splits: Sequence[str] = SPLITS,
+    seed: int = 0,
+) -> Splits:
+    """Load the splits of a task.
+
+    Args:
+        config: The `data:` section.
+        task: image_classification, text_classification or causal_lm.
+        preprocess: image_size, mean, std and interpolation of the model, for images.
+        tokenizer: The model's tokenizer, for text.
+        classes: Class names of an artifact, whose numbering then holds; by default the names in the data.
+        splits: Which of train, validation and test to load; train and test must exist when named.
+        seed: Seed of train_size's and test_size's choice.
+
+    Returns:
+        The splits in a deterministic order.
+
+    Raises:
+        ConfigError: The format does not serve the task, or a needed key is missing.
+        InputError: A split is missing or empty, an example is malformed, or a class is unknown.
+        SafetyError: A path leaves the data folder.
+    """
+    formats = TASK_FORMATS.get(task, ())
+    if config.format not in formats:
+        raise ConfigError(
+            f"data.format for task {task} must be {' or '.join(formats)}, got {config.format!r}"
+        )
+    if preprocess is None:
+        raise ConfigError("images need the model's preprocess: image_size, mean, std and interpolation")
+    return _load_images(config, preprocess, classes, splits, seed)
+
+
+def _load_images(
+    config: DataConfig,
+    preprocess: Mapping[str, Any],
+    classes: Sequence[str] | None,
+    splits: Sequence[str],
+    seed: int,
+) -> Splits:
+    listings, known = _list_images(config, splits)
+    require_splits({split: len(listing.labels) for split, listing in listings.items()}, splits, config)
+    labels = {split: listing.labels for split, listing in listings.items()}
+    names = tuple(
+        classes or known or class_names(labels, config.format == "vtab", config.allow_unseen_classes)
+    )
+    numbers = {split: class_numbers(values, names, split) for split, values in labels.items()}
+    if not config.allow_unseen_classes:
+        check_seen(numbers, names)
+    effective = effective_preprocess(preprocess, config)
+
+    def build(parts: Sequence[str]) -> Dataset:
+        source = JoinedImages(tuple(listings[part].source for part in parts))
+        dataset = ImageDataset(source, [number for part in parts for number in numbers[part]], effective)
+        return dataset.readable() if config.skip_bad else dataset
+
+    sizes = {split: len(values) for split, values in numbers.items()}
+    return assemble(build, sizes, names, config, seed, effective)
+
+
+def _list_images(
+    config: DataConfig, splits: Sequence[str]
+) -> tuple[dict[str, Listing], tuple[str, ...] | None]:
+    if config.format == "sample":
+        return list_sample(config.sample, splits)
+    read = list_vtab if config.format == "vtab" else list_folders
+    return read(data_folder(config), splits), None
+
+
+def data_folder(config: DataConfig) -> Path:
+    """The folder that `data.path` names.
+
+    Args:
+        config: The `data:` section.
+
+    Returns:
+        An existing folder.
+
+    Raises:
+        ConfigError: The key is missing.
+        InputError: It is not a folder.
+    """
+    if config.path is None:
+        raise ConfigError(f"data.path is needed for data.format {config.format}: give the folder of the data")
+    folder = Path(config.path).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"data.path {folder} is not a folder: give the folder of the data")
+    return folder
+
+
+def require_splits(sizes: Mapping[str, int], splits: Sequence[str], config: DataConfig) -> None:
+    """Refuse a missing or empty split.
+
+    Args:
+        sizes: Number of examples by split found.
+        splits: Splits asked for; validation may be missing.
+        config: The `data:` section, for the message.
+
+    Raises:
+        InputError: A split is missing or empty.
+    """
+    where = config.path or config.sample
+    for split in splits:
+        if split not in sizes and split != "validation":
+            raise InputError(
+                f"{where} has no {split} split for data.format {config.format} (see docs/data.md)"
+            )
+        if sizes.get(split) == 0:
+            raise InputError(f"the {split} split of {where} is empty: it needs at least one example")
+
+
+def assemble(
+    build: Callable[[Sequence[str]], Dataset],
+    sizes: Mapping[str, int],
+    classes: tuple[str, ...],
+    config: DataConfig,
+    seed: int,
+    preprocess: dict[str, Any] | None = None,
+) -> Splits:
+    """Make the splits so that train and validation share one set of decoded examples.
+
+    Args:
+        build: Makes the data set of the named splits, one after another.
+        sizes: Number of listed examples by split.
+        classes: Class names.
+        config: `train_size` and `test_size`.
+        seed: Seed of their choice.
+        preprocess: Recorded as it is.
+
+    Returns:
+        The splits.
+
+    Raises:
+        InputError: Nothing readable is left of a split, or it has fewer examples than asked for.
+    """
+    fitted = [split for split in ("train", "validation") if split in sizes]
+    joined = build(fitted) if fitted else None
+    parts: dict[str, Dataset | None] = dict.fromkeys(SPLITS)
+    everything = None
+    if joined is not None:
+        border = sizes.get("train", 0)
+        parts["train"] = _chosen(joined, lambda row: row < border, config.train_size, seed, "train")
+        parts["validation"] = _chosen(joined, lambda row: row >= border, None, seed, "validation")
+        everything = _chosen(joined, lambda row: True, config.train_size, seed, "train")
+    if "test" in sizes:
+        parts["test"] = _chosen(build(["test"]), lambda row: True, config.test_size, seed, "test")
+    for split, size in sizes.items():
+        if size and not parts[split]:
+            raise InputError(f"no readable example is left in the {split} split of {config.path}")
+    return Splits(parts["train"], parts["validation"], everything, parts["test"], classes, preprocess)
+
+
+def _chosen(
+    dataset: Dataset, belongs: Callable[[int], bool], size: int | None, seed: int, split: str
+) -> Dataset | None:
+    part = dataset.select([index for index, row in enumerate(dataset.rows) if belongs(row)])
+    if len(part) == 0:
+        return None
+    return part.select(choose(part.labels, size, seed, f"data.{split}_size"))

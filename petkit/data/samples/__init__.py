@@ -1,0 +1,1 @@
+"""Image sets small enough to live inside the package, and the scripts that made them."""

