@@ -43,8 +43,8 @@ def class_numbers(labels: Sequence[str], names: Sequence[str], split: str) -> li
     for label in labels:
         if label not in positions:
             raise InputError(
-                f"class {label!r} of the {split} split is none of the {len(names)} classes that were trained "
                 f"class {label!r} of the {split} split is none of the {len(names)} that were trained "
+                f"({', '.join(names[:8])}{', ...' if len(names) > 8 else ''}): remove its examples"
             )
     return [positions[label] for label in labels]
 

@@ -53,8 +53,8 @@ class Insert(nn.Module):
         if self.activation == "relu":
             hidden = functional.relu(hidden)
         hidden = functional.dropout(hidden, self.dropout, self.training)
-        # 0-dimensional arithmetic with a Python number keeps the dtype that autocast chose.
-        return self.up(hidden) * self.scale if self.scale != 1.0 else self.up(hidden)
+        addition: Tensor = self.up(hidden)
+        return addition if self.scale == 1.0 else addition * self.scale
 
     def attach(self, model: nn.Module) -> None:
         """Register this module's hooks in the host model."""

@@ -283,7 +283,7 @@ def _call_fused_maps_as_modules(model: nn.Module, sites: list[Site]) -> None:
     for site in sites:
         host = model.get_submodule(site.add.rpartition(".")[0])
         if hasattr(host, "qkv_bias_separate"):
-            host.qkv_bias_separate = True
+            host.qkv_bias_separate = True  # type: ignore[assignment]
 
 
 def _projections(model: nn.Module) -> dict[str, Projection]:
@@ -328,7 +328,7 @@ def _check_shapes(site: Site, down: Projection, up: Projection) -> None:
 
 
 def _load_head(model: nn.Module, head: Projection, bias: Tensor | None) -> None:
-    present = trained_modules(model)["head"]
+    present = _projections(model)["head"]
     shape = (present.in_features, present.out_features)
     if (head.in_features, head.out_features) != shape:
         raise ArtifactError(

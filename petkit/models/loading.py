@@ -44,7 +44,7 @@ def load_model(
     Args:
         config: The `model:` section.
         task: image_classification, text_classification or causal_lm.
-        num_classes: Rows of the new head; causal_lm has no head and ignores it.
+        num_classes: Rows of the new head, 0 for none; causal_lm has no head and ignores it.
         generator: Source of the head's initial values.
 
     Returns:
@@ -57,8 +57,6 @@ def load_model(
         OfflineError: The weights are neither in the cache nor reachable.
         SafetyError: The weights are a pickle.
     """
-    if task != "causal_lm" and num_classes < 1:
-        raise ConfigError(f"{task} needs at least one class, got {num_classes}")
     if config.name.startswith("timm/"):
         return load_timm(_for_images(config, task), num_classes, generator)
     raise ConfigError(_unknown_name(config.name))

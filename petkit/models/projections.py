@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -175,4 +175,4 @@ def effective_weight(projection: Projection) -> Tensor:
     with torch.no_grad():
         if isinstance(projection, FakeQuantLinear):
             return projection.quantized_weight()
-        return cast(Tensor, projection.weight).float()
+        return projection.weight.float()

@@ -31,7 +31,7 @@ def load_timm(
 
     Args:
         config: `name` is timm/NAME, with or without a pretrained tag.
-        num_classes: Rows of the new head.
+        num_classes: Rows of the new head; 0 leaves the features.
         generator: Source of the head's initial values.
         state: Weights to use instead of the published ones; names as in timm.
         options: Further keyword arguments of `timm.create_model`.
@@ -56,7 +56,8 @@ def load_timm(
     sha256 = state_dict_sha256(base_state(model))
     preprocess = _preprocess(model, config)
     _set_image_size(model, config, preprocess)
-    set_head(model, new_head(int(model.num_features), num_classes, generator))  # type: ignore[arg-type]
+    if num_classes:
+        set_head(model, new_head(int(model.num_features), num_classes, generator))  # type: ignore[arg-type]
     return LoadedModel(model, config.name, config.revision, sha256, "timm", preprocess)
 
 
