@@ -72,9 +72,8 @@ def _resolve(
 ) -> tuple[str, Resolved[Any]]:
     from petkit.configuration import resolve
 
-    named = (
-        [command] if command else [header(file)["command"] for file in files if "command" in _readable(file)]
-    )
+    headers = [header(file) for file in files if file.is_file()]
+    named = [command] if command else [lines["command"] for lines in headers if "command" in lines]
     if len(set(named)) > 1:
         raise ConfigError(f"the recipes are for different commands ({', '.join(named)}); pass --command")
     name = named[0] if named else METHODS[0].command

@@ -27,7 +27,7 @@ INTERRUPT_EXIT_CODE = 130
 
 
 class Verb(NamedTuple):
-    """One line of `petkit --help`. Verb X is the module petkit.cli.X with an `app` or a `command` function."""
+    """One line of `petkit --help`. Verb X is the module petkit.cli.X: an `app` or a `command` function."""
 
     panel: str
     summary: str

