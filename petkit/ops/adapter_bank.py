@@ -219,7 +219,7 @@ class AdapterBank:
         for name in ("down", "up", "constants"):
             old: Tensor = getattr(self, name)
             new = old.new_zeros((capacity, *old.shape[1:]))
-            new[: self.n] = old[:capacity]
+            new[: len(old)] = old[:capacity]
             setattr(self, name, new)
 
     def to(self, device: torch.device | str) -> AdapterBank:
