@@ -1,0 +1,195 @@
+"""One adapter of a bank: what is read from its folder, what is refused, and the head that is kept."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from petkit.artifacts import Artifact, PackedMatrix, Task, read_artifact
+from petkit.errors import InputError
+from petkit.models.config import AdapterConfig
+from petkit.models.inserts import Site
+from petkit.models.loaded import LoadedModel
+from petkit.ops import lowbit_linear
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class DenseHead:
+    """A float32 classifier: weight (classes, features), bias (classes,)."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Map features (samples, features) to logits (samples, classes)."""
+        return functional.linear(features, self.weight, self.bias)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the numbers."""
+        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class BinaryHead:
+    """A 1-bit classifier, computed from its packed bits."""
+
+    packed: Tensor
+    shift: Tensor
+    scale: Tensor
+    bits: int
+    kind: str
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Map features (samples, features) to logits (samples, classes)."""
+        return lowbit_linear(features, self.packed, self.shift, self.scale, self.bits, self.kind)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the codes, shift and scale."""
+        return self.packed.nbytes + self.shift.nbytes + self.scale.nbytes
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Entry:
+    """An adapter of the bank.
+
+    Args:
+        name: its name in requests.
+        slot: its place in every site's bank.
+        head: its classifier.
+        task: what its classes are and how its inputs are prepared.
+    """
+
+    name: str
+    slot: int
+    head: DenseHead | BinaryHead
+    task: Task
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What all adapters of a bank have in common.
+
+    Args:
+        base: the frozen model.
+        config: method, bits, bottleneck, codebook.
+        task: what the heads predict.
+        sites: places of the adapters, in the model's order.
+    """
+
+    base: LoadedModel
+    config: AdapterConfig
+    task: str
+    sites: tuple[Site, ...]
+
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """Shape (out, in) of every adapter matrix by module name."""
+        hidden = self.config.bottleneck
+        shapes = {}
+        for site in self.sites:
+            shapes[f"{site.name}.down"] = (hidden, site.in_features)
+            shapes[f"{site.name}.up"] = (site.out_features, hidden)
+        return shapes
+
+
+def read_for(shape: Shape, name: str, folder: str | os.PathLike[str]) -> Artifact:
+    """Read an adapter and refuse it by name when it does not belong into the bank.
+
+    Args:
+        shape: what the bank holds.
+        name: the adapter's name, for messages.
+        folder: its artifact.
+
+    Returns:
+        The artifact.
+
+    Raises:
+        ArtifactError: the artifact is damaged.
+        InputError: another base, task, image size, method, codebook, bit width or shape, or 32-bit weights.
+
+    Source:
+        petkit.
+    """
+    artifact = read_artifact(folder)
+    fault = _base_fault(shape, artifact) or _adapter_fault(shape, artifact) or _head_fault(artifact)
+    if fault:
+        raise InputError(f"adapter {name}: {fault}")
+    return artifact
+
+
+def _base_fault(shape: Shape, artifact: Artifact) -> str | None:
+    manifest, base = artifact.manifest, shape.base
+    if manifest.base.sha256 != base.base_sha256:
+        return (
+            f"base.sha256 must be {base.base_sha256} of {base.base_id}, got {manifest.base.sha256} of "
+            f"{manifest.base.id}: it was trained on another model"
+        )
+    if manifest.task is None or manifest.task.type != shape.task:
+        return f"task must be {shape.task}, got {manifest.task.type if manifest.task else None}"
+    size = None if base.preprocess is None else base.preprocess["image_size"]
+    own = manifest.task.preprocess.image_size if manifest.task.preprocess else size
+    if own != size:
+        return f"image_size must be {size} as in the bank, got {own}"
+    return None
+
+
+def _adapter_fault(shape: Shape, artifact: Artifact) -> str | None:
+    adapter, wanted = artifact.manifest.adapter, shape.config
+    if adapter.get("bits", wanted.bits) == 32 and wanted.method != "linear_probe":
+        hint = f"run `petkit quantize {artifact.folder} --bits 1 -o OUT` first"
+        return f"adapters must be packed, got 32 bits: {hint}"
+    for key in ("method", "bits", "codebook"):
+        own, common = adapter.get(key, getattr(wanted, key)), getattr(wanted, key)
+        if own != common and not (wanted.method == "linear_probe" and key != "method"):
+            return f"adapter.{key} must be {common} as in the bank, got {own}"
+    given = {name: matrix.shape for name, matrix in artifact.packed.items() if name != "head"}
+    return _shape_fault(shape.matrices(), given)
+
+
+def _shape_fault(wanted: Mapping[str, tuple[int, int]], given: Mapping[str, tuple[int, int]]) -> str | None:
+    for name in [*wanted, *given]:
+        if wanted.get(name) != given.get(name):
+            return f"{name} must have shape {wanted.get(name)} as in the bank, got {given.get(name)}"
+    return None
+
+
+def _head_fault(artifact: Artifact) -> str | None:
+    extra = sorted(set(artifact.raw_dense) - {"head.weight", "head.bias"})
+    if extra:
+        return f"a bank holds adapters and heads, it cannot keep {extra[0]}"
+    if "head" not in artifact.packed and "head.weight" not in artifact.raw_dense:
+        return "head.weight must be there, got no head"
+    return None
+
+
+def make_head(artifact: Artifact, device: torch.device) -> DenseHead | BinaryHead:
+    """The classifier of an artifact.
+
+    Args:
+        artifact: with `head` packed, or `head.weight` and perhaps `head.bias` dense.
+        device: where to.
+
+    Returns:
+        The head.
+
+    Raises:
+        KeyError: the artifact has no head; `read_for` refuses those.
+
+    Source:
+        petkit.
+    """
+    matrix: PackedMatrix | None = artifact.packed.get("head")
+    if matrix is not None:
+        shift, scale = torch.tensor([matrix.shift, matrix.scale], dtype=torch.float32, device=device)
+        return BinaryHead(matrix.rows().to(device), shift, scale, matrix.bits, matrix.kind)
+    bias = artifact.dense.get("head.bias")
+    return DenseHead(
+        artifact.dense["head.weight"].to(device, torch.float32),
+        None if bias is None else bias.to(device, torch.float32),
+    )
