@@ -17,7 +17,9 @@ class DataConfig(Config):
     and test.txt;
     image_folder: split/class/file; text: JSONL of {text, label}; chat: JSONL of {messages}."""
 
-    path: str | None = None
+    path: str | None = Field(
+        default=None, json_schema_extra=applies_to(format=("vtab", "image_folder", "text", "chat"))
+    )
     """Folder (vtab, image_folder) or folder of train.jsonl, validation.jsonl, test.jsonl (text, chat)."""
 
     sample: str = Field(default="fashion-mnist-1k", json_schema_extra=applies_to(format=("sample",)))

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from petkit.configuration import Config
 from petkit.data.config import DataConfig
 from petkit.models.config import AdapterConfig, ModelConfig
 from petkit.training.config import TrainingConfig
+
+_FORMATS = {
+    "image_classification": ("sample", "vtab", "image_folder"),
+    "text_classification": ("text",),
+    "causal_lm": ("chat",),
+}
 
 
 class BinaryAdapterConfig(Config):
@@ -28,3 +35,18 @@ class BinaryAdapterConfig(Config):
     adapter: AdapterConfig = AdapterConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        formats = _FORMATS[self.task]
+        if self.data.format not in formats:
+            raise ValueError(
+                f"data.format must be {' or '.join(formats)} for task {self.task}, got {self.data.format}"
+            )
+        if self.data.format != "sample" and self.data.path is None:
+            raise ValueError(f"data.path is required with data.format {self.data.format}: name the folder")
+        if self.task == "causal_lm" and self.adapter.method == "linear_probe":
+            raise ValueError(
+                "adapter.method linear_probe trains a new head alone, and task causal_lm has none"
+            )
+        return self
