@@ -1,0 +1,126 @@
+"""Experiments: variants of one recipe, each over several seeds, resumable, as one table, plot and page."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from petkit.configuration import Config, load_yaml
+from petkit.errors import ConfigError, InputError
+
+SHIPPED = Path(__file__).resolve().parent.parent / "recipes" / "experiments"
+
+
+class QuantizeConfig(Config):
+    """Makes a variant from another one's trained adapters instead of training."""
+
+    source: str
+    """Name of the variant, which must come earlier and hold 32-bit adapters."""
+
+    bits: Literal[1, 2, 4, 8]
+    """Bits per weight."""
+
+    method: Literal["nearest", "least_squares"] = "nearest"
+    """As in `petkit quantize`."""
+
+
+class VariantConfig(Config):
+    """One row of the experiment's table."""
+
+    name: str = Field(min_length=1)
+    """Label in the table and the plots."""
+
+    set: tuple[str, ...] = ()
+    """Changes of the recipe, as for `--set`."""
+
+    quantize: QuantizeConfig | None = None
+    """Quantise another variant after its training."""
+
+    @property
+    def folder(self) -> str:
+        """The name as a folder name."""
+        return re.sub(r"[^A-Za-z0-9]+", "-", self.name).strip("-").lower()
+
+
+class ExperimentConfig(Config):
+    """A recipe, its variants and how often each is repeated."""
+
+    recipe: str
+    """Name of a shipped recipe, or path of a recipe file beside the experiment."""
+
+    seeds: int = Field(default=3, ge=1)
+    """Runs per variant, with seeds 0, 1, ..."""
+
+    set: tuple[str, ...] = ()
+    """Changes of the recipe that all variants share, as for `--set`."""
+
+    noise: tuple[float, ...] = ()
+    """Relative noise levels at which every trained variant is evaluated as well."""
+
+    variants: tuple[VariantConfig, ...] = Field(min_length=1)
+    """Rows of the table, in order."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ExperimentConfig:
+        trained: set[str] = set()
+        folders: set[str] = set()
+        for variant in self.variants:
+            if variant.folder in folders:
+                raise ValueError(f"variants must have different names, got {variant.name!r} twice")
+            folders.add(variant.folder)
+            if variant.quantize is None:
+                trained.add(variant.name)
+            elif variant.set:
+                raise ValueError(f"{variant.name!r} must have either set or quantize, got both")
+            elif variant.quantize.source not in trained:
+                raise ValueError(
+                    f"{variant.name!r} quantizes {variant.quantize.source!r}: no variant trained before it"
+                )
+        return self
+
+
+def shipped_experiments() -> dict[str, str]:
+    """Name and one-line summary of every experiment inside the package."""
+    return {
+        path.stem: path.read_text().partition("\n")[0].lstrip("# ") for path in sorted(SHIPPED.glob("*.yaml"))
+    }
+
+
+def load_experiment(name: str) -> tuple[ExperimentConfig, Path]:
+    """Read an experiment.
+
+    Args:
+        name: of a shipped experiment, or the path of a YAML file.
+
+    Returns:
+        The experiment and the path of the recipe that it varies.
+
+    Raises:
+        InputError: there is no such file or shipped name.
+        ConfigError: a key or value is wrong; one line for each.
+    """
+    path = Path(name) if Path(name).suffix in (".yaml", ".yml") else SHIPPED / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(shipped_experiments())
+        raise InputError(f"experiment must be a YAML file or one of {known}, got {name!r}")
+    loaded = load_yaml(path)
+    try:
+        config = ExperimentConfig.model_validate(loaded.data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(problem, loaded.path) for problem in error.errors())) from None
+    beside = path.parent / config.recipe
+    recipe = beside if beside.is_file() else SHIPPED.parent / f"{config.recipe}.yaml"
+    if not recipe.is_file():
+        raise InputError(
+            f"recipe must be a file beside {path.name} or a shipped recipe, got {config.recipe!r}"
+        )
+    return config, recipe
+
+
+def _explain(problem: ErrorDetails, path: Path) -> str:
+    place = ".".join(str(part) for part in problem["loc"]) or "experiment"
+    return f"{place}: {problem['msg'].removeprefix('Value error, ')} ({path.name})"
