@@ -10,6 +10,8 @@ namespace petkit::cuda {
 constexpr int bank_threads = 128;
 constexpr int bank_tile_columns = 1024;
 constexpr int bank_lane_bytes = 4;
+// Keeps the hidden values of a token beside its tile within 48 KiB of shared memory.
+constexpr int64_t most_bank_hidden = 8192;
 
 // The bank of n adapters: down (n, hidden, row_bytes(in)), up transposed (n, hidden,
 // row_bytes(out)), and per adapter five constants: down shift, down scale, up shift, up scale,

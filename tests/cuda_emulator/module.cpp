@@ -1,0 +1,274 @@
+// The emulator's face to Python: each kernel's host launcher on NumPy arrays. Inputs are copied
+// into guarded buffers and outputs start as NaN, so that an access outside a buffer or an element
+// that is never written shows.
+//
+// bf16 and fp16 arrays travel as their uint16 bits with the element type named by a string.
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include "adapter_bank.cuh"
+#include "example_kernels.cuh"
+#include "emulator/memory.h"
+#include "lowbit_dequantize.cuh"
+#include "lowbit_fake_quantize.cuh"
+#include "lowbit_linear.cuh"
+#include "lowbit_quantize.cuh"
+#include "lowbit_transpose.cuh"
+
+namespace py = pybind11;
+namespace pc = petkit::cuda;
+using emulator::Buffer;
+
+namespace {
+
+// Calls with a value of the element type and the number of bits as a constant.
+template <class Call> void dispatch_type(const std::string &type, Call call) {
+  if (type == "float32")
+    call(float{});
+  else if (type == "bfloat16")
+    call(__nv_bfloat16{});
+  else if (type == "float16")
+    call(__half{});
+  else
+    throw std::runtime_error("the type must be float32, bfloat16 or float16, got " + type);
+}
+
+template <class Call> void dispatch_bits(int bits, Call call) {
+  if (bits == 1)
+    call(std::integral_constant<int, 1>{});
+  else if (bits == 2)
+    call(std::integral_constant<int, 2>{});
+  else if (bits == 4)
+    call(std::integral_constant<int, 4>{});
+  else if (bits == 8)
+    call(std::integral_constant<int, 8>{});
+  else
+    throw std::runtime_error("bits must be 1, 2, 4 or 8, got " + std::to_string(bits));
+}
+
+template <class Call> void dispatch(const std::string &type, int bits, Call call) {
+  dispatch_type(type,
+                [&](auto element) { dispatch_bits(bits, [&](auto b) { call(element, b); }); });
+}
+
+// The buffers of one call; `check` looks for writes outside them.
+class Arena {
+public:
+  template <class T> const T *input(const py::array &array, const std::string &name) {
+    if (!(array.flags() & py::array::c_style))
+      throw std::runtime_error(name + " must be contiguous");
+    if (array.itemsize() != py::ssize_t(sizeof(T)))
+      throw std::runtime_error(name + " has items of another size than the kernel reads");
+    return keep(name, std::make_unique<Buffer>(array.data(), size_t(array.nbytes())))
+        ->template as<T>();
+  }
+  template <class T> T *scratch(int64_t count, const std::string &name) {
+    return keep(name, std::make_unique<Buffer>(size_t(count) * sizeof(T)))->template as<T>();
+  }
+  void check() const {
+    for (const auto &[name, buffer] : buffers_)
+      buffer->check_margins(name);
+  }
+
+private:
+  Buffer *keep(const std::string &name, std::unique_ptr<Buffer> buffer) {
+    buffers_.emplace_back(name, std::move(buffer));
+    return buffers_.back().second.get();
+  }
+  std::vector<std::pair<std::string, std::unique_ptr<Buffer>>> buffers_;
+};
+
+// Copies a device buffer into a new array of the element type's bits.
+template <class T> py::array download(const T *from, std::vector<py::ssize_t> shape) {
+  using Item =
+      std::conditional_t<std::is_same_v<T, float> || std::is_same_v<T, uint8_t>, T, uint16_t>;
+  static_assert(sizeof(Item) == sizeof(T));
+  py::array_t<Item> array(shape);
+  if (array.nbytes())
+    std::memcpy(array.mutable_data(), from, size_t(array.nbytes()));
+  return array;
+}
+
+py::tuple quantize(const py::array &weight, const py::array &codebook, const std::string &type,
+                   int bits, unsigned seed) {
+  emulator::machine.seed = seed;
+  py::tuple result;
+  const int64_t rows = weight.shape(0), columns = weight.shape(1),
+                bytes = petkit::row_bytes(columns, bits);
+  dispatch(type, bits, [&](auto element, auto b) {
+    using T = decltype(element);
+    Arena arena;
+    auto *parts = arena.scratch<pc::Moments>(pc::statistics_parts(rows * columns), "parts");
+    auto *packed = arena.scratch<uint8_t>(rows * bytes, "packed");
+    auto *shift = arena.scratch<float>(1, "shift"), *scale = arena.scratch<float>(1, "scale");
+    pc::lowbit_quantize<T, b.value>(arena.input<T>(weight, "weight"),
+                                    arena.input<float>(codebook, "codebook"), parts, packed, shift,
+                                    scale, rows, columns, nullptr);
+    arena.check();
+    result = py::make_tuple(download(packed, {rows, bytes}), *shift, *scale);
+  });
+  return result;
+}
+
+py::array dequantize(const py::array &packed, float shift, float scale, const py::array &codebook,
+                     const std::string &type, int bits, int64_t columns, unsigned seed) {
+  emulator::machine.seed = seed;
+  py::array result;
+  const int64_t rows = packed.shape(0);
+  dispatch(type, bits, [&](auto element, auto b) {
+    using T = decltype(element);
+    Arena arena;
+    auto *weight = arena.scratch<T>(rows * columns, "weight");
+    pc::lowbit_dequantize<T, b.value>(arena.input<uint8_t>(packed, "packed"), &shift, &scale,
+                                      arena.input<float>(codebook, "codebook"), weight, rows,
+                                      columns, nullptr);
+    arena.check();
+    result = download(weight, {rows, columns});
+  });
+  return result;
+}
+
+py::tuple fake_quantize(const py::array &weight, const py::array &codebook, const std::string &type,
+                        int bits, unsigned seed) {
+  emulator::machine.seed = seed;
+  py::tuple result;
+  const int64_t count = weight.size();
+  dispatch(type, bits, [&](auto element, auto b) {
+    using T = decltype(element);
+    Arena arena;
+    auto *parts = arena.scratch<pc::Moments>(pc::statistics_parts(count), "parts");
+    auto *quantized = arena.scratch<T>(count, "quantized");
+    auto *shift = arena.scratch<float>(1, "shift"), *scale = arena.scratch<float>(1, "scale");
+    pc::lowbit_fake_quantize<T, b.value>(arena.input<T>(weight, "weight"),
+                                         arena.input<float>(codebook, "codebook"), parts, quantized,
+                                         shift, scale, count, nullptr);
+    arena.check();
+    result =
+        py::make_tuple(download(quantized, {weight.shape(0), weight.shape(1)}), *shift, *scale);
+  });
+  return result;
+}
+
+py::array fake_quantize_backward(const py::array &grad, const py::array &weight, float shift,
+                                 float scale, const py::array &codebook, const std::string &type,
+                                 int bits, unsigned seed) {
+  emulator::machine.seed = seed;
+  py::array result;
+  const int64_t count = weight.size();
+  dispatch(type, bits, [&](auto element, auto b) {
+    using T = decltype(element);
+    Arena arena;
+    auto *parts = arena.scratch<pc::GradientSums>(pc::statistics_parts(count), "parts");
+    auto *grad_weight = arena.scratch<T>(count, "grad_weight");
+    pc::lowbit_fake_quantize_backward<T, b.value>(
+        arena.input<T>(grad, "grad"), arena.input<T>(weight, "weight"), &shift, &scale,
+        arena.input<float>(codebook, "codebook"), parts, grad_weight, count, nullptr);
+    arena.check();
+    result = download(grad_weight, {weight.shape(0), weight.shape(1)});
+  });
+  return result;
+}
+
+py::array linear(const py::array &x, const py::array &packed, float shift, float scale,
+                 const py::array &codebook, const std::string &type, int bits, unsigned seed) {
+  emulator::machine.seed = seed;
+  py::array result;
+  const int64_t rows = x.shape(0), in_features = x.shape(1), out_features = packed.shape(0);
+  dispatch(type, bits, [&](auto element, auto b) {
+    using T = decltype(element);
+    Arena arena;
+    auto *y = arena.scratch<T>(rows * out_features, "y");
+    pc::lowbit_linear<T, b.value>(arena.input<T>(x, "x"), arena.input<uint8_t>(packed, "packed"),
+                                  &shift, &scale, arena.input<float>(codebook, "codebook"), y, rows,
+                                  in_features, out_features, nullptr);
+    arena.check();
+    result = download(y, {rows, out_features});
+  });
+  return result;
+}
+
+py::array linear_backward(const py::array &grad, const py::array &packed, float shift, float scale,
+                          const py::array &codebook, const std::string &type, int bits,
+                          int64_t in_features, unsigned seed) {
+  emulator::machine.seed = seed;
+  py::array result;
+  const int64_t rows = grad.shape(0), out_features = grad.shape(1);
+  dispatch(type, bits, [&](auto element, auto b) {
+    using T = decltype(element);
+    Arena arena;
+    auto *grad_x = arena.scratch<T>(rows * in_features, "grad_x");
+    pc::lowbit_linear_backward<T, b.value>(
+        arena.input<T>(grad, "grad"), arena.input<uint8_t>(packed, "packed"), &shift, &scale,
+        arena.input<float>(codebook, "codebook"), grad_x, rows, in_features, out_features, nullptr);
+    arena.check();
+    result = download(grad_x, {rows, in_features});
+  });
+  return result;
+}
+
+py::array transpose(const py::array &packed, int bits, int64_t columns, unsigned seed) {
+  emulator::machine.seed = seed;
+  py::array result;
+  const int64_t stacks = packed.shape(0), rows = packed.shape(1),
+                bytes = petkit::row_bytes(rows, bits);
+  dispatch_bits(bits, [&](auto b) {
+    Arena arena;
+    auto *transposed = arena.scratch<uint8_t>(stacks * columns * bytes, "transposed");
+    pc::lowbit_transpose<b.value>(arena.input<uint8_t>(packed, "packed"), transposed, stacks, rows,
+                                  columns, nullptr);
+    arena.check();
+    result = download(transposed, {stacks, columns, bytes});
+  });
+  return result;
+}
+
+py::array adapter_bank(const py::array &x, const py::array &adapter_ids, const py::array &down,
+                       const py::array &up, const py::array &constants, const py::array &codebook,
+                       const std::string &type, int bits, int64_t out_features, bool relu,
+                       unsigned seed) {
+  emulator::machine.seed = seed;
+  py::array result;
+  const int64_t tokens = x.shape(0);
+  dispatch(type, bits, [&](auto element, auto b) {
+    using T = decltype(element);
+    Arena arena;
+    auto *y = arena.scratch<T>(tokens * out_features, "y");
+    const pc::Bank bank{arena.input<uint8_t>(down, "down"),
+                        arena.input<uint8_t>(up, "up"),
+                        arena.input<float>(constants, "constants"),
+                        arena.input<float>(codebook, "codebook"),
+                        down.shape(0),
+                        down.shape(1),
+                        x.shape(1),
+                        out_features,
+                        relu,
+                        false,
+                        false};
+    pc::adapter_bank<T, b.value>(arena.input<T>(x, "x"),
+                                 arena.input<int64_t>(adapter_ids, "adapter_ids"), bank, y, tokens,
+                                 nullptr);
+    arena.check();
+    result = download(y, {tokens, out_features});
+  });
+  return result;
+}
+
+} // namespace
+
+PYBIND11_MODULE(cuda_emulator, m) {
+  m.def("quantize", &quantize);
+  m.def("dequantize", &dequantize);
+  m.def("fake_quantize", &fake_quantize);
+  m.def("fake_quantize_backward", &fake_quantize_backward);
+  m.def("linear", &linear);
+  m.def("linear_backward", &linear_backward);
+  m.def("transpose", &transpose);
+  m.def("adapter_bank", &adapter_bank);
+  bind_examples(m);
+}
