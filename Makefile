@@ -1,0 +1,69 @@
+# Thin targets; CI calls the same ones. `make demo` and `make test` set everything up by themselves.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+MAX_JOBS ?= 2
+export MAX_JOBS
+ifneq ($(wildcard /usr/local/cuda/bin/nvcc),)
+CUDA_HOME ?= /usr/local/cuda
+export CUDA_HOME
+endif
+
+CPP := $(shell find cpp csrc_cuda tests/cuda_emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+ARCHITECTURES := 8.0;9.0
+
+.PHONY: demo install test check lint format bench cuda sanitize docs clean
+
+demo: install
+	$(BIN)/python examples/demo.py
+
+install: $(VENV)/installed
+
+# The extension is rebuilt when a native source changes; Python sources are used in place.
+$(VENV)/installed: $(VENV)/requirements setup.py pyproject.toml $(CPP)
+	$(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(VENV)/requirements: requirements/dev.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade "setuptools>=77" wheel
+	$(BIN)/pip install --quiet --requirement requirements/dev.txt
+	@touch $@
+
+test: install
+	@$(BIN)/pytest $(PYTEST_ARGS)
+
+check: lint
+	@$(BIN)/pytest --cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+format: $(VENV)/requirements
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+bench: install
+	$(BIN)/petkit bench ops
+
+# Compiles and links every CUDA source; needs a toolkit, but no GPU. Fails, and does not skip, without one.
+cuda: $(VENV)/requirements
+	PETKIT_CUDA=1 TORCH_CUDA_ARCH_LIST="$(ARCHITECTURES)" $(BIN)/python setup.py --quiet build_ext --inplace
+
+# The C++ core and its tests under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize:
+	cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPETKIT_SANITIZE=ON
+	cmake --build build/sanitize --parallel $(MAX_JOBS)
+	ctest --test-dir build/sanitize --output-on-failure
+
+docs: install
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf build dist *.egg-info petkit/*.so .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage
