@@ -41,7 +41,7 @@ def cuts(shift: Tensor, scale: Tensor, levels: Tensor) -> Tensor:
 
 def codes_of(weight: Tensor, shift: Tensor, scale: Tensor, levels: Tensor) -> Tensor:
     """Level numbers, int32, of the weight's shape: how many cuts each weight exceeds."""
-    return torch.bucketize(weight.detach().float(), cuts(shift, scale, levels), out_int32=True)
+    return torch.bucketize(weight.detach().contiguous().float(), cuts(shift, scale, levels), out_int32=True)
 
 
 def values_of(shift: Tensor, scale: Tensor, levels: Tensor) -> Tensor:

@@ -46,7 +46,6 @@ def lowbit_fake_quantize(
 
 
 def _default(weight: Tensor, levels: Tensor, bits: int, exact: bool) -> tuple[Tensor, Tensor, Tensor]:
-    weight = weight.contiguous()
     shift, scale = moments(weight)
     values = values_of(shift, scale, levels).to(weight.dtype)
     return values[codes_of(weight, shift, scale, levels)], shift, scale
@@ -62,8 +61,8 @@ def _backward_default(
 ) -> Tensor:
     # With r = std / (std + eps):
     #   dL/dw_k = r g_k + (1 - r) mean(g) + sum_j(g_j (q_j - r n_j)) (w_k - mean) / ((N - 1) std)
-    weight = weight.contiguous()
-    deviation, gradients = weight.float() - shift, grad.contiguous().float()
+    weight, gradients = weight.contiguous(), grad.contiguous().float()
+    deviation = weight.float() - shift
     spread = scale.double() + EPSILON
     ratio = scale.double() / spread
     rounded = levels[codes_of(weight, shift, scale, levels)]
