@@ -158,7 +158,7 @@ def _check_version(content: Mapping[str, Any], path: str) -> None:
         raise ArtifactError(f"{path} must have an integer schema_version, got {str(version)[:40]!r}")
     if version > SCHEMA_VERSION:
         raise ArtifactError(
-            f"{path} has schema_version {version}, later than {SCHEMA_VERSION}, the last known: upgrade petkit"
+            f"{path}: schema_version {version} is later than {SCHEMA_VERSION}, the last known: upgrade petkit"
         )
 
 

@@ -1,10 +1,10 @@
-"""The `.bin` files of PETL-ViT's low-bit adapters: packed codes without names, read and written byte for byte.
+"""The `.bin` files of PETL-ViT's low-bit adapters: packed codes without names, kept byte for byte.
 
-Layout, for a ViT-B/16 of 12 blocks: for each matrix its codes in row-major order, least significant bits first,
-then the mean and the standard deviation as float32. The matrices come in the order of the model's modules: in
-each block `down`, `up` of AdaptFormer, or q `down`, q `up`, v `down`, v `up` of LoRA. Last comes the head: weight
-and bias in float32, or, for `bihead`, one more matrix of 1 bit. Everything is little-endian; shapes and the scale
-are in a YAML file beside it.
+Layout, for a ViT-B/16 of 12 blocks: for each matrix its codes in row-major order, least significant bits
+first, then the mean and the standard deviation as float32. The matrices come in the order of the model's
+modules: in each block `down`, `up` of AdaptFormer, or q `down`, q `up`, v `down`, v `up` of LoRA. Last comes
+the head: weight and bias in float32, or, for `bihead`, one more matrix of 1 bit. Everything is little-endian;
+shapes and the scale are in a YAML file beside it.
 
 Source: Jie, Wang, Deng 2023 (arXiv 2307.16867) and its published checkpoints.
 """
@@ -175,7 +175,7 @@ def _read(path: Path, settings: Settings) -> bytes:
         # One byte more than expected is enough to see that a file is too long.
         raw = file.read(settings.size() + 1)
     fits = len(raw) == settings.size()
-    # Packed codes may begin like a pickle by chance, but then the length fits and the last byte is no full stop.
+    # Codes may begin like a pickle by chance, but then the length fits and the last byte is no full stop.
     if looks_like_pickle(raw[:32], raw[-1:] if fits else b"."):
         raise refuse_pickle(path)
     if not fits:
@@ -186,7 +186,7 @@ def _read(path: Path, settings: Settings) -> bytes:
 
 
 def to_manifest(settings: Settings) -> Manifest:
-    """Return the manifest of a converted checkpoint: classes are numbered, the hash of the base is unknown."""
+    """Return the manifest of a converted checkpoint, with numbered classes and no hash of the base."""
     base = BACKBONES[settings.backbone]
     classes = tuple(map(str, range(settings.num_class)))
     adapter = {

@@ -1,0 +1,177 @@
+"""PEFT's LoRA folders (`adapter_config.json`, `adapter_model.safetensors`), read into an artifact."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from petkit.artifacts.dense import to_float32
+from petkit.artifacts.manifest import Base, Manifest, Source, Task
+from petkit.artifacts.peft_config import parse_config, rank_of, scaling_of
+from petkit.artifacts.reader import small_file
+from petkit.artifacts.tensor_file import RawTensor, read_tensor_file
+from petkit.errors import ArtifactError, InputError
+
+CONFIG_FILE = "adapter_config.json"
+TENSOR_FILE = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+MAX_CONFIG = 2**20
+HEADS = ("classifier", "score", "head", "fc")
+TASKS = {"CAUSAL_LM": "causal_lm", "SEQ_CLS": "text_classification"}
+
+Array = NDArray[np.float32]
+
+
+class Adapter(NamedTuple):
+    """What a PEFT folder becomes: the manifest and float32 tensors of an artifact with 32-bit weights."""
+
+    manifest: Manifest
+    dense: dict[str, Array]
+
+
+def read_adapter(folder: Path, tensors: Mapping[str, RawTensor] | None = None) -> Adapter:
+    """Read a PEFT LoRA folder.
+
+    Args:
+        folder: holds `adapter_config.json` and `adapter_model.safetensors`.
+        tensors: the tensors, when they were read from elsewhere (a converted pickle).
+
+    Returns:
+        Manifest and weights: `<layer>.lora.down.weight` (r, in), `<layer>.lora.up.weight` (out, r), the head
+        as `head.weight` and `head.bias`, other saved modules under their own names.
+
+    Raises:
+        ArtifactError: the files are damaged or contradict each other.
+        InputError: a PEFT feature that petkit cannot keep; the message names it.
+        SafetyError: a pickle, or a path that leaves the folder.
+    """
+    where = str(folder / CONFIG_FILE)
+    try:
+        config = parse_config(small_file(folder, CONFIG_FILE, MAX_CONFIG), where)
+    except FileNotFoundError:
+        raise InputError(f"{folder} is no PEFT adapter: it has no {CONFIG_FILE}") from None
+    if tensors is None:
+        tensors = _tensors(folder)
+    layers, saved = _sort(tensors, config, str(folder))
+    head = _head_module(saved)
+    dense = {f"{layer}.lora.{part}.weight": to_float32(raw) for (layer, part), raw in layers.items()}
+    dense |= {_saved_name(name, head): to_float32(raw) for name, raw in saved.items()}
+    return Adapter(_manifest(config, layers, dense, head, _common_dtype(tensors)), dense)
+
+
+def _tensors(folder: Path) -> dict[str, RawTensor]:
+    try:
+        return read_tensor_file(folder, TENSOR_FILE).tensors
+    except FileNotFoundError:
+        raise InputError(f"{folder} has an {CONFIG_FILE} and no {TENSOR_FILE}") from None
+
+
+_PARTS = {"lora_A.weight": "down", "lora_B.weight": "up"}
+
+
+def _sort(
+    tensors: Mapping[str, RawTensor], config: Mapping[str, Any], where: str
+) -> tuple[dict[tuple[str, str], RawTensor], dict[str, RawTensor]]:
+    """Return the LoRA matrices by (layer, part), and the tensors of modules saved whole by their path."""
+    layers: dict[tuple[str, str], RawTensor] = {}
+    saved: dict[str, RawTensor] = {}
+    modules = tuple(config.get("modules_to_save") or ())
+    for name, raw in tensors.items():
+        path = name.removeprefix(PREFIX)
+        ending = next((ending for ending in _PARTS if path.endswith(f".{ending}")), None)
+        if path == name:
+            raise InputError(f"{where}: tensor {name} does not begin with {PREFIX}")
+        if ending:
+            layers[path[: -len(ending) - 1], _PARTS[ending]] = raw
+        elif any(f".{path}".find(f".{module}.") >= 0 for module in modules):
+            saved[path] = raw
+        else:
+            raise InputError(
+                f"{where}: petkit cannot keep the tensor {name}: it is neither LoRA nor in modules_to_save"
+            )
+    _check_layers(layers, config, where)
+    return layers, saved
+
+
+def _check_layers(layers: Mapping[tuple[str, str], RawTensor], config: Mapping[str, Any], where: str) -> None:
+    if not layers:
+        raise ArtifactError(f"{where} holds no lora_A and lora_B")
+    for layer in {layer for layer, _ in layers}:
+        parts = [layers.get((layer, part)) for part in ("down", "up")]
+        if any(raw is None or len(raw.shape) != 2 for raw in parts):
+            shapes = [None if raw is None else raw.shape for raw in parts]
+            raise InputError(
+                f"{where}: {layer} must have two matrices lora_A and lora_B, got shapes {shapes}"
+            )
+        ranks = {parts[0].shape[0], parts[1].shape[1], rank_of(config, layer)}  # type: ignore[union-attr]
+        if len(ranks) != 1:
+            raise ArtifactError(
+                f"{where}: {layer} has contradicting ranks {sorted(ranks)} in config and tensors"
+            )
+
+
+def _head_module(saved: Mapping[str, RawTensor]) -> str | None:
+    """Return the name of the saved module that is one linear layer for classification, if there is one."""
+    for head in HEADS:
+        names = {name for name in saved if name.startswith(f"{head}.")}
+        if names and names <= {f"{head}.weight", f"{head}.bias"} and len(saved[f"{head}.weight"].shape) == 2:
+            return head
+    return None
+
+
+def _saved_name(name: str, head: str | None) -> str:
+    return f"head.{name.removeprefix(f'{head}.')}" if head and name.startswith(f"{head}.") else name
+
+
+def _common_dtype(tensors: Mapping[str, RawTensor]) -> str:
+    dtypes = {raw.dtype for raw in tensors.values()}
+    return dtypes.pop() if len(dtypes) == 1 else "F32"
+
+
+def _manifest(
+    config: Mapping[str, Any],
+    layers: Mapping[tuple[str, str], RawTensor],
+    dense: Mapping[str, Array],
+    head: str | None,
+    dtype: str,
+) -> Manifest:
+    paths = sorted({layer for layer, _ in layers})
+    scaling = {f"{path}.lora": scaling_of(config, path) for path in paths}
+    same = len(set(scaling.values())) == 1
+    base = _model_name(config.get("base_model_name_or_path"))
+    return Manifest(
+        base=Base(id=base, revision=config.get("revision")),
+        model={"name": base},
+        adapter={
+            "method": "lora",
+            "bits": 32,
+            "bottleneck": max(raw.shape[0] for (_, part), raw in layers.items() if part == "down"),
+            "scale": next(iter(scaling.values())) if same else 1.0,
+            "dropout": float(config.get("lora_dropout", 0.0)),
+            "targets": paths,
+        },
+        task=_task(config, dense),
+        scaling={} if same else scaling,
+        source=Source(format="peft", settings={"adapter_config": dict(config), "head": head, "dtype": dtype}),
+    )
+
+
+def _model_name(name: Any) -> str:
+    """Return the base model's name as a recipe of petkit spells it: hub names get the prefix hf/."""
+    text = str(name or "unknown")
+    is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not text.startswith(("timm/", "./", "../"))
+    return f"hf/{text}" if is_hub_name and not Path(text).exists() else text
+
+
+def _task(config: Mapping[str, Any], dense: Mapping[str, Array]) -> Task | None:
+    """Return the task as far as PEFT tells it: it has no name for image classification."""
+    name = TASKS.get(str(config.get("task_type")), "image_classification" if "head.weight" in dense else None)
+    if name is None:
+        return None
+    classes = tuple(map(str, range(len(dense["head.weight"])))) if "head.weight" in dense else ()
+    return Task(type=name, classes=classes)  # type: ignore[arg-type]
