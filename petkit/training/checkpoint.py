@@ -30,6 +30,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from petkit.artifacts.files import write_folder
+from petkit.configuration.sections import Config, leaves
 from petkit.errors import ArtifactError, ConfigError, InputError, PetkitError
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,16 @@ log = logging.getLogger(__name__)
 VERSION = 1
 KEPT = 2
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+# What a resumed run may change: where files go and when it stops, but nothing that changes its weights.
+MAY_DRIFT = (
+    "output",
+    "data.workers",
+    "training.checkpoint_every",
+    "training.checkpoint_steps",
+    "training.max_steps",
+    "training.max_time",
+    "training.tensorboard",
+)
 
 
 @dataclass
@@ -83,9 +94,6 @@ def save(
 
     Raises:
         PetkitError: it cannot be written; nothing is left under its final name.
-
-    Source:
-        petkit.
     """
     files = {
         "weights.safetensors": save_tensors(_cpu(parameters)),
@@ -136,9 +144,6 @@ def load(
     Raises:
         ArtifactError: the checkpoint is damaged or of another model.
         ConfigError: a setting differs from the saved one; every such key is listed.
-
-    Source:
-        petkit.
     """
     state = _read_state(path)
     check_drift(path, state["identity"], identity)
@@ -179,12 +184,6 @@ def checkpoints(folder: Path) -> list[Path]:
 
     Returns:
         Folders named `checkpoint-<step>`, the newest first; a folder that is being written has another name.
-
-    Raises:
-        Nothing.
-
-    Source:
-        petkit.
     """
     if not folder.is_dir():
         return []
@@ -206,9 +205,6 @@ def newest(folder: Path) -> Path:
 
     Raises:
         ConfigError: there is none.
-
-    Source:
-        petkit.
     """
     for path in checkpoints(folder):
         try:
@@ -229,15 +225,6 @@ def clean(folder: Path) -> None:
 
     Args:
         folder: the run's folder, held by this run.
-
-    Returns:
-        Nothing.
-
-    Raises:
-        Nothing.
-
-    Source:
-        petkit.
     """
     for path in folder.glob(".checkpoint-*"):
         shutil.rmtree(path, ignore_errors=True)
@@ -251,14 +238,8 @@ def check_drift(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) ->
         saved: its settings.
         now: the settings of this run.
 
-    Returns:
-        Nothing.
-
     Raises:
         ConfigError: lists every key that differs, with both values.
-
-    Source:
-        petkit.
     """
     absent = "(absent)"
     changed = [
@@ -273,6 +254,25 @@ def check_drift(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) ->
         )
 
 
+def lasting_settings(config: Config) -> dict[str, Any]:
+    """List the settings that a resumed run must share with the run it goes on from.
+
+    Args:
+        config: a whole recipe.
+
+    Returns:
+        Dotted key -> JSON value, without the keys that only say where files go and when the run stops.
+    """
+    values = config.model_dump(mode="json")
+    settings: dict[str, Any] = {}
+    for path, _, _ in leaves(type(config)):
+        value: Any = values
+        for name in path:
+            value = None if value is None else value[name]
+        settings[".".join(path)] = value
+    return {key: value for key, value in settings.items() if key not in MAY_DRIFT}
+
+
 def identity_sha256(identity: Mapping[str, Any]) -> str:
     """Hash settings independently of their order.
 
@@ -281,9 +281,6 @@ def identity_sha256(identity: Mapping[str, Any]) -> str:
 
     Returns:
         64 hexadecimal digits.
-
-    Raises:
-        Nothing.
 
     Source:
         SHA-256 of canonical JSON.

@@ -24,9 +24,6 @@ def parse_duration(text: str) -> float:
 
     Raises:
         ValueError: anything else.
-
-    Source:
-        petkit.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip())
     if not match or float(match[1]) == 0:

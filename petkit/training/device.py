@@ -22,9 +22,6 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         ConfigError: the name is none of these.
         MissingError: the device is not here; nothing falls back in silence.
-
-    Source:
-        petkit.
     """
     kind, _, index = name.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdigit())):
@@ -48,9 +45,6 @@ def configure(threads: int | None, deterministic: bool) -> None:
     Args:
         threads: CPU threads of torch, at least 1; None leaves torch's choice.
         deterministic: refuse kernels whose result depends on timing.
-
-    Returns:
-        Nothing.
 
     Raises:
         ConfigError: threads below 1.

@@ -34,15 +34,6 @@ class World:
 
         Args:
             tensors: tensors of one device, the same shapes on every process; float32 or float64 kept apart.
-
-        Returns:
-            Nothing.
-
-        Raises:
-            Nothing.
-
-        Source:
-            petkit.
         """
         if self.size == 1:
             return
@@ -61,14 +52,8 @@ class World:
             tensors: tensors that must be the same on every process.
             what: their name in the message.
 
-        Returns:
-            Nothing.
-
         Raises:
             InputError: a process differs.
-
-        Source:
-            petkit.
         """
         if self.size == 1:
             return
@@ -94,9 +79,6 @@ def start(device: torch.device) -> World:
     Returns:
         This process's place.
 
-    Raises:
-        Nothing.
-
     Source:
         accelerate's `PartialState` reads the launchers' environment.
     """
@@ -111,14 +93,8 @@ def start(device: torch.device) -> World:
 def launched_rank() -> int:
     """Read this process's rank from the launcher's environment.
 
-    Args:
-        (none)
-
     Returns:
         The rank, 0 without a launcher; known before any process group exists.
-
-    Raises:
-        Nothing.
 
     Source:
         The variables of torchrun.
@@ -131,15 +107,6 @@ def finish(world: World) -> None:
 
     Args:
         world: the place that `start` gave.
-
-    Returns:
-        Nothing.
-
-    Raises:
-        Nothing.
-
-    Source:
-        petkit.
     """
     if world.size > 1 and distributed.is_initialized():
         distributed.destroy_process_group()

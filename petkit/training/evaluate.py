@@ -141,9 +141,6 @@ def evaluate(
 
     Raises:
         InputError: the split is empty or holds no target.
-
-    Source:
-        petkit.
     """
     world = world or World()
     if len(dataset) == 0:
@@ -225,9 +222,6 @@ def autocast(device: torch.device, precision: Literal["fp32", "bf16"]) -> Abstra
     Returns:
         A context manager.
 
-    Raises:
-        Nothing.
-
     Source:
         torch.autocast.
     """
@@ -243,12 +237,6 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
     Returns:
         The batch in the same shape.
-
-    Raises:
-        Nothing.
-
-    Source:
-        petkit.
     """
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)

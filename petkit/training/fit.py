@@ -50,6 +50,9 @@ class Fitted:
     best_step: int | None
     """The selected step, when validation selects."""
 
+    best_score: float | None
+    """Its score on the validation split."""
+
     history: list[dict[str, Any]] = field(repr=False)
     """Records of metrics.jsonl; empty on processes other than the first."""
 
@@ -89,9 +92,6 @@ def fit(
         ConfigError: nothing to train, no full batch, or settings that drifted on resume.
         PetkitError: the loss is not finite, a checkpoint cannot be written, or a signal asked to stop (exit
             code 130 or 143 after saving).
-
-    Source:
-        petkit.
     """
     loop = _Loop(model, step, train, config, context, seed, identity, validate)
     with StopRequest() as request:
@@ -340,6 +340,7 @@ class _Loop:
             stopped=stopped,
             examples_per_second=self.examples / self.timed if self.timed else 0.0,
             best_step=self.progress.best_step,
+            best_score=self.progress.best_score,
             history=self.metrics.history,
             trainable=sum(parameter.numel() for parameter in self.parameters.values()),
         )

@@ -27,9 +27,6 @@ class MetricsLog:
 
     Raises:
         MissingError: TensorBoard was asked for and is not installed.
-
-    Source:
-        petkit.
     """
 
     def __init__(self, folder: Path | None, keep_bytes: int, tensorboard: bool) -> None:
@@ -46,14 +43,8 @@ class MetricsLog:
         Args:
             record: `step`, `epoch` and any further numbers; NaN and infinities become null.
 
-        Returns:
-            Nothing.
-
         Raises:
             Nothing: a failure is reported once and the run goes on.
-
-        Source:
-            petkit.
         """
         clean = {name: value if math.isfinite(value) else None for name, value in record.items()}
         self.history.append(clean)
@@ -139,9 +130,6 @@ def trainer_state(
 
     Returns:
         JSON-ready values.
-
-    Raises:
-        Nothing.
 
     Source:
         transformers' TrainerState, field names only.

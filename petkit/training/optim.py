@@ -37,9 +37,6 @@ def learning_rate(step: int, schedule: Schedule) -> float:
     Returns:
         `warmup_start` at step 0, `peak` at step `warmup_steps`, `minimum` at the last step.
 
-    Raises:
-        Nothing.
-
     Source:
         The cosine of SGDR without restarts. The original code counts epochs, and its first two epochs both
         run at the start of the warm-up; here every step has its own rate and the warm-up is as long as asked.
@@ -60,9 +57,6 @@ def make_schedule(config: TrainingConfig, steps_per_epoch: int) -> Schedule:
 
     Returns:
         The schedule. Limits (`max_steps`, `max_time`) cut a run short and leave the schedule as it is.
-
-    Raises:
-        Nothing.
 
     Source:
         Jie, Wang and Deng (2023): AdamW, 10 of 100 epochs of warm-up, cosine.
@@ -88,9 +82,6 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
     Raises:
         ConfigError: nothing is trainable.
-
-    Source:
-        petkit.
     """
     found = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not found:
@@ -109,9 +100,6 @@ def make_optimizer(parameters: dict[str, nn.Parameter], config: TrainingConfig) 
 
     Returns:
         The optimiser; its state is empty until the first step.
-
-    Raises:
-        Nothing.
 
     Source:
         Loshchilov and Hutter (2019).

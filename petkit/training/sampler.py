@@ -57,12 +57,6 @@ class BatchPlan:
             Lists of example indices, none of them empty; no list at all when a short last batch leaves this
             process without examples. Processes side by side hold what one process with their joint batch
             size would hold.
-
-        Raises:
-            Nothing.
-
-        Source:
-            petkit.
         """
         epoch, position = divmod(step, self.steps_per_epoch)
         order = _permutation(self.seed, epoch, self.examples)
@@ -108,9 +102,6 @@ def plan_batches(config: TrainingConfig, examples: int, seed: int, processes: in
 
     Raises:
         ConfigError: no full batch fits into the split.
-
-    Source:
-        petkit.
     """
     plan = BatchPlan(
         examples,

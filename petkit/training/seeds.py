@@ -23,9 +23,6 @@ def derive(seed: int, *names: str | int) -> int:
     Returns:
         An integer in [0, 2**63).
 
-    Raises:
-        Nothing.
-
     Source:
         The first 63 bits of SHA-256 over the path: the same on every platform and version, unlike `hash`.
     """
@@ -43,9 +40,6 @@ def stream(seed: int, *names: str | int) -> torch.Generator:
     Returns:
         A generator that nothing else draws from.
 
-    Raises:
-        Nothing.
-
     Source:
         `derive`.
     """
@@ -61,12 +55,6 @@ def seed_global(seed: int, *names: str | int) -> None:
     Args:
         seed: root seed.
         names: path of the stream.
-
-    Returns:
-        Nothing.
-
-    Raises:
-        Nothing.
 
     Source:
         `derive`.

@@ -57,12 +57,6 @@ def stop_error(number: int, where: str) -> PetkitError:
 
     Returns:
         The error; its exit code is 128 + number.
-
-    Raises:
-        Nothing.
-
-    Source:
-        petkit.
     """
     kind = Terminated if number == signal.SIGTERM else Interrupted
     return kind(f"stopped by {signal.Signals(number).name} after saving {where}: go on with --resume")

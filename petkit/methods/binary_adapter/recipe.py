@@ -1,0 +1,360 @@
+"""`petkit train adapter`: from a recipe to an artifact. Start reading at `run`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from petkit.artifacts import (
+    Base,
+    Check,
+    Manifest,
+    Preprocess,
+    RunDirectory,
+    Task,
+    atomic_write,
+    open_run,
+    step,
+    write_artifact,
+    write_checks,
+)
+from petkit.data.loading import Dataset, Splits, load_data
+from petkit.errors import ConfigError, GateError
+from petkit.methods.binary_adapter.algorithm import IGNORED, insert_adapters, pack_adapters, step_function
+from petkit.methods.binary_adapter.config import BinaryAdapterConfig
+from petkit.models.inserts import Site, set_head
+from petkit.models.loaded import LoadedModel, compute_logits, new_head
+from petkit.models.loading import load_adapted, load_model
+from petkit.training.checkpoint import lasting_settings
+from petkit.training.context import RunContext
+from petkit.training.evaluate import Evaluation, evaluate, to_device
+from petkit.training.fit import Fitted, fit
+from petkit.training.memory import estimate_memory
+from petkit.training.metrics import trainer_state
+from petkit.training.optim import make_schedule, trainable_parameters
+from petkit.training.outcome import compare_logits, model_card, size_ledger
+from petkit.training.sampler import plan_batches
+from petkit.training.seeds import stream
+
+log = logging.getLogger(__name__)
+
+COMMAND = "train adapter"
+CHECKED_EXAMPLES = 32
+
+
+def run(config: BinaryAdapterConfig, context: RunContext) -> dict[str, Any] | None:
+    """Train an adapter, write its artifact, load that again and measure it.
+
+    Args:
+        config: the validated recipe.
+        context: folder, device, processes.
+
+    Returns:
+        The content of result.json; None on processes other than the first.
+
+    Raises:
+        GateError: the reloaded artifact does not behave like the trained model.
+        PetkitError: whatever else stops the run, by kind.
+
+    Source:
+        Jie, Wang and Deng (2023). The original chose its checkpoint on the test split; here that split is
+        evaluated once, after everything is decided.
+    """
+    ready = prepare(config, context)
+    with _claim_folder(context) as directory:
+        fitted = fit(
+            ready.model,
+            step_function(config.task),
+            ready.train,
+            config.training,
+            context,
+            seed=config.seed,
+            identity=_identity(config, ready),
+            validate=_validation_of(config, ready, context),
+            workers=config.data.workers,
+        )
+        if directory is None:
+            return None
+        packed, dense = pack_adapters(ready.model)
+        manifest = _describe(config, ready)
+        folder = write_artifact(
+            context.folder,
+            manifest=manifest,
+            config=config.model_dump(mode="json"),
+            packed=packed,
+            dense=dense,
+            extra_files={"trainer_state.json": json.dumps(_history(config, fitted), indent=2)},
+            run=directory,
+        )
+        reloaded = load_adapted(folder, context.device, mode="packed").model
+        check = _same_behaviour(ready, reloaded, context.device)
+        write_checks(folder, [check])
+        evaluation = _evaluate_split(config, reloaded, ready.splits.test, ready.splits.classes, context)
+        sizes = size_ledger(packed, dense, ready.full_model_bytes)
+        result = _summary(config, context, fitted, evaluation, check) | {"bytes": sizes}
+        atomic_write(folder / "README.md", model_card(manifest, result, _licence_of(ready.model)).encode())
+        directory.write_result(result)
+    if not check.ok:
+        raise GateError(f"{check.name}: {check.detail} (see checks.json in {folder})")
+    return result
+
+
+def plan(config: BinaryAdapterConfig, context: RunContext) -> dict[str, Any]:
+    """Do everything that a run does before its first step, and say what would follow.
+
+    Args:
+        config: the validated recipe.
+        context: folder, device, processes.
+
+    Returns:
+        JSON-ready values: model, data, matched modules, sizes, steps, memory.
+
+    Raises:
+        PetkitError: what would stop the run, too.
+    """
+    ready = prepare(config, context)
+    batches = plan_batches(config.training, len(ready.train), config.seed, context.world.size)
+    schedule = make_schedule(config.training, batches.steps_per_epoch)
+    example = to_device(ready.train.collate([ready.train[0]]), context.device)
+    micro_batch = -(-config.training.batch_size // config.training.gradient_accumulation)
+    ready.model.train()
+    memory = estimate_memory(ready.model, step_function(config.task), example, micro_batch)
+    steps = min(batches.total_steps, config.training.max_steps or batches.total_steps)
+    return {
+        "status": "plan",
+        "output": str(context.folder),
+        "device": str(context.device),
+        "processes": context.world.size,
+        "task": config.task,
+        "model": {"id": ready.loaded.base_id, "sha256": ready.loaded.base_sha256},
+        "examples": {name: None if split is None else len(split) for name, split in ready.used.items()},
+        "classes": len(ready.splits.classes),
+        "adapters": [site.name for site in ready.sites],
+        "trainable_parameters": sum(p.numel() for p in trainable_parameters(ready.model).values()),
+        "bytes": size_ledger(*pack_adapters(ready.model), ready.full_model_bytes),
+        "steps": {"total": steps, "per_epoch": batches.steps_per_epoch, "warmup": schedule.warmup_steps},
+        "memory_bytes": {
+            "weights": memory.weights,
+            "optimizer": memory.optimizer,
+            "activations": memory.activations,
+            "total": memory.total,
+        },
+    }
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A model with adapters and its data, before the first step."""
+
+    loaded: LoadedModel
+    splits: Splits
+    train: Dataset
+    sites: Sequence[Site]
+    full_model_bytes: int
+
+    @property
+    def model(self) -> nn.Module:
+        """The frozen model with trainable adapters and head."""
+        return self.loaded.model
+
+    @property
+    def used(self) -> Mapping[str, Dataset | None]:
+        """The splits by the part they play."""
+        selecting = self.train is self.splits.train
+        validation = self.splits.validation if selecting else None
+        return {"train": self.train, "validation": validation, "test": self.splits.test}
+
+
+def prepare(config: BinaryAdapterConfig, context: RunContext) -> Ready:
+    """Load model and data, give the model its head and adapters, and check that they can be trained.
+
+    Args:
+        config: the validated recipe.
+        context: device and processes.
+
+    Returns:
+        All of it; the model is on the device.
+
+    Raises:
+        ConfigError: the recipe does not fit the model or the data.
+        PetkitError: model or data cannot be loaded.
+    """
+    # How many classes there are is known only after the data, whose form in turn depends on the model.
+    loaded = load_model(config.model, config.task, num_classes=1)
+    splits = load_data(config.data, config.task, loaded.preprocess, loaded.tokenizer, seed=config.seed)
+    model = loaded.model
+    if config.task != "causal_lm":
+        width = int(model.head.in_features)  # type: ignore[union-attr, arg-type]
+        set_head(model, new_head(width, len(splits.classes), stream(config.seed, "init", "head")))
+    full_model_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
+    sites = insert_adapters(model, config.adapter, stream(config.seed, "init", "adapters"))
+    train = _training_split(config, splits)
+    trainable_parameters(model)
+    plan_batches(config.training, len(train), config.seed, context.world.size)
+    model.to(context.device)
+    log.info("%s", _matched(sites))
+    for site in sites:
+        log.debug("adapter at %s (%d -> %d)", site.name, site.in_features, site.out_features)
+    return Ready(loaded, splits, train, sites, full_model_bytes)
+
+
+def _training_split(config: BinaryAdapterConfig, splits: Splits) -> Dataset:
+    """Choose what is trained on: train alone when validation selects, else train and validation."""
+    selecting = config.training.select == "validation"
+    if selecting and splits.validation is None:
+        raise ConfigError(
+            "training.select validation needs a validation split, got none in the data: add one or set "
+            "training.select=last"
+        )
+    chosen = splits.train if selecting else splits.everything
+    if chosen is None:
+        raise ConfigError("training needs a train split, got none: see data.path")
+    return chosen
+
+
+def _validation_of(
+    config: BinaryAdapterConfig, ready: Ready, context: RunContext
+) -> Callable[[], Evaluation] | None:
+    """Make the function that scores a step on the validation split, when that split selects."""
+    validation = ready.used["validation"]
+    if validation is None:
+        return None
+    return lambda: _evaluate_split(
+        config,
+        ready.model,
+        validation,
+        ready.splits.classes,
+        context,
+        config.training.precision,
+        context.world,
+    )
+
+
+def _evaluate_split(
+    config: BinaryAdapterConfig,
+    model: nn.Module,
+    split: Dataset | None,
+    classes: Sequence[str],
+    context: RunContext,
+    precision: Any = "fp32",
+    world: Any = None,
+) -> Evaluation:
+    """Evaluate a model on one split with the recipe's batch size."""
+    return evaluate(
+        model,
+        split or [],
+        step_function(config.task),
+        batch_size=config.training.batch_size,
+        device=context.device,
+        precision=precision,
+        workers=config.data.workers,
+        classes=classes,
+        world=world,
+    )
+
+
+def _same_behaviour(ready: Ready, reloaded: nn.Module, device: torch.device) -> Check:
+    """Compare the trained model with its reloaded artifact on the first training examples."""
+    examples = [ready.train[index] for index in range(min(CHECKED_EXAMPLES, len(ready.train)))]
+    batch = to_device(ready.train.collate(examples), device)
+    with torch.inference_mode():
+        logits = [compute_logits(model.eval(), batch) for model in (ready.model, reloaded)]
+    if batch["labels"].ndim == 2:
+        # Behind padding a language model's logits mean nothing.
+        logits = [one[batch["labels"] != IGNORED] for one in logits]
+    return compare_logits(*logits)
+
+
+def _claim_folder(context: RunContext) -> AbstractContextManager[RunDirectory | None]:
+    """Take the output folder, on the first process only."""
+    if not context.world.is_main:
+        return nullcontext()
+    return open_run(context.folder, context.overwrite, context.resume is not None)
+
+
+def _identity(config: BinaryAdapterConfig, ready: Ready) -> dict[str, Any]:
+    """List the settings that a resumed run must share with the run it goes on from."""
+    found = {"model.sha256": ready.loaded.base_sha256, "data.training_examples": len(ready.train)}
+    return lasting_settings(config) | found
+
+
+def _describe(config: BinaryAdapterConfig, ready: Ready) -> Manifest:
+    """Write down what the artifact is."""
+    loaded, splits = ready.loaded, ready.splits
+    text = config.task != "image_classification"
+    base = Base(id=loaded.base_id, revision=loaded.revision, sha256=loaded.base_sha256)
+    preprocess = None if splits.preprocess is None else Preprocess(**splits.preprocess)
+    return Manifest(
+        base=base,
+        lineage=(step(COMMAND, config.model_dump(mode="json"), {"base": loaded.base_sha256}),),
+        model=config.model.model_dump(mode="json"),
+        adapter=config.adapter.model_dump(mode="json"),
+        task=Task(
+            type=config.task,
+            classes=splits.classes,
+            preprocess=preprocess,
+            max_length=config.data.max_length if text else None,
+        ),
+    )
+
+
+def _history(config: BinaryAdapterConfig, fitted: Fitted) -> dict[str, Any]:
+    """Write the run's history in the shape of trainer_state.json."""
+    return trainer_state(
+        fitted.history,
+        step=fitted.steps,
+        total_steps=fitted.total_steps,
+        epochs=config.training.epochs,
+        batch_size=config.training.batch_size,
+        best_metric=fitted.best_score,
+        best_step=fitted.best_step,
+    )
+
+
+def _summary(
+    config: BinaryAdapterConfig, context: RunContext, fitted: Fitted, evaluation: Evaluation, check: Check
+) -> dict[str, Any]:
+    """Sum a run up for result.json."""
+    measured = evaluation.payload()
+    rate = {"train": fitted.examples_per_second, "eval": measured.pop("examples_per_second")}
+    unit = "images" if config.task == "image_classification" else "examples"
+    return {
+        "status": "completed" if check.ok else "gate_failed",
+        "stopped": fitted.stopped,
+        "task": config.task,
+        "split": "test",
+        "evaluated": "packed artifact, reloaded",
+        **measured,
+        f"{unit}_per_second": rate,
+        "steps": fitted.steps,
+        "total_steps": fitted.total_steps,
+        "best_step": fitted.best_step,
+        "trainable_parameters": fitted.trainable,
+        "seed": config.seed,
+        "device": str(context.device),
+        "processes": context.world.size,
+    }
+
+
+def _matched(sites: Sequence[Site]) -> str:
+    """Summarise where adapters went in one line."""
+    if not sites:
+        return "no adapters: the head alone is trained"
+    patterns = Counter(re.sub(r"\b\d+\b", "*", site.name) for site in sites)
+    listed = ", ".join(f"{pattern} ({count})" for pattern, count in patterns.items())
+    return f"adapters at {len(sites)} modules: {listed}"
+
+
+def _licence_of(model: nn.Module) -> str | None:
+    """Read the licence of a base model where its library records one."""
+    recorded = getattr(model, "pretrained_cfg", None) or {}
+    return recorded.get("license")
