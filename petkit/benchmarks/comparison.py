@@ -1,0 +1,190 @@
+"""Runs an experiment: trains what is missing, quantises, adds noise, and gathers one row per variant."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from petkit.artifacts import read_artifact
+from petkit.benchmarks.experiment import ExperimentConfig, QuantizeConfig, VariantConfig
+from petkit.configuration import load_yaml, resolve
+from petkit.errors import InputError
+from petkit.methods.binary_adapter import recipe
+from petkit.methods.binary_adapter.config import BinaryAdapterConfig
+from petkit.methods.binary_adapter.evaluation import evaluate_artifact
+from petkit.quantization.artifact import quantize_artifact, write_quantized
+from petkit.quantization.config import QuantizationConfig
+from petkit.report.statistics import Interval, mean_interval
+from petkit.report.tables import Table
+from petkit.training.context import RunContext
+
+log = logging.getLogger(__name__)
+
+MakeContext = Callable[[Path], RunContext]
+RESULT = "result.json"
+
+
+@dataclass
+class Row:
+    """One variant over its seeds."""
+
+    name: str
+    accuracies: list[float] = field(default_factory=list)
+    bytes: dict[str, Any] = field(default_factory=dict)
+    train_rates: list[float] = field(default_factory=list)
+    eval_rates: list[float] = field(default_factory=list)
+    noise: dict[float, list[float]] = field(default_factory=dict)
+
+    @property
+    def accuracy(self) -> Interval:
+        """Mean test accuracy over seeds with its 95 % t-interval."""
+        return mean_interval(self.accuracies)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        interval = self.accuracy
+        return {
+            "name": self.name,
+            "accuracy": {"mean": interval.estimate, "low": interval.low, "high": interval.high},
+            "accuracies": self.accuracies,
+            "bytes": self.bytes,
+            "images_per_second": {"train": self.train_rates, "eval": self.eval_rates},
+            "noise": {f"{level:g}": values for level, values in self.noise.items()},
+        }
+
+
+def run_experiment(
+    experiment: ExperimentConfig,
+    recipe_file: Path,
+    folder: Path,
+    make_context: MakeContext,
+    seeds: int | None = None,
+) -> list[Row]:
+    """Train, quantise and evaluate every variant with every seed; finished runs in `folder` are kept.
+
+    Args:
+        experiment: variants and seeds.
+        recipe_file: the recipe that they vary.
+        folder: holds one run per variant and seed.
+        make_context: gives a run its device and progress, from its folder.
+        seeds: runs per variant, in place of the experiment's own number.
+
+    Returns:
+        One row per variant, in the experiment's order.
+
+    Raises:
+        InputError: a finished run in `folder` was made by other settings.
+        PetkitError: a run failed, by kind.
+    """
+    rows = [Row(variant.name) for variant in experiment.variants]
+    folders = {variant.name: variant.folder for variant in experiment.variants}
+    for seed in range(seeds or experiment.seeds):
+        for row, variant in zip(rows, experiment.variants, strict=True):
+            run = folder / variant.folder / f"seed-{seed}"
+            log.info("%s, seed %d", variant.name, seed)
+            if variant.quantize is None:
+                result = _trained(experiment, variant, recipe_file, seed, make_context(run))
+            else:
+                source = folder / folders[variant.quantize.source] / f"seed-{seed}"
+                result = _quantized(variant.quantize, source, make_context(run))
+            _gather(row, result)
+            for level in experiment.noise:
+                row.noise.setdefault(level, []).append(_under_noise(make_context(run), level))
+    return rows
+
+
+def _trained(
+    experiment: ExperimentConfig, variant: VariantConfig, recipe_file: Path, seed: int, context: RunContext
+) -> dict[str, Any]:
+    flags = {"seed": seed, "output": str(context.folder)}
+    config = resolve(BinaryAdapterConfig, [recipe_file], [*experiment.set, *variant.set], flags).config
+    finished = _finished(context.folder)
+    if finished is not None:
+        _same_settings(config, context.folder)
+        return finished
+    # One process, no launcher: the first and only process always gets the result.
+    return recipe.run(config, context) or {}
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    try:
+        result = json.loads((folder / RESULT).read_text())
+    except FileNotFoundError:
+        return None
+    return dict(result) if result.get("status") == "completed" else None
+
+
+def _same_settings(config: BinaryAdapterConfig, folder: Path) -> None:
+    before, now = load_yaml(folder / "config.yaml").data, config.model_dump(mode="json")
+    changed = [name for name in now if name != "output" and before.get(name) != now[name]]
+    if changed:
+        raise InputError(
+            f"{folder} was made with other settings ({', '.join(changed)}): remove it or use another folder"
+        )
+
+
+def _quantized(settings: QuantizeConfig, source: Path, context: RunContext) -> dict[str, Any]:
+    finished = _finished(context.folder)
+    if finished is not None:
+        return finished
+    quantized = quantize_artifact(
+        read_artifact(source), QuantizationConfig(bits=settings.bits, method=settings.method)
+    )
+    write_quantized(quantized, context.folder, overwrite=True)
+    trained = _finished(source) or {}
+    evaluation = evaluate_artifact(context.folder, context.device)
+    result = {
+        "status": "completed",
+        "accuracy": evaluation.accuracy,
+        "bytes": recipe.size_ledger(quantized.packed, quantized.dense, trained["bytes"]["full_model_fp32"]),
+        "images_per_second": {"train": None, "eval": evaluation.examples_per_second},
+    }
+    (context.folder / RESULT).write_text(json.dumps(result, indent=2))
+    return result
+
+
+def _under_noise(context: RunContext, level: float) -> float:
+    kept = context.folder / f"noise-{level:g}.json"
+    if not kept.exists():
+        evaluation = evaluate_artifact(context.folder, context.device, noise=level)
+        kept.write_text(json.dumps({"accuracy": evaluation.accuracy}))
+    return float(json.loads(kept.read_text())["accuracy"])
+
+
+def _gather(row: Row, result: dict[str, Any]) -> None:
+    row.accuracies.append(result["accuracy"])
+    row.bytes = result["bytes"]
+    rates = result["images_per_second"]
+    if rates["train"] is not None:
+        row.train_rates.append(rates["train"])
+    row.eval_rates.append(rates["eval"])
+
+
+def summary_table(rows: list[Row]) -> Table:
+    """The rows as a table for people: accuracy with interval, bytes, ratio to full fine-tuning, rates."""
+    seeds = len(rows[0].accuracies)
+    return Table.from_records(
+        [
+            {
+                "system": row.name,
+                "test accuracy": row.accuracy,
+                "adapter bytes": row.bytes["adapter"],
+                "with head": row.bytes["adapter"] + row.bytes["head"],
+                "full model / artifact": row.bytes["ratio"],
+                "train images/s": _median(row.train_rates),
+                "eval images/s": _median(row.eval_rates),
+            }
+            for row in rows
+        ],
+        note=f"mean ± half of the 95 % t-interval over {seeds} seeds"
+        if seeds > 1
+        else "one seed: no interval",
+    )
+
+
+def _median(values: list[float]) -> float | None:
+    return sorted(values)[len(values) // 2] if values else None

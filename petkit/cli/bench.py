@@ -1,0 +1,176 @@
+"""`petkit bench ops|adapters|serving|training`: speed, memory and accuracy against peers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from petkit.cli import output
+from petkit.cli.common import DeviceOption, JsonFlag, ThreadsOption
+from petkit.errors import ConfigError
+
+app = typer.Typer(help="Measure speed, memory and accuracy against other ways, in one process.")
+
+SecondsOption = Annotated[
+    float, typer.Option("--seconds", metavar="S", min=0.1, help="Time to spend on each measurement.")
+]
+ThreadList = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--threads", metavar="N", min=1, help="Thread count to measure at; may be repeated. Default: 1 and 2."
+    ),
+]
+SaveOption = Annotated[
+    Path | None, typer.Option("--save", metavar="FILE", help="Write the JSON object to this file as well.")
+]
+
+
+@app.command()
+def ops(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[OP]...", help="Groups to run. Default: all.")
+    ] = None,
+    threads: ThreadList = None,
+    seconds: SecondsOption = 3.0,
+    save: SaveOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Time every op against its peers: ratios, and the fraction of the measured memory bandwidth."""
+    from petkit.benchmarks import harness
+    from petkit.benchmarks.ops import GROUPS
+    from petkit.report.tables import Table
+
+    unknown = sorted(set(names or ()) - set(GROUPS))
+    if unknown:
+        raise ConfigError(f"ops must be among {', '.join(GROUPS)}, got {', '.join(unknown)}")
+    counts = threads or [1, 2]
+    bandwidth = {count: harness.read_bandwidth(count) for count in counts}
+    cases = [case for name in names or GROUPS for case in GROUPS[name]()]
+    outcomes = []
+    with output.progress("bench ops", len(cases) * len(counts), "cases") as advance:
+        for case in cases:
+            for count in counts:
+                outcomes.append(harness.measure(case, count, bandwidth[count], seconds))
+                advance(note=case.name)
+    records = [
+        {
+            "case": outcome.case,
+            "threads": outcome.threads,
+            "peer": peer,
+            "times faster": outcome.ratio(peer),
+            "of bandwidth": outcome.bandwidth_fraction,
+            "goal": outcome.goals.get(peer, outcome.goals.get("bandwidth")),
+        }
+        for outcome in outcomes
+        for peer in outcome.peers
+    ]
+    payload = {
+        "environment": harness.environment(bandwidth),
+        "outcomes": [outcome.to_dict() for outcome in outcomes],
+    }
+    _show(Table.from_records(records), payload, save, as_json)
+
+
+@app.command()
+def serving(
+    folder: Annotated[Path, typer.Option("--folder", help="Keeps the adapters between runs.")] = Path(
+        "runs/bench-serving"
+    ),
+    adapters: Annotated[
+        int, typer.Option("--adapters", metavar="N", min=1, help="Adapters resident.")
+    ] = 1000,
+    batch: Annotated[
+        int, typer.Option("--batch", metavar="N", min=1, help="Images in the mixed batch.")
+    ] = 32,
+    threads: ThreadList = None,
+    seconds: SecondsOption = 10.0,
+    save: SaveOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Run one mixed batch over many resident adapters, against peft's mixed batch."""
+    from petkit.benchmarks import serving as bench
+
+    folder.mkdir(parents=True, exist_ok=True)
+    payload = bench.run(folder, adapters, batch, threads or [1, 2], seconds)
+    _show(bench.table(payload), payload | {"environment": _environment()}, save, as_json)
+
+
+@app.command()
+def training(
+    batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Images per step.")] = 32,
+    threads: ThreadList = None,
+    seconds: SecondsOption = 30.0,
+    save: SaveOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Time a training step with 1-bit adapters against one with 32-bit adapters."""
+    from petkit.benchmarks import training as bench
+
+    payload = bench.run(batch, threads or [1, 2], seconds)
+    _show(bench.table(payload), payload | {"environment": _environment()}, save, as_json)
+
+
+@app.command()
+def adapters(
+    experiment: Annotated[
+        str, typer.Argument(metavar="EXPERIMENT", help="A shipped experiment or a YAML file.")
+    ],
+    folder: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FOLDER", help="Keeps finished runs: start it again to go on."
+        ),
+    ],
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", metavar="N", min=1, help="Runs per variant.")
+    ] = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    save: SaveOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train and compare variants of a recipe over seeds: table, plots and one HTML page.
+
+    Shipped experiments: demo, constant-bytes, quantization, noise.
+    """
+    from dataclasses import replace
+
+    from petkit.benchmarks import comparison, page
+    from petkit.benchmarks.experiment import load_experiment
+    from petkit.training.context import RunContext
+    from petkit.training.device import configure, resolve_device
+
+    config, recipe = load_experiment(experiment)
+    configure(threads, deterministic=False)
+    chosen = resolve_device(device)
+
+    def context(run: Path) -> RunContext:
+        return RunContext(run, chosen, overwrite=True)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = comparison.run_experiment(config, recipe, folder, context, seeds)
+    command = f"petkit bench adapters {experiment}" + (f" --seeds {seeds}" if seeds else "")
+    facts = {"command": command, "environment": _environment(), "settings": config.model_dump(mode="json")}
+    report = page.write_results(folder, f"petkit: {experiment}", rows, facts)
+    table = replace(comparison.summary_table(rows), formats={"test accuracy": ".1%"})
+    _show(table, json.loads((folder / "results.json").read_text()), save, as_json)
+    output.log(f"report: {report}")
+
+
+def _environment() -> dict[str, Any]:
+    from petkit.benchmarks.harness import environment
+
+    return environment({})
+
+
+def _show(table: Any, payload: dict[str, Any], save: Path | None, as_json: bool) -> None:
+    import sys
+
+    if save is not None:
+        save.parent.mkdir(parents=True, exist_ok=True)
+        save.write_text(json.dumps(payload, indent=2) + "\n", encoding="utf-8")
+    text = table.rich() if sys.stdout.isatty() else table.plain()
+    output.print_result(text, payload, as_json)
