@@ -1,0 +1,214 @@
+"""`petkit train adapter`: parse, call the recipe, print."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from petkit.cli import common, output
+from petkit.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from petkit.training.context import RunContext, StepReport
+
+app = typer.Typer(help="Fit a method to data from a YAML recipe.", no_args_is_help=True)
+
+NEWEST = "newest"
+Recipe = Callable[[Any, "RunContext"], dict[str, Any] | None]
+
+
+@app.callback()
+def _group() -> None:
+    """Fit a method to data from a YAML recipe."""
+
+
+@app.command()
+def adapter(
+    recipe: common.ConfigArgument = None,
+    config: common.ConfigOption = None,
+    settings: common.SetOption = None,
+    seed: common.SeedOption = None,
+    folder: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Folder of the run.")
+    ] = None,
+    max_steps: Annotated[
+        int | None, typer.Option("--max-steps", metavar="N", min=1, help="Stop after N optimiser steps.")
+    ] = None,
+    max_time: Annotated[
+        str | None, typer.Option("--max-time", metavar="TIME", help="Stop after 90s, 30m or 2h.")
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave unreadable files out, naming each.")
+    ] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            "--resume",
+            metavar="[CHECKPOINT]",
+            is_flag=False,
+            flag_value=NEWEST,
+            help="Go on from the newest complete checkpoint of the output folder, or from this one.",
+            rich_help_panel=common.RUN_PANEL,
+        ),
+    ] = None,
+    dry_run: common.DryRunFlag = False,
+    device: common.DeviceOption = "auto",
+    threads: common.ThreadsOption = None,
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic", help="Refuse kernels whose result varies.", rich_help_panel=common.RUN_PANEL
+        ),
+    ] = False,
+    overwrite: common.OverwriteFlag = False,
+    as_json: common.JsonFlag = False,
+) -> None:
+    """Train low-bit adapters in a frozen model and write them as one artifact folder."""
+    from petkit.configuration import resolve
+    from petkit.methods.binary_adapter.config import BinaryAdapterConfig
+
+    flags = {
+        "seed": seed,
+        "output": None if folder is None else str(folder),
+        "training.max_steps": max_steps,
+        "training.max_time": max_time,
+        "data.skip_bad": skip_bad or None,
+    }
+    resolved = resolve(BinaryAdapterConfig, common.recipe_files(recipe, config), settings or (), flags)
+    for note in resolved.dropped:
+        output.log(note)
+    target = Path(resolved.config.output)
+    _check_output(target, overwrite, resume is not None)
+
+    from petkit.methods.binary_adapter import recipe as binary_adapter
+    from petkit.training import device as devices
+    from petkit.training import distributed
+    from petkit.training.context import RunContext
+
+    devices.configure(threads, deterministic)
+    chosen = devices.resolve_device(device)
+    checkpoint = None if resume is None else _checkpoint(resume, target)
+    world = distributed.start(chosen)
+    try:
+        with _Bar() as bar:
+            context = RunContext(target, chosen, world, checkpoint, overwrite, bar.watch)
+            result = (binary_adapter.plan if dry_run else binary_adapter.run)(resolved.config, context)
+    finally:
+        distributed.finish(world)
+    if result is not None and world.is_main:
+        _finish(result, target, dry_run, as_json)
+
+
+class _Bar:
+    """A progress bar that opens with the first step, when the number of steps is known."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._advance: output.Advance | None = None
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def watch(self, report: StepReport) -> None:
+        """Show one optimiser step."""
+        if self._advance is None:
+            left = report.total_steps - report.step + 1
+            self._advance = self._stack.enter_context(output.progress("training", left))
+        rate = f"{report.examples_per_second:.3g} examples/s"
+        self._advance(1, note=f"loss {report.loss:.4f}, learning rate {report.learning_rate:.2e}, {rate}")
+
+
+def _check_output(folder: Path, overwrite: bool, resume: bool) -> None:
+    """Refuse the output folder before any work, as the run itself would after it; nothing is changed."""
+    from petkit.artifacts.run_directory import refuse_foreign, refuse_locked
+
+    if overwrite and resume:
+        raise ConfigError("--overwrite and --resume exclude each other: one deletes what the other continues")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"output {folder} must be a folder, it is a file: choose another")
+    if not folder.is_dir():
+        return
+    refuse_locked(folder)
+    if not any(folder.iterdir()):
+        return
+    if overwrite:
+        refuse_foreign(folder)
+    elif not resume:
+        raise InputError(f"output folder {folder} is not empty: choose another, --resume or --overwrite")
+
+
+def _checkpoint(resume: str, folder: Path) -> Path:
+    """Find the checkpoint that `--resume` means: the newest one of a run's folder, or the one given."""
+    from petkit.training import checkpoint
+
+    given = folder if resume == NEWEST else Path(resume)
+    return given if (given / "state.json").exists() else checkpoint.newest(given)
+
+
+def _finish(result: Mapping[str, Any], folder: Path, dry_run: bool, as_json: bool) -> None:
+    if not dry_run:
+        _report(folder)
+    rows = _plan_rows(result) if dry_run else _result_rows(result, folder)
+    output.print_result(output.table(("", ""), rows), {**result, "folder": str(folder)}, as_json)
+
+
+def _report(folder: Path) -> None:
+    from petkit.report.html import write_report
+
+    # The artifact is complete and checked: a report that cannot be drawn is worth a warning, not the run.
+    try:
+        write_report(folder)
+    except Exception as error:
+        output.warn(f"no report.html: {type(error).__name__}: {error}")
+
+
+def _result_rows(result: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
+    sizes, rates = result["bytes"], result.get("images_per_second") or result["examples_per_second"]
+    return [
+        ("artifact", str(folder)),
+        ("status", result["status"] + (f", stopped by {result['stopped']}" if result["stopped"] else "")),
+        ("test", measured(result)),
+        ("steps", f"{result['steps']} of {result['total_steps']}"),
+        ("bytes", f"adapter {sizes['adapter']:,}, head {sizes['head']:,}"),
+        ("full model", f"{sizes['full_model_fp32']:,} bytes in float32, {sizes['ratio']:.0f} times as much"),
+        ("examples/s", f"{rates['train']:.3g} in training, {rates['eval']:.3g} in evaluation"),
+    ]
+
+
+def measured(result: Mapping[str, Any]) -> str:
+    """Write an evaluation as one line.
+
+    Args:
+        result: holds `accuracy`, `interval` and `n`, or `perplexity` and `n`.
+
+    Returns:
+        Text such as `81.2 % accuracy, 95 % interval 78.1 to 84.0 %, n 500`.
+    """
+    if result.get("accuracy") is None:
+        return f"perplexity {result['perplexity']:.4g}, loss {result['loss']:.4f}, n {result['n']} tokens"
+    low, high = result["interval"]
+    return f"{result['accuracy']:.1%} accuracy, 95 % interval {low:.1%} to {high:.1%}, n {result['n']}"
+
+
+def _plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+    sizes, steps, memory, sites = plan["bytes"], plan["steps"], plan["memory_bytes"], plan["adapters"]
+    examples = ", ".join(f"{count} {name}" for name, count in plan["examples"].items() if count is not None)
+    total, kept = memory["total"] / 2**20, memory["activations"] / 2**20
+    return [
+        ("output", plan["output"]),
+        ("model", f"{plan['model']['id']} (sha256 {plan['model']['sha256'][:12]})"),
+        ("device", f"{plan['device']}, {plan['processes']} process(es)"),
+        ("data", f"{examples}; {plan['classes']} classes"),
+        ("adapters", "\n".join(sites) or "none: the head alone"),
+        ("trainable", f"{plan['trainable_parameters']:,} parameters"),
+        ("bytes", f"adapter {sizes['adapter']:,}, head {sizes['head']:,}, full model {sizes['ratio']:.0f} x"),
+        ("steps", f"{steps['total']} ({steps['per_epoch']} an epoch, {steps['warmup']} of warm-up)"),
+        ("memory", f"about {total:,.0f} MiB, {kept:,.0f} of it activations"),
+    ]
