@@ -39,8 +39,9 @@ Tensor bank_outputs(const Tensor x, const Tensor adapter_ids, const Tensor down,
   bank.in_features = in_features, bank.out_features = out_features, bank.relu = relu;
   dispatch(dense.scalar_type(), "x", bits, [&](auto element, auto constant_bits) {
     using T = typename decltype(element)::type;
-    adapter_bank<T, decltype(constant_bits)::value>(input<T>(dense), input<int64_t>(ids), bank,
-                                                    output<T>(y), tokens, device.stream());
+    adapter_bank<T, decltype(constant_bits)::value>(
+        input<T>(dense), input<int64_t>(ids), bank, output<T>(y), tokens,
+        bank_tokens_per_block(tokens, hidden), device.stream());
   });
   return y;
 }

@@ -165,21 +165,25 @@ void launch_adapter_bank(const T *x, const int64_t *adapter_ids, const Bank &ban
                 groups_aligned(y, bank.out_features, tokens));
 }
 
+// Few tokens are spread over more blocks; many share a block, where neighbours with one adapter
+// share its decoding. Four rows of a wide hidden layer would not fit the 48 KiB of shared memory
+// that need no opting in.
+inline int bank_tokens_per_block(int64_t tokens, int64_t hidden) {
+  constexpr int64_t plenty = 2048, wide = 1024;
+  return tokens < plenty || hidden > wide ? 1 : 4;
+}
+
 // x (tokens, in_features), adapter_ids (tokens) -> y (tokens, out_features).
 template <class T, int BITS>
 void adapter_bank(const T *x, const int64_t *adapter_ids, Bank bank, T *y, int64_t tokens,
-                  cudaStream_t stream) {
+                  int tokens_per_block, cudaStream_t stream) {
   if (tokens == 0 || bank.out_features == 0)
     return;
   const int64_t rows = bank.adapters * bank.hidden;
   bank.down_aligned =
       codes_aligned(bank.down, row_bytes(bank.in_features, BITS), rows, bank_lane_bytes);
   bank.up_aligned = codes_aligned(bank.up, row_bytes(bank.out_features, BITS), rows, BITS);
-  // Few tokens are spread over more blocks; many share a block, where neighbours with one adapter
-  // share its decoding. Four rows of a wide hidden layer would not fit the 48 KiB of shared memory
-  // that need no opting in.
-  constexpr int64_t plenty = 2048, wide = 1024;
-  if (tokens < plenty || bank.hidden > wide)
+  if (tokens_per_block == 1)
     launch_adapter_bank<T, BITS, 1>(x, adapter_ids, bank, y, tokens, stream);
   else
     launch_adapter_bank<T, BITS, 4>(x, adapter_ids, bank, y, tokens, stream);

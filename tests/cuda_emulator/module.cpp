@@ -13,8 +13,8 @@
 #include <pybind11/pybind11.h>
 
 #include "adapter_bank.cuh"
-#include "example_kernels.cuh"
 #include "emulator/memory.h"
+#include "example_kernels.cuh"
 #include "lowbit_dequantize.cuh"
 #include "lowbit_fake_quantize.cuh"
 #include "lowbit_linear.cuh"
@@ -231,7 +231,7 @@ py::array transpose(const py::array &packed, int bits, int64_t columns, unsigned
 py::array adapter_bank(const py::array &x, const py::array &adapter_ids, const py::array &down,
                        const py::array &up, const py::array &constants, const py::array &codebook,
                        const std::string &type, int bits, int64_t out_features, bool relu,
-                       unsigned seed) {
+                       int tokens_per_block, unsigned seed) {
   emulator::machine.seed = seed;
   py::array result;
   const int64_t tokens = x.shape(0);
@@ -252,7 +252,7 @@ py::array adapter_bank(const py::array &x, const py::array &adapter_ids, const p
                         false};
     pc::adapter_bank<T, b.value>(arena.input<T>(x, "x"),
                                  arena.input<int64_t>(adapter_ids, "adapter_ids"), bank, y, tokens,
-                                 nullptr);
+                                 tokens_per_block, nullptr);
     arena.check();
     result = download(y, {tokens, out_features});
   });
