@@ -72,6 +72,23 @@ def write_artifact(
     if run is not None:
         _write_into_run(run, path, files)
         return path
+    check_output(path, overwrite)
+    write_folder(path, files)
+    return path
+
+
+def check_output(folder: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Refuse what `write_artifact` would refuse as its folder; nothing is changed.
+
+    Args:
+        folder: final name.
+        overwrite: an artifact that is already there would be replaced.
+
+    Raises:
+        InputError: the folder is not empty, is in use by a run, is a file, or holds what petkit did not
+            write.
+    """
+    path = Path(folder)
     refuse_locked(path)
     if path.is_dir() and any(path.iterdir()):
         if not overwrite:
@@ -81,8 +98,6 @@ def write_artifact(
         refuse_foreign(path)
     elif path.exists() and not path.is_dir():
         raise InputError(f"output {path} must be a folder, it is a file")
-    write_folder(path, files)
-    return path
 
 
 def _write_into_run(run: RunDirectory, path: Path, files: Mapping[str, bytes]) -> None:
