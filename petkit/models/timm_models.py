@@ -46,6 +46,8 @@ def load_timm(
         SafetyError: The weight file is a pickle.
     """
     name = config.name.removeprefix("timm/")
+    if ":" in name:
+        raise ConfigError(f"model.name must be timm/NAME with one of timm's own names, got {config.name!r}")
     if config.pooling is not None:
         raise ConfigError("model.pooling has no effect on timm models: remove it")
     model = _create(name, config, state is None, options)
@@ -68,6 +70,8 @@ def _create(name: str, config: ModelConfig, published: bool, options: Mapping[st
     if config.drop_path_rate:
         options["drop_path_rate"] = config.drop_path_rate
     pretrained = published and config.pretrained and config.weights is None
+    if pretrained:
+        options["pretrained_cfg_overlay"] = _published_file(name, config)
     try:
         with warnings.catch_warnings():
             # Renamed models (the paper's vit_base_patch16_224_in21k) load under their new name and say so.
@@ -76,16 +80,38 @@ def _create(name: str, config: ModelConfig, published: bool, options: Mapping[st
                 lambda: timm.create_model(name, pretrained=pretrained, **options)
             )
     except FileNotFoundError as error:
-        hub_id = timm.get_pretrained_cfg(name).hf_hub_id
+        where = f" of {options['pretrained_cfg_overlay'].get('hf_hub_id', name)}" if pretrained else ""
         raise OfflineError(
-            f"model.name {config.name}: the file model.safetensors of {hub_id} is not in the Hugging Face "
-            "cache and cannot be fetched; give a local file as model.weights or go online"
+            f"model.name {config.name}: the file model.safetensors{where} is not in the Hugging Face cache "
+            "and cannot be fetched; give a local file as model.weights or go online"
         ) from error
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"model.name {config.name}: its safetensors file cannot be had: {reason}") from error
     except TypeError as error:
         raise ConfigError(f"model.name {config.name} does not take a configured value: {error}") from error
     except RuntimeError as error:
         raise ConfigError(f"model.name {config.name}: {error}{_suggest(name)}") from error
     return model
+
+
+def _published_file(name: str, config: ModelConfig) -> dict[str, str]:
+    """Name the safetensors file and the revision: left to itself, timm may fall back to a pickle."""
+    import timm
+
+    known: Any = timm.get_pretrained_cfg(name)
+    if known is None or not known.hf_hub_id:
+        if config.revision is not None:
+            raise ConfigError(
+                f"model.revision has no effect on {config.name}, which is not on the hub: remove it"
+            )
+        return {}
+    revision = f"@{config.revision}" if config.revision else ""
+    file = (known.hf_hub_filename or "model").rpartition(".")[0] or "model"
+    return {
+        "hf_hub_id": f"{known.hf_hub_id}{revision}",
+        "hf_hub_filename": f"{file.replace('pytorch_model', 'model')}.safetensors",
+    }
 
 
 def _suggest(name: str) -> str:
