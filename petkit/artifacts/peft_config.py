@@ -13,9 +13,9 @@ from petkit.errors import ArtifactError, InputError
 # Read here, or kept and written back; none of the others may hold anything.
 KEPT = {
     "peft_type", "task_type", "bias", "fan_in_fan_out", "use_rslora", "lora_dropout", "init_lora_weights",
-    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "modules_to_save", "exclude_modules",
-    "layers_to_transform", "layers_pattern", "eva_config", "base_model_name_or_path", "revision",
-    "auto_mapping", "peft_version", "inference_mode", "runtime_config",
+    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "modules_to_save",
+    "exclude_modules", "layers_to_transform", "layers_pattern", "eva_config", "base_model_name_or_path",
+    "revision", "auto_mapping", "peft_version", "inference_mode", "runtime_config",
     # These two hold a value even when their feature is off.
     "megatron_core", "qalora_group_size",
 }  # fmt: skip

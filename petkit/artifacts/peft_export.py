@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from petkit.artifacts.dense import to_float32, to_raw
 from petkit.artifacts.manifest import Manifest
 from petkit.artifacts.peft_config import alpha_for, parse_config, rank_of, scaling_of
-from petkit.artifacts.peft_lora import CONFIG_FILE, PREFIX, TASKS, TENSOR_FILE
+from petkit.artifacts.peft_lora import BACKBONE, CONFIG_FILE, PREFIX, TASKS, TENSOR_FILE
 from petkit.artifacts.reader import Artifact
 from petkit.artifacts.tensor_file import RawTensor, serialize_tensor_file
 from petkit.errors import InputError
 
+HEAD_FILE = "head.safetensors"
 Array = NDArray[np.float32]
 
 
@@ -29,20 +30,25 @@ class Export:
     Args:
         config: content of `adapter_config.json`.
         tensors: content of `adapter_model.safetensors`.
+        head: content of `head.safetensors`, when PEFT's base model is a backbone without a classifier.
         notes: what the user should know: what was dequantised or rewritten.
     """
 
     config: dict[str, Any]
     tensors: dict[str, RawTensor]
+    head: dict[str, RawTensor]
     notes: tuple[str, ...]
 
     def files(self) -> dict[str, bytes]:
         """Return the files of the folder by name."""
         text = json.dumps(self.config, indent=2, sort_keys=True) + "\n"
-        return {
+        files = {
             CONFIG_FILE: text.encode(),
             TENSOR_FILE: serialize_tensor_file(self.tensors, {"format": "pt"}),
         }
+        if self.head:
+            files[HEAD_FILE] = serialize_tensor_file(self.head, {"format": "pt"})
+        return files
 
 
 class _Layer(NamedTuple):
@@ -69,13 +75,23 @@ def export_adapter(artifact: Artifact) -> Export:
         raise InputError(
             f"PEFT cannot hold this {method} adapter: its LoRA is beside one linear layer, without activation"
         )
-    weights = dict(_weights(artifact))
-    layers = dict(_layers(artifact, weights))
     source = manifest.source.settings if manifest.source and manifest.source.format == "peft" else {}
+    weights = dict(_weights(artifact))
+    hosts = dict(_layers(artifact, weights))
+    layers = {_peft_path(path, source.get("prefix")): layer for path, layer in hosts.items()}
+    bare = not source and layers.keys() != hosts.keys()
+    head = {name: weights.pop(name) for name in list(weights) if bare and name.startswith("head.")}
     config = _kept_config(source, layers) or _new_config(manifest, layers, weights)
-    dtype = source.get("dtype", "F32") if not artifact.packed else "F32"
-    tensors = _named(layers, weights, source.get("head") or "head", dtype)
-    return Export(config, tensors, tuple(_notes(artifact, source, config)))
+    dtype = "F32" if artifact.packed else str(source.get("dtype"))
+    tensors = _named(layers, weights, str(source.get("head") or "head"), dtype)
+    notes = tuple(_notes(artifact, source, config, bool(head)))
+    return Export(config, tensors, {name: to_raw(array) for name, array in head.items()}, notes)
+
+
+def _peft_path(host: str, prefix: str | None) -> str:
+    """Return a layer's path in PEFT's model: a bare backbone, or the model that the adapter came from."""
+    path = host.removeprefix(f"{BACKBONE}.")
+    return f"{prefix}.{path}" if prefix and path != host else path
 
 
 def _weights(artifact: Artifact) -> Iterator[tuple[str, Array]]:
@@ -188,18 +204,18 @@ def _as_dtype(array: Array, dtype: str) -> RawTensor:
     return to_raw(array)
 
 
-def _notes(artifact: Artifact, source: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
+def _notes(
+    artifact: Artifact, source: Mapping[str, Any], config: Mapping[str, Any], apart: bool
+) -> Iterator[str]:
     if artifact.packed:
         bits = sorted({matrix.bits for matrix in artifact.packed.values()})
         size = sum(math.prod(matrix.shape) * 4 for matrix in artifact.packed.values())
         yield f"{bits}-bit weights are written dequantised, in {size:,} bytes of float32: PEFT packs none"
     if "head" in artifact.packed:
         yield "the binary head is written as float32 with a bias of zeros"
+    if apart:
+        yield f"PEFT's base is the bare backbone (AutoModel), so the classifier is apart, in {HEAD_FILE}"
     if source and config != source.get("adapter_config"):
         yield "the original adapter_config.json no longer fits and was written anew"
-    if any(".lora_" in module for module in _modules(artifact)):
+    if any(".lora_" in module for module in (*artifact.packed, *artifact.raw_dense)):
         yield "q, k and v of a fused layer are written as one LoRA whose up matrix is made of blocks"
-
-
-def _modules(artifact: Artifact) -> list[str]:
-    return [*artifact.packed, *artifact.raw_dense]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +22,36 @@ TENSOR_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 MAX_CONFIG = 2**20
 HEADS = ("classifier", "score", "head", "fc")
+BACKBONE = "backbone"
+# Image classifiers of transformers whose only layer after the backbone is `classifier`.
+BARE_CLASSIFIERS = ("ViTForImageClassification", "DeiTForImageClassification")
 TASKS = {"CAUSAL_LM": "causal_lm", "SEQ_CLS": "text_classification"}
 
 Array = NDArray[np.float32]
+
+
+class Origin(NamedTuple):
+    """What must be known of a PEFT folder to write it back.
+
+    Args:
+        config: its `adapter_config.json`.
+        head: the saved module that became `head`, if any.
+        prefix: the part of the layers' paths that became `backbone`, if any.
+        dtype: of its tensors, F32 when they differ.
+    """
+
+    config: dict[str, Any]
+    head: str | None
+    prefix: str | None
+    dtype: str
+
+    def host(self, layer: str) -> str:
+        """Return the path of a layer in petkit's model."""
+        return f"{BACKBONE}.{layer.removeprefix(f'{self.prefix}.')}" if self.prefix else layer
+
+    def settings(self) -> dict[str, Any]:
+        """Return it as plain values, for the manifest."""
+        return {"adapter_config": self.config, "head": self.head, "prefix": self.prefix, "dtype": self.dtype}
 
 
 class Adapter(NamedTuple):
@@ -56,19 +83,31 @@ def read_adapter(folder: Path, tensors: Mapping[str, RawTensor] | None = None) -
     except FileNotFoundError:
         raise InputError(f"{folder} is no PEFT adapter: it has no {CONFIG_FILE}") from None
     if tensors is None:
-        tensors = _tensors(folder)
+        tensors = read_tensors(folder)
     layers, saved = _sort(tensors, config, str(folder))
     head = _head_module(saved)
-    dense = {f"{layer}.lora.{part}.weight": to_float32(raw) for (layer, part), raw in layers.items()}
+    origin = Origin(
+        config, head, _prefix(config, head, {layer for layer, _ in layers}), _common_dtype(tensors)
+    )
+    dense = {
+        f"{origin.host(layer)}.lora.{part}.weight": to_float32(raw) for (layer, part), raw in layers.items()
+    }
     dense |= {_saved_name(name, head): to_float32(raw) for name, raw in saved.items()}
-    return Adapter(_manifest(config, layers, dense, head, _common_dtype(tensors)), dense)
+    return Adapter(_manifest(origin, layers, dense), dense)
 
 
-def _tensors(folder: Path) -> dict[str, RawTensor]:
+def read_tensors(folder: Path) -> dict[str, RawTensor]:
+    """Return the tensors of a PEFT folder by name.
+
+    Raises:
+        ArtifactError: the file is damaged.
+        InputError: there is none.
+        SafetyError: a pickle, or a path that leaves the folder.
+    """
     try:
         return read_tensor_file(folder, TENSOR_FILE).tensors
     except FileNotFoundError:
-        raise InputError(f"{folder} has an {CONFIG_FILE} and no {TENSOR_FILE}") from None
+        raise InputError(f"{folder} is no PEFT adapter: it has no {TENSOR_FILE}") from None
 
 
 _PARTS = {"lora_A.weight": "down", "lora_B.weight": "up"}
@@ -124,6 +163,21 @@ def _head_module(saved: Mapping[str, RawTensor]) -> str | None:
     return None
 
 
+def _prefix(config: Mapping[str, Any], head: str | None, layers: Collection[str]) -> str | None:
+    """Return what stands before the backbone's paths, if petkit's classifier computes what the original does.
+
+    petkit puts its head on the last hidden state of a bare backbone. So do the image classifiers named above
+    and the classifiers on decoders (`score`). Others have layers of their own before the classifier: they keep
+    their paths, which petkit's models do not have, so that they are refused there, not computed otherwise.
+    """
+    model = (config.get("auto_mapping") or {}).get("base_model_class")
+    alike = (head == "classifier" and model in BARE_CLASSIFIERS) or (
+        head == "score" and config.get("task_type") == "SEQ_CLS"
+    )
+    prefixes = {layer.partition(".")[0] for layer in layers}
+    return prefixes.pop() if alike and len(prefixes) == 1 else None
+
+
 def _saved_name(name: str, head: str | None) -> str:
     return f"head.{name.removeprefix(f'{head}.')}" if head and name.startswith(f"{head}.") else name
 
@@ -134,14 +188,10 @@ def _common_dtype(tensors: Mapping[str, RawTensor]) -> str:
 
 
 def _manifest(
-    config: Mapping[str, Any],
-    layers: Mapping[tuple[str, str], RawTensor],
-    dense: Mapping[str, Array],
-    head: str | None,
-    dtype: str,
+    origin: Origin, layers: Mapping[tuple[str, str], RawTensor], dense: Mapping[str, Array]
 ) -> Manifest:
-    paths = sorted({layer for layer, _ in layers})
-    scaling = {f"{path}.lora": scaling_of(config, path) for path in paths}
+    config, paths = origin.config, sorted({layer for layer, _ in layers})
+    scaling = {f"{origin.host(path)}.lora": scaling_of(config, path) for path in paths}
     same = len(set(scaling.values())) == 1
     base = _model_name(config.get("base_model_name_or_path"))
     return Manifest(
@@ -153,11 +203,11 @@ def _manifest(
             "bottleneck": max(raw.shape[0] for (_, part), raw in layers.items() if part == "down"),
             "scale": next(iter(scaling.values())) if same else 1.0,
             "dropout": float(config.get("lora_dropout", 0.0)),
-            "targets": paths,
+            "targets": [origin.host(path) for path in paths],
         },
         task=_task(config, dense),
         scaling={} if same else scaling,
-        source=Source(format="peft", settings={"adapter_config": dict(config), "head": head, "dtype": dtype}),
+        source=Source(format="peft", settings=origin.settings()),
     )
 
 

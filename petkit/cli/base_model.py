@@ -1,0 +1,56 @@
+"""The hash of a base model that a command line names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from petkit.cli import output
+
+SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
+
+def wanted_base(base: str, artifact: Path) -> str:
+    """Return the hash of the base that an artifact must belong to.
+
+    Args:
+        base: a SHA-256 in hexadecimal digits, or a model as `model.name` of a recipe.
+        artifact: its recorded model settings and task go with the name.
+
+    Returns:
+        Hexadecimal SHA-256 of the frozen weights.
+
+    Raises:
+        PetkitError: the model cannot be loaded.
+    """
+    if SHA256.fullmatch(base):
+        return base.lower()
+    from petkit.artifacts.reader import read_manifest
+
+    manifest = read_manifest(artifact)
+    return hash_base(base, manifest.model, manifest.task.type if manifest.task else None)
+
+
+def hash_base(name: str, model: Mapping[str, Any], task: str | None) -> str:
+    """Load a model and return the hash of its frozen weights.
+
+    Args:
+        name: as `model.name` of a recipe.
+        model: other settings of the recipe's `model:` section.
+        task: what the head is for; None stands for image classification.
+
+    Returns:
+        Hexadecimal SHA-256.
+
+    Raises:
+        PetkitError: the model cannot be loaded.
+    """
+    from petkit.models.config import ModelConfig
+    from petkit.models.loading import load_model
+
+    output.log(f"hashing the weights of {name}")
+    # The name may be another place of the same weights: revision and file belong to the recorded one.
+    config = ModelConfig(**{**model, "name": name, "revision": None, "weights": None})
+    return load_model(config, task or "image_classification").base_sha256  # type: ignore[arg-type]

@@ -1,0 +1,87 @@
+"""`petkit convert PATH --from peft|petl-vit -o OUT`: another tool's adapter becomes an artifact."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from petkit.cli import output
+from petkit.cli.common import DANGER_PANEL, JsonFlag, OutputOption, OverwriteFlag
+from petkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from petkit.artifacts.importing import Imported
+
+
+class Source(str, Enum):
+    """Formats that can be read."""
+
+    peft = "peft"
+    petl_vit = "petl-vit"
+
+
+def command(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A PEFT folder, or a PETL-ViT .bin file.")],
+    source: Annotated[Source, typer.Option("--from", help="The format of PATH.")],
+    out: OutputOption,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", metavar="FILE", help="petl-vit: its YAML; default: beside PATH."),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="MODEL", help="Base model, or its sha256; its hash is recorded."),
+    ] = None,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--allow-pickle",
+            help="peft: read adapter_model.bin in a child process, weights only.",
+            rich_help_panel=DANGER_PANEL,
+        ),
+    ] = False,
+    overwrite: OverwriteFlag = False,
+    as_json: JsonFlag = False,
+) -> int:
+    """Read another tool's adapter into an artifact, and check that nothing of it was lost."""
+    from petkit.artifacts.checks import checks_json, exit_code
+    from petkit.artifacts.importing import write_imported
+
+    imported = _with_base(_read(path, source, config, allow_pickle), base)
+    artifact, checks = write_imported(imported, out, overwrite)
+    for check in checks:
+        output.log(f"{check.name}: {'ok' if check.ok else 'FAILED'}, {check.detail}")
+    matrices = len(artifact.packed) or sum(name.endswith(".weight") for name in artifact.raw_dense)
+    payload = {"artifact": str(out), "bytes": artifact.nbytes, "matrices": matrices, **checks_json(checks)}
+    result = f"wrote {out}: {matrices} matrices, {artifact.nbytes:,} bytes, for {artifact.manifest.base.id}"
+    output.print_result(result, payload, as_json)
+    return exit_code(checks)
+
+
+def _read(path: Path, source: Source, config: Path | None, allow_pickle: bool) -> Imported:
+    from petkit.artifacts.importing import import_peft, import_petl_vit
+
+    if source is Source.petl_vit:
+        if allow_pickle:
+            raise ConfigError("--allow-pickle has no effect with --from petl-vit, whose files are no pickles")
+        return import_petl_vit(path, config)
+    if config is not None:
+        raise ConfigError("--config has no effect with --from peft, which has its adapter_config.json")
+    return import_peft(path, allow_pickle)
+
+
+def _with_base(imported: Imported, base: str | None) -> Imported:
+    from petkit.artifacts.importing import with_base
+    from petkit.cli.base_model import SHA256, hash_base
+
+    if base is None:
+        output.warn(f"the hash of the base {imported.manifest.base.id} is unknown; --base MODEL records it")
+        return imported
+    if re.fullmatch(SHA256, base):
+        return with_base(imported, None, base.lower())
+    task = imported.manifest.task.type if imported.manifest.task else None
+    return with_base(imported, base, hash_base(base, imported.manifest.model, task))

@@ -1,0 +1,86 @@
+"""`petkit inspect ARTIFACT`: what it is, what it belongs to, what it weighs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from petkit.cli import output
+from petkit.cli.common import JsonFlag
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from petkit.artifacts import Artifact
+    from petkit.artifacts.summary import Summary
+
+COLUMNS = ("module", "shape", "bits", "bytes", "shift", "scale")
+
+
+def command(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact folder.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Say what an artifact holds: its base, its history, and every matrix with its bits and bytes."""
+    from petkit.artifacts.reader import read_artifact
+    from petkit.artifacts.summary import describe_foreign, summarize, summary_json
+
+    foreign = describe_foreign(artifact)
+    if foreign is not None:
+        kind, sentence = foreign
+        output.print_result(sentence, {"kind": kind, "path": str(artifact), "detail": sentence}, as_json)
+        return
+    content = read_artifact(artifact)
+    summary = summarize(content)
+    output.print_result(_page(content, summary), summary_json(content, summary), as_json)
+
+
+def _page(artifact: Artifact, summary: Summary) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    rows = [
+        (one.name, "x".join(map(str, one.shape)), one.bits, one.nbytes, one.shift, one.scale)
+        for one in summary.modules
+    ]
+    return Group(
+        Text("\n".join(_facts(artifact))),
+        output.table(COLUMNS, rows),
+        Text("\n".join(_sizes(artifact, summary))),
+    )
+
+
+def _facts(artifact: Artifact) -> list[str]:
+    manifest = artifact.manifest
+    base = manifest.base
+    revision = f" at revision {base.revision}" if base.revision else ""
+    lines = [
+        f"{artifact.folder}: {manifest.kind}, schema version {manifest.schema_version}",
+        f"base     {base.id}{revision}, sha256 {base.sha256 or 'unknown'}",
+        "adapter  " + ", ".join(f"{key} {_short(value)}" for key, value in manifest.adapter.items()),
+    ]
+    if manifest.task:
+        classes = f", {len(manifest.task.classes)} classes" if manifest.task.classes else ""
+        lines.append(f"task     {manifest.task.type}{classes}")
+    if manifest.source:
+        lines.append(f"source   converted from {manifest.source.format}")
+    for step in manifest.lineage:
+        lines.append(f"lineage  petkit {step.command} ({step.version}, {step.created})")
+    return lines
+
+
+def _short(value: object) -> str:
+    if isinstance(value, list) and len(value) > 4:
+        return f"{value[0]} and {len(value) - 1} more"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _sizes(artifact: Artifact, summary: Summary) -> list[str]:
+    ratio = summary.float32_nbytes / max(summary.nbytes, 1)
+    names = summary.file_nbytes - summary.nbytes
+    return [
+        f"{summary.nbytes:,} bytes of tensors, {ratio:.1f} times less than {summary.float32_nbytes:,} as float32",
+        f"{summary.file_nbytes:,} bytes in the file, {names:,} of them names and shapes",
+    ]
