@@ -208,7 +208,7 @@ def _notes(
     artifact: Artifact, source: Mapping[str, Any], config: Mapping[str, Any], apart: bool
 ) -> Iterator[str]:
     if artifact.packed:
-        bits = sorted({matrix.bits for matrix in artifact.packed.values()})
+        bits = " and ".join(str(one) for one in sorted({matrix.bits for matrix in artifact.packed.values()}))
         size = sum(math.prod(matrix.shape) * 4 for matrix in artifact.packed.values())
         yield f"{bits}-bit weights are written dequantised, in {size:,} bytes of float32: PEFT packs none"
     if "head" in artifact.packed:

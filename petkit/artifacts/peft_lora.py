@@ -167,8 +167,8 @@ def _prefix(config: Mapping[str, Any], head: str | None, layers: Collection[str]
     """Return what stands before the backbone's paths, if petkit's classifier computes what the original does.
 
     petkit puts its head on the last hidden state of a bare backbone. So do the image classifiers named above
-    and the classifiers on decoders (`score`). Others have layers of their own before the classifier: they keep
-    their paths, which petkit's models do not have, so that they are refused there, not computed otherwise.
+    and the classifiers on decoders (`score`). Others have layers of their own before the classifier: they
+    keep their paths, which petkit's models do not have, so that they are refused there, not miscomputed.
     """
     model = (config.get("auto_mapping") or {}).get("base_model_class")
     alike = (head == "classifier" and model in BARE_CLASSIFIERS) or (

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from petkit.artifacts.manifest import Base, Manifest, Preprocess, Source, Task
 from petkit.artifacts.packed import BITS, PackedMatrix, stream_length
 from petkit.artifacts.paths import looks_like_pickle, refuse_pickle
-from petkit.artifacts.reader import Artifact
+from petkit.artifacts.reader import Artifact, module_shapes
 from petkit.errors import ArtifactError, ConfigError, InputError
 
 WIDTH = 768
@@ -228,7 +228,9 @@ def export_settings(artifact: Artifact) -> Settings:
         )
     if artifact.manifest.scaling:
         raise InputError("petl-vit has one scale for all sites, in this artifact the sites differ")
-    head = packed["head"].shape if "head" in packed else artifact.raw_dense["head.weight"].shape
+    head = module_shapes(packed, artifact.raw_dense).get("head")
+    if head is None:
+        raise InputError("petl-vit needs a classifier, this artifact has none")
     first = packed.get(f"blocks.0.{SITES[method][0]}.down")
     if first is None:
         raise InputError(

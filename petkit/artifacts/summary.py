@@ -43,7 +43,7 @@ class Summary:
     """What `petkit inspect` shows.
 
     Args:
-        modules: in the order of the names.
+        modules: in the natural order of the names.
         nbytes: bytes of all tensors.
         float32_nbytes: bytes they would need as float32.
         file_nbytes: bytes of the tensor file, names included.
@@ -57,13 +57,18 @@ class Summary:
 
 def summarize(artifact: Artifact) -> Summary:
     """Return the tensors of an artifact as rows, and its sizes."""
-    modules = tuple(sorted(_modules(artifact), key=lambda module: module.name))
+    modules = tuple(sorted(_modules(artifact), key=lambda module: _natural(module.name)))
     return Summary(
         modules,
         nbytes=artifact.nbytes,
         float32_nbytes=sum(4 * math.prod(module.shape) for module in modules),
         file_nbytes=(artifact.folder / TENSORS).stat().st_size,
     )
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """Return a key that sorts blocks.2 before blocks.10."""
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]
 
 
 def _modules(artifact: Artifact) -> Iterator[Module]:
@@ -79,11 +84,12 @@ def _modules(artifact: Artifact) -> Iterator[Module]:
 def summary_json(artifact: Artifact, summary: Summary) -> dict[str, Any]:
     """Return manifest and summary as plain values."""
     manifest = artifact.manifest.model_dump(mode="json")
-    # `kind` and the others come first, so that a reader of the object sees at once what it is.
+    # The object that holds these has a schema_version of its own.
+    version = manifest.pop("schema_version")
     return {
         "folder": str(artifact.folder),
+        "artifact_schema_version": version,
         **manifest,
-        "artifact_schema_version": manifest.pop("schema_version"),
         "modules": [asdict(module) for module in summary.modules],
         "bytes": summary.nbytes,
         "float32_bytes": summary.float32_nbytes,

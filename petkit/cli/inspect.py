@@ -45,11 +45,8 @@ def _page(artifact: Artifact, summary: Summary) -> RenderableType:
         (one.name, "x".join(map(str, one.shape)), one.bits, one.nbytes, one.shift, one.scale)
         for one in summary.modules
     ]
-    return Group(
-        Text("\n".join(_facts(artifact))),
-        output.table(COLUMNS, rows),
-        Text("\n".join(_sizes(artifact, summary))),
-    )
+    facts, sizes = ("\n".join(lines) for lines in (_facts(artifact), _sizes(summary)))
+    return Group(Text(facts), output.table(COLUMNS, rows), Text(sizes))
 
 
 def _facts(artifact: Artifact) -> list[str]:
@@ -77,10 +74,10 @@ def _short(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _sizes(artifact: Artifact, summary: Summary) -> list[str]:
+def _sizes(summary: Summary) -> list[str]:
     ratio = summary.float32_nbytes / max(summary.nbytes, 1)
     names = summary.file_nbytes - summary.nbytes
     return [
-        f"{summary.nbytes:,} bytes of tensors, {ratio:.1f} times less than {summary.float32_nbytes:,} as float32",
+        f"{summary.nbytes:,} bytes of tensors, {summary.float32_nbytes:,} as float32: {ratio:.1f} times more",
         f"{summary.file_nbytes:,} bytes in the file, {names:,} of them names and shapes",
     ]
