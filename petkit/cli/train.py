@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from petkit.cli import common, output
 from petkit.errors import ConfigError, InputError
@@ -21,12 +22,27 @@ NEWEST = "newest"
 Recipe = Callable[[Any, "RunContext"], dict[str, Any] | None]
 
 
+class _OptionalValue(TyperCommand):
+    """Lets `--resume` stand alone: the parser knows options with a value and options without, not both."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give a lone `--resume` its meaning; a checkpoint behind it stays its value."""
+        return list(super().parse_args(ctx, list(_with_values(args))))
+
+
+def _with_values(args: Sequence[str]) -> Iterator[str]:
+    for position, argument in enumerate(args):
+        follower = Path(args[position + 1]) if position + 1 < len(args) else None
+        valued = follower is not None and (follower.is_dir() or follower.name.startswith("checkpoint-"))
+        yield f"{argument}={NEWEST}" if argument == "--resume" and not valued else argument
+
+
 @app.callback()
 def _group() -> None:
     """Fit a method to data from a YAML recipe."""
 
 
-@app.command()
+@app.command(cls=_OptionalValue)
 def adapter(
     recipe: common.ConfigArgument = None,
     config: common.ConfigOption = None,
@@ -49,8 +65,6 @@ def adapter(
         typer.Option(
             "--resume",
             metavar="[CHECKPOINT]",
-            is_flag=False,
-            flag_value=NEWEST,
             help="Go on from the newest complete checkpoint of the output folder, or from this one.",
             rich_help_panel=common.RUN_PANEL,
         ),

@@ -30,7 +30,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from petkit.artifacts.files import write_folder
-from petkit.configuration.sections import Config, leaves
+from petkit.configuration import Config
+from petkit.configuration.effects import effective
 from petkit.errors import ArtifactError, ConfigError, InputError, PetkitError
 
 log = logging.getLogger(__name__)
@@ -263,14 +264,16 @@ def lasting_settings(config: Config) -> dict[str, Any]:
     Returns:
         Dotted key -> JSON value, without the keys that only say where files go and when the run stops.
     """
-    values = config.model_dump(mode="json")
-    settings: dict[str, Any] = {}
-    for path, _, _ in leaves(type(config)):
-        value: Any = values
-        for name in path:
-            value = None if value is None else value[name]
-        settings[".".join(path)] = value
+    settings = _dotted(effective(config))
     return {key: value for key, value in settings.items() if key not in MAY_DRIFT}
+
+
+def _dotted(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for key, value in section.items():
+        nested = isinstance(value, Mapping)
+        settings |= _dotted(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return settings
 
 
 def identity_sha256(identity: Mapping[str, Any]) -> str:

@@ -97,7 +97,7 @@ def test_no_checkpoint_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-x").mkdir()
     with pytest.raises(ConfigError, match="needs a complete checkpoint"):
         newest(tmp_path)
-    with pytest.raises(ConfigError, match="leave --resume out"):
+    with pytest.raises(ConfigError, match="afresh with --overwrite"):
         newest(tmp_path / "absent")
 
 

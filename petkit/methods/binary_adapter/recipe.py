@@ -27,6 +27,7 @@ from petkit.artifacts import (
     write_artifact,
     write_checks,
 )
+from petkit.configuration.effects import effective
 from petkit.data.loading import Dataset, Splits, load_data
 from petkit.errors import ConfigError, GateError
 from petkit.methods.binary_adapter.algorithm import IGNORED, insert_adapters, pack_adapters, step_function
@@ -49,6 +50,8 @@ log = logging.getLogger(__name__)
 
 COMMAND = "train adapter"
 CHECKED_EXAMPLES = 32
+# Reading a larger split twice would cost more than finding a bad file late.
+READ_UP_FRONT = 20_000
 
 
 def run(config: BinaryAdapterConfig, context: RunContext) -> dict[str, Any] | None:
@@ -89,7 +92,7 @@ def run(config: BinaryAdapterConfig, context: RunContext) -> dict[str, Any] | No
         folder = write_artifact(
             context.folder,
             manifest=manifest,
-            config=config.model_dump(mode="json"),
+            config=effective(config),
             packed=packed,
             dense=dense,
             extra_files={"trainer_state.json": json.dumps(_history(config, fitted), indent=2)},
@@ -198,6 +201,7 @@ def prepare(config: BinaryAdapterConfig, context: RunContext) -> Ready:
     full_model_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
     sites = insert_adapters(model, config.adapter, stream(config.seed, "init", "adapters"))
     train = _training_split(config, splits)
+    _read_everything([train, splits.test])
     trainable_parameters(model)
     plan_batches(config.training, len(train), config.seed, context.world.size)
     model.to(context.device)
@@ -219,6 +223,14 @@ def _training_split(config: BinaryAdapterConfig, splits: Splits) -> Dataset:
     if chosen is None:
         raise ConfigError("training needs a train split, got none: see data.path")
     return chosen
+
+
+def _read_everything(splits: Sequence[Dataset | None]) -> None:
+    """Find a file that cannot be read now and not after hours; small images stay decoded for the run."""
+    for split in splits:
+        if split is not None and len(split) <= READ_UP_FRONT:
+            for index in range(len(split)):
+                split[index]
 
 
 def _validation_of(
@@ -295,7 +307,7 @@ def _describe(config: BinaryAdapterConfig, ready: Ready) -> Manifest:
     preprocess = None if splits.preprocess is None else Preprocess(**splits.preprocess)
     return Manifest(
         base=base,
-        lineage=(step(COMMAND, config.model_dump(mode="json"), {"base": loaded.base_sha256}),),
+        lineage=(step(COMMAND, effective(config), {"base": loaded.base_sha256}),),
         model=config.model.model_dump(mode="json"),
         adapter=config.adapter.model_dump(mode="json"),
         task=Task(

@@ -1,0 +1,151 @@
+"""`petkit eval`: measure an artifact on a split, optionally under weight noise, optionally against a gate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from petkit.cli import common, output
+from petkit.cli.train import measured
+from petkit.errors import ConfigError, GateError
+
+if TYPE_CHECKING:
+    from petkit.artifacts import Artifact
+    from petkit.methods.binary_adapter.config import BinaryAdapterConfig
+
+
+class Split(str, Enum):
+    """Which part of the data."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+class Mode(str, Enum):
+    """How adapters compute: from the packed bits, or from dequantised weights."""
+
+    PACKED = "packed"
+    DENSE = "dense"
+
+
+def command(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder of the artifact.")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="RECIPE|FOLDER", help="Other data than the artifact's own recipe names."
+        ),
+    ] = None,
+    split: Annotated[Split, typer.Option("--split", help="Which part of the data.")] = Split.TEST,
+    mode: Annotated[
+        Mode | None, typer.Option("--mode", help="packed by default; dense with --noise.")
+    ] = None,
+    settings: common.SetOption = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", metavar="N", min=1, help="Examples per forward pass.")
+    ] = 64,
+    noise: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--noise", metavar="R", help="Add N(0, (R sigma)^2) to adapter matrices; may be repeated."
+        ),
+    ] = None,
+    noise_seeds: Annotated[
+        int, typer.Option("--noise-seeds", metavar="K", min=1, help="Draws of the noise to average.")
+    ] = 3,
+    min_accuracy: Annotated[
+        float | None,
+        typer.Option("--min-accuracy", metavar="X", min=0.0, max=1.0, help="Exit with 3 below this."),
+    ] = None,
+    device: common.DeviceOption = "auto",
+    threads: common.ThreadsOption = None,
+    as_json: common.JsonFlag = False,
+) -> None:
+    """Measure an artifact on a data set: accuracy with its 95 % interval, or perplexity, and the rate."""
+    from petkit.artifacts import read_artifact
+    from petkit.methods.binary_adapter import evaluation
+    from petkit.models.loading import load_adapted
+    from petkit.training import device as devices
+
+    if noise and mode is Mode.PACKED:
+        raise ConfigError("--noise needs --mode dense, since packed bits cannot hold noise: leave --mode out")
+    chosen_mode = mode or (Mode.DENSE if noise else Mode.PACKED)
+    devices.configure(threads, deterministic=False)
+    place = devices.resolve_device(device)
+    config = _config(read_artifact(artifact), data, settings or ())
+    if min_accuracy is not None and config.task == "causal_lm":
+        raise ConfigError("--min-accuracy is for classifiers, and this is a language model: leave it out")
+    adapted = load_adapted(artifact, place, chosen_mode.value)
+    dataset = evaluation.load_split(adapted, config.data, split.value, config.seed)
+
+    def measure(relative: float = 0.0, seed: int = 0) -> dict[str, Any]:
+        with evaluation.weight_noise(adapted.model, relative, seed):
+            return evaluation.evaluate_adapted(
+                adapted, dataset, place, batch_size, config.data.workers
+            ).payload()
+
+    result = {"artifact": str(artifact), "split": split.value, "mode": chosen_mode.value, **measure()}
+    if noise:
+        result["noise"] = [_under_noise(r, [measure(r, k) for k in range(noise_seeds)]) for r in noise]
+    output.print_result(output.table(("", ""), _rows(result)), result, as_json)
+    _gate(result.get("accuracy"), min_accuracy)
+
+
+def _config(artifact: Artifact, data: str | None, settings: Sequence[str]) -> BinaryAdapterConfig:
+    """Resolve where the examples are: as the artifact's recipe says, another recipe, or a folder."""
+    from petkit.configuration import resolve
+    from petkit.methods.binary_adapter.config import BinaryAdapterConfig
+
+    manifest = artifact.manifest
+    task = manifest.task.type if manifest.task else "image_classification"
+    # Keys that an evaluation does not use are the artifact's, so that a recipe for another model serves too.
+    flags: dict[str, Any] = {"output": str(artifact.folder), "task": task, "model.name": manifest.base.id}
+    files: list[Path] = []
+    if data is None:
+        if "data" not in artifact.config:
+            raise ConfigError(
+                f"{artifact.folder} does not record its data: pass --data RECIPE or --data FOLDER"
+            )
+        files = [artifact.folder / "config.yaml"]
+    elif Path(data).is_dir():
+        settings = [f"data.format={_format(Path(data), task)}", f"data.path={data}", *settings]
+    else:
+        files = common.recipe_files([data], None)
+    return resolve(BinaryAdapterConfig, files, settings, flags).config
+
+
+def _format(folder: Path, task: str) -> str:
+    if task == "image_classification":
+        return "vtab" if (folder / "test.txt").exists() else "image_folder"
+    return "chat" if task == "causal_lm" else "text"
+
+
+def _under_noise(relative: float, draws: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sum the draws of one noise level up."""
+    key = "loss" if draws[0].get("accuracy") is None else "accuracy"
+    values = [float(draw[key]) for draw in draws]
+    return {"noise": relative, key: sum(values) / len(values), "draws": values}
+
+
+def _rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        ("artifact", result["artifact"]),
+        ("weights", result["mode"]),
+        (result["split"], measured(result)),
+        ("rate", f"{result['examples_per_second']:.3g} examples/s"),
+    ]
+    for point in result.get("noise", ()):
+        key = "accuracy" if "accuracy" in point else "loss"
+        low, high = min(point["draws"]), max(point["draws"])
+        rows.append((f"noise {point['noise']:g}", f"{key} {point[key]:.4f} ({low:.4f} to {high:.4f})"))
+    return rows
+
+
+def _gate(accuracy: float | None, min_accuracy: float | None) -> None:
+    if min_accuracy is not None and accuracy is not None and accuracy < min_accuracy:
+        raise GateError(f"accuracy must be at least {min_accuracy:g} (--min-accuracy), got {accuracy:.4f}")
