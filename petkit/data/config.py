@@ -51,7 +51,7 @@ class DataConfig(Config):
     """Accept test examples of a class that training never saw (VTAB's sun397 has some)."""
 
     skip_bad: bool = False
-    """Skip unreadable files, each named in the log, instead of stopping at the first."""
+    """Leave out unreadable images and faulty lines, each named in the log, instead of stopping there."""
 
     workers: int = Field(default=0, ge=0)
     """Loader processes; 0 loads in the training process."""

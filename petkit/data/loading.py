@@ -9,11 +9,15 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from petkit.data.chat import check_tokenizer, cut_chats, encode_chat, parse_chat
 from petkit.data.classes import check_seen, class_names, class_numbers
 from petkit.data.config import DataConfig
 from petkit.data.images import ImageDataset, JoinedImages, effective_preprocess
+from petkit.data.jsonl import read_rows
 from petkit.data.listings import Listing, list_folders, list_sample, list_vtab
 from petkit.data.subsets import choose
+from petkit.data.text import encode_texts, parse_text
+from petkit.data.tokens import TokenDataset, padding_token
 from petkit.errors import ConfigError, InputError
 
 SPLITS = ("train", "validation", "test")
@@ -97,6 +101,10 @@ def load_data(
         raise ConfigError(
             f"data.format for task {task} must be {' or '.join(formats)}, got {config.format!r}"
         )
+    if config.format == "text":
+        return _load_texts(config, tokenizer, classes, splits, seed)
+    if config.format == "chat":
+        return _load_chats(config, tokenizer, splits, seed)
     if preprocess is None:
         raise ConfigError("images need the model's preprocess: image_size, mean, std and interpolation")
     return _load_images(config, preprocess, classes, splits, seed)
@@ -136,6 +144,59 @@ def _list_images(
         return list_sample(config.sample, splits)
     read = list_vtab if config.format == "vtab" else list_folders
     return read(data_folder(config), splits), None
+
+
+def _load_texts(
+    config: DataConfig, tokenizer: Any, classes: Sequence[str] | None, splits: Sequence[str], seed: int
+) -> Splits:
+    if tokenizer is None:
+        raise ConfigError("data.format text needs a model with a tokenizer: hf/ORG/NAME or a local folder")
+    found = {
+        split: read_rows(path, parse_text, config.skip_bad) for split, path in _row_files(config, splits)
+    }
+    require_splits({split: len(rows) for split, rows in found.items()}, splits, config)
+    numbered = all(row.numbered for rows in found.values() for row in rows)
+    labels = {split: [row.label for row in rows] for split, rows in found.items()}
+    names = tuple(classes or class_names(labels, numbered, config.allow_unseen_classes))
+    numbers = {split: class_numbers(values, names, split) for split, values in labels.items()}
+    if not config.allow_unseen_classes:
+        check_seen(numbers, names)
+
+    def build(parts: Sequence[str]) -> Dataset:
+        texts = [row.text for part in parts for row in found[part]]
+        targets = [number for part in parts for number in numbers[part]]
+        encoded = encode_texts(texts, tokenizer, config.max_length)
+        pairs = zip(encoded, targets, strict=True)
+        return TokenDataset(
+            [{"input_ids": ids, "labels": label} for ids, label in pairs], padding_token(tokenizer)
+        )
+
+    return assemble(build, {split: len(rows) for split, rows in found.items()}, names, config, seed)
+
+
+def _load_chats(config: DataConfig, tokenizer: Any, splits: Sequence[str], seed: int) -> Splits:
+    check_tokenizer(tokenizer)
+    found = {}
+    for split, path in _row_files(config, splits):
+        rows = read_rows(path, lambda row: encode_chat(parse_chat(row), tokenizer), config.skip_bad)
+        found[split] = cut_chats(rows, config.max_length)
+    # Fine-tuning data often comes without a test part.
+    require_splits(
+        {split: len(rows) for split, rows in found.items()},
+        [split for split in splits if split != "test" or split in found],
+        config,
+    )
+
+    def build(parts: Sequence[str]) -> Dataset:
+        return TokenDataset([row for part in parts for row in found[part]], padding_token(tokenizer))
+
+    return assemble(build, {split: len(rows) for split, rows in found.items()}, (), config, seed)
+
+
+def _row_files(config: DataConfig, splits: Sequence[str]) -> list[tuple[str, Path]]:
+    folder = data_folder(config)
+    files = [(split, folder / f"{split}.jsonl") for split in splits]
+    return [(split, path) for split, path in files if path.is_file()]
 
 
 def data_folder(config: DataConfig) -> Path:
