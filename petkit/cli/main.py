@@ -21,8 +21,6 @@ from petkit.cli import output, process
 from petkit.errors import PetkitError
 
 GLOBAL_FLAGS = frozenset({"--offline", "--quiet", "-q", "--verbose", "-v"})
-# Options that may stand alone, and what they then mean; typer has no such options.
-OPTIONAL_VALUES = {"--resume": "newest"}
 USAGE_EXIT_CODE = 2
 MISSING_EXIT_CODE = 4
 INTERRUPT_EXIT_CODE = 130
@@ -109,7 +107,7 @@ def root(
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; unexpected errors keep their traceback."""
     try:
-        result = _command().main(_arranged(arguments), prog_name="petkit", standalone_mode=False)
+        result = _command().main(_globals_first(arguments), prog_name="petkit", standalone_mode=False)
     except PetkitError as error:
         return _report(error, str(error), error.exit_code)
     except typer.TyperException as error:
@@ -143,20 +141,11 @@ def _command() -> TyperGroup:
     return get_group(app)
 
 
-def _arranged(arguments: Sequence[str]) -> list[str]:
-    """Arrange a command line for the parser; what follows `--` is left alone.
-
-    Global flags move to the front, where the parser looks for them, and an option that stands without its value
-    gets it: nothing follows, or another option does, or a recipe.
-    """
+def _globals_first(arguments: Sequence[str]) -> list[str]:
+    """Move global flags to the front, where the parser looks for them; what follows `--` is left alone."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     flags = [one for one in arguments[:end] if one in GLOBAL_FLAGS]
-    rest = [one for one in arguments[:end] if one not in GLOBAL_FLAGS]
-    for position, one in enumerate(rest):
-        following = rest[position + 1] if position + 1 < len(rest) else "-"
-        if one in OPTIONAL_VALUES and (following.startswith("-") or following.endswith((".yaml", ".yml"))):
-            rest[position] = f"{one}={OPTIONAL_VALUES[one]}"
-    return [*flags, *rest, *arguments[end:]]
+    return [*flags, *(one for one in arguments[:end] if one not in GLOBAL_FLAGS), *arguments[end:]]
 
 
 def _usage_message(error: typer.TyperException) -> str:

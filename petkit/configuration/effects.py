@@ -11,8 +11,9 @@ from petkit.configuration.sections import Config, KeyPath, alternatives_of, leav
 def effective(config: Config) -> dict[str, Any]:
     """The nested values of a configuration without the keys that have no effect in it."""
     data = config.model_dump(mode="json")
-    lookup = lookup_in(type(config), {path: _at(data, path) for path, _, _ in leaves(type(config))})
-    for path, field, section in leaves(type(config)):
+    present = [leaf for leaf in leaves(type(config)) if isinstance(_at(data, leaf[0][:-1]), dict)]
+    lookup = lookup_in(type(config), {path: _at(data, path) for path, _, _ in present})
+    for path, field, section in present:
         if blockers_of(path, alternatives_of(field), section, lookup):
             _at(data, path[:-1]).pop(path[-1])
     return data
@@ -60,5 +61,6 @@ def blockers_of(
 
 def _at(data: Any, path: KeyPath) -> Any:
     for name in path:
-        data = data[name]
+        # An optional section may be absent.
+        data = None if data is None else data[name]
     return data

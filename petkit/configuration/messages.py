@@ -67,7 +67,7 @@ def invalid(error: ErrorDetails, where: Callable[[KeyPath], str | None], model: 
         expected = str(context["expected"]).replace("'", "")
     elif kind in _BOUNDS:
         name, words = _BOUNDS[kind]
-        expected = f"{words} {context[name]}"
+        expected = f"{words} {context[name]:g}"
     else:
         expected = _EXPECTED.get(kind, f"valid ({error['msg'][:1].lower()}{error['msg'][1:]})")
     return f"{dotted(path)} must be {expected}, got {shown(error['input'])}{place(where(key))}"

@@ -85,6 +85,8 @@ def parse_yaml(text: str, path: Path) -> LoadedYaml:
         return LoadedYaml({}, {}, path)
     converter = _Converter(path.name)
     data = converter.convert(node, "", 0)
+    if data is None:
+        return LoadedYaml({}, {}, path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path.name} must hold a mapping of keys to values, got {type(data).__name__}")
     if converter.duplicates:

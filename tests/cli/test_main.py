@@ -153,18 +153,8 @@ def test_offline_stands_anywhere_and_reaches_the_libraries(arguments, petkit, mo
     assert os.environ["HF_HUB_OFFLINE"] == os.environ["TRANSFORMERS_OFFLINE"] == "1"
 
 
-@pytest.mark.parametrize(
-    ("given", "arranged"),
-    [
-        ("a -q -- -v --resume", "-q a -- -v --resume"),
-        ("train adapter x.yaml --resume", "train adapter x.yaml --resume=newest"),
-        ("train adapter --resume x.yaml -v", "-v train adapter --resume=newest x.yaml"),
-        ("train adapter --resume --dry-run x", "train adapter --resume=newest --dry-run x"),
-        ("train adapter x.yaml --resume a/checkpoint-3", "train adapter x.yaml --resume a/checkpoint-3"),
-    ],
-)
-def test_arguments_are_arranged_for_the_parser(given, arranged):
-    assert main._arranged(given.split()) == arranged.split()
+def test_what_follows_two_dashes_is_no_flag():
+    assert main._globals_first(["a", "-q", "--", "-v"]) == ["-q", "a", "--", "-v"]
 
 
 def test_quiet_silences_the_log_and_nothing_else(petkit, tmp_path):

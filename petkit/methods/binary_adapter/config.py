@@ -25,7 +25,7 @@ class BinaryAdapterConfig(Config):
     output: str
     """Folder of the finished artifact, made by the run."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Root of the named streams data, init and dropout."""
 
     task: Literal["image_classification", "text_classification", "causal_lm"] = "image_classification"
