@@ -77,7 +77,7 @@ def command(
     chosen_mode = mode or (Mode.DENSE if noise else Mode.PACKED)
     devices.configure(threads, deterministic=False)
     place = devices.resolve_device(device)
-    config = _config(read_artifact(artifact), data, settings or ())
+    config = data_config(read_artifact(artifact), data, settings or ())
     if min_accuracy is not None and config.task == "causal_lm":
         raise ConfigError("--min-accuracy is for classifiers, and this is a language model: leave it out")
     adapted = load_adapted(artifact, place, chosen_mode.value)
@@ -96,8 +96,20 @@ def command(
     _gate(result.get("accuracy"), min_accuracy)
 
 
-def _config(artifact: Artifact, data: str | None, settings: Sequence[str]) -> BinaryAdapterConfig:
-    """Resolve where the examples are: as the artifact's recipe says, another recipe, or a folder."""
+def data_config(artifact: Artifact, data: str | None, settings: Sequence[str]) -> BinaryAdapterConfig:
+    """Resolve where the examples are: as the artifact's recipe says, another recipe, or a folder.
+
+    Args:
+        artifact: its recipe, task and base fill in what the data does not say.
+        data: value of `--data`; None takes the artifact's own data.
+        settings: values of `--set`.
+
+    Returns:
+        The configuration whose `data` section holds.
+
+    Raises:
+        ConfigError: the artifact records no data, or a key is unknown or invalid.
+    """
     from petkit.configuration import resolve
     from petkit.methods.binary_adapter.config import BinaryAdapterConfig
 
