@@ -68,7 +68,7 @@ def adapter_matrices(source: Artifact) -> dict[str, Tensor]:
     if done:
         bits = source.packed[done[0]].bits
         raise InputError(
-            f"{source.folder} must hold 32-bit adapters, its adapters have {bits} bits already: "
+            f"{source.folder} must hold 32-bit adapters, its adapters are {bits}-bit already: "
             "quantise the 32-bit artifact again, codes of codes lose more"
         )
     matrices = {
@@ -193,12 +193,12 @@ def reload_check(quantized: Quantized, reread: Artifact) -> Check:
     return Check("reload", not differing, detail)
 
 
-def artifact_ledger(artifact: Artifact, base_parameters: int | None = None) -> Ledger:
+def artifact_ledger(artifact: Artifact, full_model_bytes: int | None = None) -> Ledger:
     """Count the bytes of an artifact's tensor file.
 
     Args:
         artifact: the artifact, on disk.
-        base_parameters: parameters of the frozen model, without its head; None leaves that ratio out.
+        full_model_bytes: float32 bytes of the whole model with this head; None leaves that ratio out.
 
     Returns:
         The ledger, its header what the file holds besides tensors.
@@ -210,7 +210,7 @@ def artifact_ledger(artifact: Artifact, base_parameters: int | None = None) -> L
         The file format of petkit (docs/format.md).
     """
     size = (artifact.folder / TENSORS).stat().st_size
-    return make_ledger(artifact.packed, artifact.raw_dense, size, base_parameters)
+    return make_ledger(artifact.packed, artifact.raw_dense, size, full_model_bytes)
 
 
 def gate_checks(errors: Sequence[MatrixError], max_error: float | None) -> list[Check]:
@@ -257,5 +257,9 @@ def _manifest(source: Artifact, settings: QuantizationConfig) -> Manifest:
 
 
 def _config(source: Artifact, settings: QuantizationConfig) -> dict[str, Any]:
-    adapter = dict(source.config.get("adapter", {})) | {"bits": settings.bits, "codebook": settings.codebook}
-    return {**source.config, "adapter": adapter}
+    config = source.config
+    if "adapter" not in config:
+        # What another command than a training run wrote is no recipe, so that a section of our own can
+        # stand beside it.
+        return {**config, "quantize": settings.model_dump(mode="json")}
+    return {**config, "adapter": {**config["adapter"], "bits": settings.bits, "codebook": settings.codebook}}

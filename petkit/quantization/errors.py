@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,10 @@ class MatrixError:
     sqnr: float
     output_error: float | None = None
 
+    def payload(self) -> dict[str, str | float | None]:
+        """The errors as JSON values: infinities become null."""
+        return _finite(asdict(self))
+
 
 @dataclass(frozen=True)
 class OutputError:
@@ -45,6 +50,10 @@ class OutputError:
     kl: float
     top1_agreement: float
     count: int
+
+    def payload(self) -> dict[str, str | float | None]:
+        """The errors as JSON values: infinities become null."""
+        return _finite(asdict(self))
 
 
 def matrix_error(
@@ -111,6 +120,13 @@ def output_error(reference_logits: Tensor, quantized_logits: Tensor) -> OutputEr
     terms = torch.where(reference.isneginf(), 0.0, reference.exp() * (reference - quantized))
     agree = (reference_logits.argmax(-1) == quantized_logits.argmax(-1)).double()
     return OutputError(float(terms.sum(-1).mean()), float(agree.mean()), agree.numel())
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
 from typing import Protocol
 
@@ -42,6 +42,10 @@ class Entry:
         """All bytes of the module."""
         return self.codes + self.scales + self.dense
 
+    def payload(self) -> dict[str, str | int]:
+        """The entry as JSON values, its bytes summed."""
+        return {**asdict(self), "bytes": self.nbytes}
+
 
 @dataclass(frozen=True)
 class Ledger:
@@ -50,12 +54,12 @@ class Ledger:
     Args:
         entries: one a module, in the order of the file.
         header: bytes of the file that are no tensor: names, shapes, padding.
-        base_parameters: parameters of the frozen model, or None when it was not looked at.
+        full_model_bytes: float32 bytes of the whole model with this head, or None when it is not known.
     """
 
     entries: tuple[Entry, ...]
     header: int = 0
-    base_parameters: int | None = None
+    full_model_bytes: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -72,17 +76,9 @@ class Ledger:
         """Bytes that the same parameters take in float32, without a header."""
         return 4 * self.parameters
 
-    @property
-    def full_bytes(self) -> int | None:
-        """Bytes of a fully fine-tuned model with this head, in float32; None when the base is not known."""
-        if self.base_parameters is None:
-            return None
-        head = sum(entry.parameters for entry in self.entries if entry.module == "head")
-        return 4 * (self.base_parameters + head)
-
     def summary(self) -> dict[str, int | float | None]:
         """Totals by name, for a table or JSON; ratios say how many times smaller the file is."""
-        full = self.full_bytes
+        full = self.full_model_bytes
         return {
             "bytes": self.nbytes,
             "codes_bytes": sum(entry.codes for entry in self.entries),
@@ -92,8 +88,8 @@ class Ledger:
             "parameters": self.parameters,
             "float32_bytes": self.float32_bytes,
             "ratio_to_float32": self.float32_bytes / self.nbytes,
-            "full_finetuning_bytes": full,
-            "ratio_to_full_finetuning": None if full is None else full / self.nbytes,
+            "full_model_bytes": full,
+            "ratio_to_full_model": None if full is None else full / self.nbytes,
         }
 
 
@@ -101,7 +97,7 @@ def make_ledger(
     packed: Mapping[str, PackedMatrix],
     dense: Mapping[str, Shaped],
     file_bytes: int | None = None,
-    base_parameters: int | None = None,
+    full_model_bytes: int | None = None,
 ) -> Ledger:
     """Count the bytes of an adapter's tensors.
 
@@ -109,7 +105,8 @@ def make_ledger(
         packed: quantised matrices by module name.
         dense: float32 tensors by tensor name, such as `head.weight`.
         file_bytes: size of the file that holds them; None counts no header.
-        base_parameters: parameters of the frozen model, without its head; None leaves that ratio out.
+        full_model_bytes: float32 bytes of the whole model with this head, what full fine-tuning would store;
+            None leaves that ratio out.
 
     Returns:
         The ledger; packed modules come first, in their order.
@@ -130,4 +127,4 @@ def make_ledger(
         entries[module] = Entry(module, old.parameters + count, old.codes, old.scales, old.dense + 4 * count)
     tensors = sum(entry.nbytes for entry in entries.values())
     header = 0 if file_bytes is None else file_bytes - tensors
-    return Ledger(tuple(entries.values()), header, base_parameters)
+    return Ledger(tuple(entries.values()), header, full_model_bytes)

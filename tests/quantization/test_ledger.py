@@ -10,7 +10,7 @@ def ledger_of_a_kitti_adapter():
     matrix = {"down": nearest(torch.randn(32, 768), 1), "up": nearest(torch.randn(768, 32), 1)}
     packed = {f"blocks.{i}.adaptformer.{part}": matrix[part] for i in range(12) for part in matrix}
     head = {"head.weight": torch.zeros(4, 768), "head.bias": torch.zeros(4)}
-    return make_ledger(packed, head, file_bytes=90_000, base_parameters=85_798_656)
+    return make_ledger(packed, head, file_bytes=90_000, full_model_bytes=343_206_928)
 
 
 def test_bytes_are_those_of_the_published_files():
@@ -23,8 +23,8 @@ def test_bytes_are_those_of_the_published_files():
     assert summary["parameters"] == 12 * 2 * 768 * 32 + 769 * 4
     assert summary["float32_bytes"] == 4 * summary["parameters"]
     assert summary["ratio_to_float32"] == pytest.approx(summary["float32_bytes"] / 90_000)
-    assert summary["full_finetuning_bytes"] == 4 * (85_798_656 + 769 * 4)
-    assert summary["ratio_to_full_finetuning"] == pytest.approx(4 * (85_798_656 + 769 * 4) / 90_000)
+    assert summary["full_model_bytes"] == 343_206_928
+    assert summary["ratio_to_full_model"] == pytest.approx(343_206_928 / 90_000)
 
 
 def test_weight_and_bias_of_one_module_are_one_entry():
@@ -34,6 +34,6 @@ def test_weight_and_bias_of_one_module_are_one_entry():
 
 def test_without_the_base_its_ratio_is_left_out():
     summary = make_ledger({}, {"cls_token": torch.zeros(3)}).summary()
-    assert summary["full_finetuning_bytes"] is None
-    assert summary["ratio_to_full_finetuning"] is None
+    assert summary["full_model_bytes"] is None
+    assert summary["ratio_to_full_model"] is None
     assert summary["bytes"] == 12
