@@ -14,7 +14,9 @@ from petkit.cli.shipped import header
 from petkit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from petkit.configuration import Resolved
+    from petkit.configuration import Config, Resolved
+
+SCHEMA_COLUMNS = ("key", "type", "default", "has an effect with", "meaning")
 
 app = typer.Typer(help="Validate, explain and show configurations.")
 
@@ -64,7 +66,7 @@ def schema(
 ) -> None:
     """Print every key that a command's recipe may hold: as a table, or as a JSON schema."""
     model = configuration_of(" ".join(words))
-    output.print_result(_schema_table(model), model.model_json_schema(), as_json)
+    output.print_result(output.table(SCHEMA_COLUMNS, schema_rows(model)), model.model_json_schema(), as_json)
 
 
 def _resolve(
@@ -97,7 +99,8 @@ def _with_origins(resolved: Resolved[Any]) -> str:
     return "\n".join(lines)
 
 
-def _schema_table(model: Any) -> Any:
+def schema_rows(model: type[Config]) -> list[tuple[str, str, object, str, str]]:
+    """One row of `SCHEMA_COLUMNS` for every key of a configuration."""
     from petkit.configuration.sections import alternatives_of, leaves
 
     rows = []
@@ -107,8 +110,16 @@ def _schema_table(model: Any) -> Any:
             ", ".join(f"{name} {'|'.join(map(str, values))}" for name, values in one.items())
             for one in alternatives_of(field)
         )
-        rows.append((".".join(path), _type_name(field.annotation), default, needs, field.description or ""))
-    return output.table(("key", "type", "default", "has an effect with", "meaning"), rows)
+        rows.append(
+            (
+                ".".join(path),
+                _type_name(field.annotation),
+                default,
+                needs,
+                " ".join((field.description or "").split()),
+            )
+        )
+    return rows
 
 
 def _type_name(annotation: Any) -> str:

@@ -1,0 +1,52 @@
+"""Write docs/commands.md and docs/configuration.md from the program itself: `make docs`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from petkit.cli.catalog import METHODS, configuration_of
+from petkit.cli.config import SCHEMA_COLUMNS, schema_rows
+from petkit.cli.main import VERBS, load_verb
+
+DOCS = Path(__file__).resolve().parent
+NOTE = "<!-- Written by `make docs`; do not edit. -->\n"
+
+
+def main() -> None:
+    (DOCS / "commands.md").write_text(commands(), encoding="utf-8")
+    (DOCS / "configuration.md").write_text(configuration(), encoding="utf-8")
+
+
+def commands() -> str:
+    parts = ["# Commands", NOTE, f"```text\n{help_of()}\n```\n"]
+    for verb in VERBS:
+        parts.append(f"## petkit {verb}\n")
+        for words in ([verb], *([verb, name] for name in getattr(load_verb(verb), "commands", {}))):
+            parts.append(f"```text\n{help_of(*words)}\n```\n")
+    return "\n".join(parts)
+
+
+def help_of(*words: str) -> str:
+    environment = {**os.environ, "TERMINAL_WIDTH": "100", "COLUMNS": "100", "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "petkit", *words, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines())
+
+
+def configuration() -> str:
+    parts = ["# Configuration", NOTE]
+    for method in METHODS:
+        parts.append(f"## petkit {method.command}\n\nSystem {method.name}: {method.paper}.\n")
+        rows = [SCHEMA_COLUMNS, ["---"] * len(SCHEMA_COLUMNS), *schema_rows(configuration_of(method.command))]
+        parts.append("\n".join(f"| {' | '.join(cell(value) for value in row)} |" for row in rows) + "\n")
+    return "\n".join(parts)
+
+
+def cell(value: object) -> str:
+    text = "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    main()
