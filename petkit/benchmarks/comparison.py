@@ -21,6 +21,7 @@ from petkit.quantization.config import QuantizationConfig
 from petkit.report.statistics import Interval, mean_interval
 from petkit.report.tables import Table
 from petkit.training.context import RunContext
+from petkit.training.outcome import size_ledger
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ def run_experiment(
                 result = _quantized(variant.quantize, source, make_context(run))
             _gather(row, result)
             for level in experiment.noise:
-                row.noise.setdefault(level, []).append(_under_noise(make_context(run), level))
+                row.noise.setdefault(level, []).append(_under_noise(make_context(run), level, seed))
     return rows
 
 
@@ -140,17 +141,17 @@ def _quantized(settings: QuantizeConfig, source: Path, context: RunContext) -> d
     result = {
         "status": "completed",
         "accuracy": evaluation.accuracy,
-        "bytes": recipe.size_ledger(quantized.packed, quantized.dense, trained["bytes"]["full_model_fp32"]),
+        "bytes": size_ledger(quantized.packed, quantized.dense, trained["bytes"]["full_model_fp32"]),
         "images_per_second": {"train": None, "eval": evaluation.examples_per_second},
     }
     (context.folder / RESULT).write_text(json.dumps(result, indent=2))
     return result
 
 
-def _under_noise(context: RunContext, level: float) -> float:
+def _under_noise(context: RunContext, level: float, seed: int) -> float:
     kept = context.folder / f"noise-{level:g}.json"
     if not kept.exists():
-        evaluation = evaluate_artifact(context.folder, context.device, noise=level)
+        evaluation = evaluate_artifact(context.folder, context.device, noise=level, noise_seed=seed)
         kept.write_text(json.dumps({"accuracy": evaluation.accuracy}))
     return float(json.loads(kept.read_text())["accuracy"])
 
