@@ -16,7 +16,7 @@ ARCHITECTURES := 8.0;9.0
 .PHONY: demo install test check lint format bench cuda sanitize docs clean
 
 demo: install
-	$(BIN)/python examples/demo.py
+	$(BIN)/petkit bench adapters demo --output demo
 
 install: $(VENV)/installed
 
