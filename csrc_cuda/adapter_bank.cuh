@@ -23,11 +23,13 @@ struct Bank {
   bool relu, down_aligned, up_aligned;
 };
 
-// Products of the hidden rows of `down` with `count` tokens, in hidden (TOKENS, bank.hidden).
+// Products of the hidden rows of `down` with `count` tokens, in hidden (TOKENS, bank.hidden). It
+// passes a barrier before it writes to `hidden`, which the caller may still be reading for the
+// tokens before, and before it reads `codebook`.
 template <class T, int BITS, int TOKENS>
-__device__ inline void bank_down(const Bank &bank, const uint8_t *down, const float *constants,
-                                 const T *x, int count, bool aligned, const float *codebook,
-                                 float *tile, float *hidden) {
+__device__ inline void bank_down(const Bank& bank, const uint8_t* down, const float* constants,
+                                 const T* x, int count, bool aligned, const float* codebook,
+                                 float* tile, float* hidden) {
   using Shape = Tile<BITS, bank_lane_bytes>;
   constexpr int tile_stride = Shape::row_floats(bank_tile_columns);
   const int64_t bytes = row_bytes(bank.in_features, BITS);
@@ -44,14 +46,14 @@ __device__ inline void bank_down(const Bank &bank, const uint8_t *down, const fl
                                                  columns, aligned, tile + t * tile_stride);
     __syncthreads();
     for (int64_t j = warp_index(); j < bank.hidden; j += warp_count()) {
-      const uint8_t *const rows[1] = {down + j * bytes};
+      const uint8_t* const rows[1] = {down + j * bytes};
       float sums[1][TOKENS] = {};
       tile_products<BITS, bank_lane_bytes>(rows, first * BITS / 8, bytes, bank.down_aligned, tile,
                                            tile_stride, columns, count, codebook, sums);
 #pragma unroll
       for (int t = 0; t < TOKENS; ++t) {
         const float sum = warp_sum(sums[0][t]);
-        float &to = hidden[t * bank.hidden + j];
+        float& to = hidden[t * bank.hidden + j];
         if (lane_index() == 0 && t < count)
           to = first == 0 ? sum : to + sum;
       }
@@ -62,7 +64,7 @@ __device__ inline void bank_down(const Bank &bank, const uint8_t *down, const fl
     // The barriers in block_sum also make the products visible to all threads.
     const float total = block_sum(totals[t]);
     for (int64_t j = threadIdx.x; t < count && j < bank.hidden; j += blockDim.x) {
-      float &at = hidden[t * bank.hidden + j];
+      float& at = hidden[t * bank.hidden + j];
       const float product = bank.in_features == 0 ? 0.f : from_levels<BITS>(at, total, codebook);
       const float sum = constants[0] * total + constants[1] * product;
       at = bank.relu && sum < 0.f ? 0.f : sum;
@@ -74,9 +76,9 @@ __device__ inline void bank_down(const Bank &bank, const uint8_t *down, const fl
 // Outputs of `count` tokens from their hidden values: each thread makes eight columns of all of
 // them.
 template <class T, int BITS, int TOKENS>
-__device__ inline void bank_up(const Bank &bank, const uint8_t *up, const float *constants,
-                               const float *hidden, int count, bool aligned, const float *codebook,
-                               T *y) {
+__device__ inline void bank_up(const Bank& bank, const uint8_t* up, const float* constants,
+                               const float* hidden, int count, bool aligned, const float* codebook,
+                               T* y) {
   const int64_t bytes = row_bytes(bank.out_features, BITS),
                 groups = (bank.out_features + group - 1) / group;
   for (int64_t g = threadIdx.x; g < groups; g += blockDim.x) {
@@ -109,7 +111,7 @@ __device__ inline void bank_up(const Bank &bank, const uint8_t *up, const float 
   }
 }
 
-template <class T> __device__ inline void fill_outputs(T *y, int64_t count, float value) {
+template <class T> __device__ inline void fill_outputs(T* y, int64_t count, float value) {
   for (int64_t i = threadIdx.x; i < count; i += blockDim.x)
     y[i] = from_float<T>(value);
 }
@@ -118,15 +120,14 @@ template <class T> __device__ inline void fill_outputs(T *y, int64_t count, floa
 // adapter (the tokens of an image, say) together: their packed weights are decoded once.
 template <class T, int BITS, int TOKENS>
 __global__ void __launch_bounds__(bank_threads)
-    adapter_bank_kernel(const T *__restrict__ x, const int64_t *__restrict__ adapter_ids, Bank bank,
-                        T *__restrict__ y, int64_t tokens, bool x_aligned, bool y_aligned) {
+    adapter_bank_kernel(const T* __restrict__ x, const int64_t* __restrict__ adapter_ids, Bank bank,
+                        T* __restrict__ y, int64_t tokens, bool x_aligned, bool y_aligned) {
   PETKIT_DYNAMIC_SHARED(dynamic);
   PETKIT_SHARED(float, codebook, 1 << BITS);
   for (int c = int(threadIdx.x); c < levels(BITS); c += int(blockDim.x))
     codebook[c] = bank.codebook[c];
-  __syncthreads();
-  float *tile = dynamic;
-  float *hidden = dynamic + TOKENS * Tile<BITS, bank_lane_bytes>::row_floats(bank_tile_columns);
+  float* tile = dynamic;
+  float* hidden = dynamic + TOKENS * Tile<BITS, bank_lane_bytes>::row_floats(bank_tile_columns);
   const int64_t begin = int64_t(blockIdx.x) * TOKENS,
                 end = begin + TOKENS < tokens ? begin + TOKENS : tokens;
   for (int64_t first = begin; first < end;) {
@@ -134,16 +135,14 @@ __global__ void __launch_bounds__(bank_threads)
     int count = 1;
     while (first + count < end && adapter_ids[first + count] == adapter)
       ++count;
-    T *out = y + first * bank.out_features;
+    T* out = y + first * bank.out_features;
     if (adapter >= 0 && adapter < bank.adapters) {
-      const uint8_t *down = bank.down + adapter * bank.hidden * row_bytes(bank.in_features, BITS);
-      const uint8_t *up = bank.up + adapter * bank.hidden * row_bytes(bank.out_features, BITS);
-      const float *constants = bank.constants + adapter * 5;
+      const uint8_t* down = bank.down + adapter * bank.hidden * row_bytes(bank.in_features, BITS);
+      const uint8_t* up = bank.up + adapter * bank.hidden * row_bytes(bank.out_features, BITS);
+      const float* constants = bank.constants + adapter * 5;
       bank_down<T, BITS, TOKENS>(bank, down, constants, x + first * bank.in_features, count,
                                  x_aligned, codebook, tile, hidden);
       bank_up<T, BITS, TOKENS>(bank, up, constants, hidden, count, y_aligned, codebook, out);
-      // The next run overwrites the hidden values.
-      __syncthreads();
     } else {
       // An adapter that does not exist cannot be reported from here without a round trip: its rows
       // become NaN.
@@ -154,7 +153,7 @@ __global__ void __launch_bounds__(bank_threads)
 }
 
 template <class T, int BITS, int TOKENS>
-void launch_adapter_bank(const T *x, const int64_t *adapter_ids, const Bank &bank, T *y,
+void launch_adapter_bank(const T* x, const int64_t* adapter_ids, const Bank& bank, T* y,
                          int64_t tokens, cudaStream_t stream) {
   const size_t floats =
       size_t(TOKENS) *
@@ -175,7 +174,7 @@ inline int bank_tokens_per_block(int64_t tokens, int64_t hidden) {
 
 // x (tokens, in_features), adapter_ids (tokens) -> y (tokens, out_features).
 template <class T, int BITS>
-void adapter_bank(const T *x, const int64_t *adapter_ids, Bank bank, T *y, int64_t tokens,
+void adapter_bank(const T* x, const int64_t* adapter_ids, Bank bank, T* y, int64_t tokens,
                   int tokens_per_block, cudaStream_t stream) {
   if (tokens == 0 || bank.out_features == 0)
     return;

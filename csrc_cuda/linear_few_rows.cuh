@@ -13,9 +13,9 @@ constexpr int block_outputs = few_rows_threads / warp_threads * warp_outputs;
 
 template <class T, int BITS, int LANE_BYTES, int M>
 __global__ void __launch_bounds__(few_rows_threads)
-    few_rows_kernel(const T *__restrict__ x, const uint8_t *__restrict__ packed,
-                    const float *__restrict__ shift, const float *__restrict__ scale,
-                    const float *__restrict__ levels_of_codes, T *__restrict__ y, int64_t rows,
+    few_rows_kernel(const T* __restrict__ x, const uint8_t* __restrict__ packed,
+                    const float* __restrict__ shift, const float* __restrict__ scale,
+                    const float* __restrict__ levels_of_codes, T* __restrict__ y, int64_t rows,
                     int64_t in_features, int64_t out_features, int tile_columns, bool x_aligned,
                     bool packed_aligned) {
   using Shape = Tile<BITS, LANE_BYTES>;
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(few_rows_threads)
   const int count = int(rows - first_row < M ? rows - first_row : M);
   const int64_t first_output = int64_t(blockIdx.x) * block_outputs + warp_index() * warp_outputs;
   const int64_t bytes = row_bytes(in_features, BITS);
-  const uint8_t *packed_rows[warp_outputs];
+  const uint8_t* packed_rows[warp_outputs];
 #pragma unroll
   for (int r = 0; r < warp_outputs; ++r) {
     // A warp behind the last output repeats it and writes nothing: it must still meet the barriers.
@@ -66,8 +66,8 @@ __global__ void __launch_bounds__(few_rows_threads)
 }
 
 template <class T, int BITS, int LANE_BYTES, int M>
-void few_rows(const T *x, const uint8_t *packed, const float *shift, const float *scale,
-              const float *codebook, T *y, int64_t rows, int64_t in_features, int64_t out_features,
+void few_rows(const T* x, const uint8_t* packed, const float* shift, const float* scale,
+              const float* codebook, T* y, int64_t rows, int64_t in_features, int64_t out_features,
               cudaStream_t stream) {
   using Shape = Tile<BITS, LANE_BYTES>;
   // At most 17 KiB of shared memory, so that it does not limit the number of resident blocks.

@@ -28,8 +28,8 @@ struct Fetch {
 // TRANSPOSED false: result columns are packed rows (out_features), the depth runs along a packed
 // row. TRANSPOSED true: the depth is packed rows, result columns run along a packed row.
 template <class T, int BITS, bool TRANSPOSED> struct Operands {
-  const T *dense;
-  const uint8_t *packed;
+  const T* dense;
+  const uint8_t* packed;
   int64_t rows, depth, columns;
   bool dense_aligned, packed_aligned;
 
@@ -41,7 +41,7 @@ template <class T, int BITS, bool TRANSPOSED> struct Operands {
   static __device__ int packed_line() { return int(threadIdx.x) / (tile_side / group); }
   static __device__ int packed_part() { return int(threadIdx.x) % (tile_side / group); }
 
-  __device__ void fetch(Fetch &to, int64_t first_row, int64_t first_column,
+  __device__ void fetch(Fetch& to, int64_t first_row, int64_t first_column,
                         int64_t first_depth) const {
     const int64_t row = first_row + line(), at = first_depth + part() * group;
     load_group(dense + row * depth + at, row < rows ? depth - at : 0, dense_aligned, to.dense);
@@ -55,8 +55,8 @@ template <class T, int BITS, bool TRANSPOSED> struct Operands {
         to.inside ? load_codes<BITS>(packed + packed_row * bytes, index, bytes, packed_aligned) : 0;
   }
 
-  static __device__ void store(const Fetch &from, const float *values, float *dense_tile,
-                               float *packed_tile) {
+  static __device__ void store(const Fetch& from, const float* values, float* dense_tile,
+                               float* packed_tile) {
 #pragma unroll
     for (int i = 0; i < group; ++i)
       dense_tile[(part() * group + i) * tile_pitch + line()] = from.dense[i];
@@ -65,8 +65,8 @@ template <class T, int BITS, bool TRANSPOSED> struct Operands {
     for (int i = 0; i < group; ++i)
       weights[i] = from.inside ? values[code_at<BITS>(from.codes, i)] : 0.f;
     if constexpr (TRANSPOSED) {
-      float4 *at = reinterpret_cast<float4 *>(packed_tile + packed_line() * tile_pitch +
-                                              packed_part() * group);
+      float4* at = reinterpret_cast<float4*>(packed_tile + packed_line() * tile_pitch +
+                                             packed_part() * group);
       at[0] = make_float4(weights[0], weights[1], weights[2], weights[3]);
       at[1] = make_float4(weights[4], weights[5], weights[6], weights[7]);
     } else {
@@ -77,13 +77,13 @@ template <class T, int BITS, bool TRANSPOSED> struct Operands {
   }
 };
 
-__device__ inline void multiply_tiles(const float *dense_tile, const float *packed_tile,
+__device__ inline void multiply_tiles(const float* dense_tile, const float* packed_tile,
                                       float (&sums)[4][4]) {
   const int across = int(threadIdx.x) % 16 * 4, down = int(threadIdx.x) / 16 * 4;
 #pragma unroll
   for (int k = 0; k < tile_depth; ++k) {
-    const float4 a = *reinterpret_cast<const float4 *>(dense_tile + k * tile_pitch + down);
-    const float4 b = *reinterpret_cast<const float4 *>(packed_tile + k * tile_pitch + across);
+    const float4 a = *reinterpret_cast<const float4*>(dense_tile + k * tile_pitch + down);
+    const float4 b = *reinterpret_cast<const float4*>(packed_tile + k * tile_pitch + across);
     const float left[4] = {a.x, a.y, a.z, a.w}, right[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i)
@@ -95,14 +95,14 @@ __device__ inline void multiply_tiles(const float *dense_tile, const float *pack
 
 template <class T, int BITS, bool TRANSPOSED>
 __global__ void __launch_bounds__(many_rows_threads)
-    many_rows_kernel(Operands<T, BITS, TRANSPOSED> operands, const float *__restrict__ shift,
-                     const float *__restrict__ scale, const float *__restrict__ codebook,
-                     T *__restrict__ result) {
+    many_rows_kernel(Operands<T, BITS, TRANSPOSED> operands, const float* __restrict__ shift,
+                     const float* __restrict__ scale, const float* __restrict__ codebook,
+                     T* __restrict__ result) {
   PETKIT_SHARED(float, values, 1 << BITS);
   PETKIT_SHARED(float4, dense_storage, tile_depth * tile_pitch / 4);
   PETKIT_SHARED(float4, packed_storage, tile_depth * tile_pitch / 4);
-  float *dense_tile = reinterpret_cast<float *>(dense_storage),
-        *packed_tile = reinterpret_cast<float *>(packed_storage);
+  float *dense_tile = reinterpret_cast<float*>(dense_storage),
+        *packed_tile = reinterpret_cast<float*>(packed_storage);
   fill_values<BITS>(values, codebook, *shift, *scale);
 
   // Blocks that share rows of the dense operand follow each other and find them in the L2 cache.
@@ -134,8 +134,8 @@ __global__ void __launch_bounds__(many_rows_threads)
 // result (rows, columns) = dense (rows, depth) times the packed matrix, which is (columns, depth)
 // or, TRANSPOSED, (depth, columns).
 template <class T, int BITS, bool TRANSPOSED>
-void many_rows(const T *dense, const uint8_t *packed, const float *shift, const float *scale,
-               const float *codebook, T *result, int64_t rows, int64_t depth, int64_t columns,
+void many_rows(const T* dense, const uint8_t* packed, const float* shift, const float* scale,
+               const float* codebook, T* result, int64_t rows, int64_t depth, int64_t columns,
                cudaStream_t stream) {
   const int64_t packed_rows = TRANSPOSED ? depth : columns,
                 packed_columns = TRANSPOSED ? columns : depth;

@@ -10,9 +10,9 @@ constexpr int dequantize_threads = 256;
 
 template <class T, int BITS>
 __global__ void __launch_bounds__(dequantize_threads)
-    dequantize_kernel(const uint8_t *__restrict__ packed, const float *__restrict__ shift,
-                      const float *__restrict__ scale, const float *__restrict__ codebook,
-                      T *__restrict__ weight, int64_t rows, int64_t columns, bool packed_aligned,
+    dequantize_kernel(const uint8_t* __restrict__ packed, const float* __restrict__ shift,
+                      const float* __restrict__ scale, const float* __restrict__ codebook,
+                      T* __restrict__ weight, int64_t rows, int64_t columns, bool packed_aligned,
                       bool weight_aligned) {
   PETKIT_SHARED(float, values, 1 << BITS);
   fill_values<BITS>(values, codebook, *shift, *scale);
@@ -34,8 +34,8 @@ __global__ void __launch_bounds__(dequantize_threads)
 
 // packed (rows, row_bytes(columns)) -> weight (rows, columns).
 template <class T, int BITS>
-void lowbit_dequantize(const uint8_t *packed, const float *shift, const float *scale,
-                       const float *codebook, T *weight, int64_t rows, int64_t columns,
+void lowbit_dequantize(const uint8_t* packed, const float* shift, const float* scale,
+                       const float* codebook, T* weight, int64_t rows, int64_t columns,
                        cudaStream_t stream) {
   if (rows == 0 || columns == 0)
     return;

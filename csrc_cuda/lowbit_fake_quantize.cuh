@@ -10,10 +10,10 @@ namespace petkit::cuda {
 
 template <class T, int BITS>
 __global__ void __launch_bounds__(statistics_threads)
-    fake_quantize_kernel(const T *__restrict__ weight, const Moments *__restrict__ parts,
-                         int64_t part_count, const float *__restrict__ codebook,
-                         T *__restrict__ quantized, float *__restrict__ shift,
-                         float *__restrict__ scale, int64_t count, bool aligned) {
+    fake_quantize_kernel(const T* __restrict__ weight, const Moments* __restrict__ parts,
+                         int64_t part_count, const float* __restrict__ codebook,
+                         T* __restrict__ quantized, float* __restrict__ shift,
+                         float* __restrict__ scale, int64_t count, bool aligned) {
   PETKIT_SHARED(float, cuts, 1 << BITS);
   PETKIT_SHARED(float, values, 1 << BITS);
   const Statistics statistics = merge_parts(parts, part_count);
@@ -55,9 +55,9 @@ struct Slopes {
 
 template <class T, int BITS>
 __global__ void __launch_bounds__(statistics_threads)
-    gradient_sums_kernel(const T *__restrict__ grad, const T *__restrict__ weight,
-                         const float *__restrict__ shift, const float *__restrict__ scale,
-                         const float *__restrict__ codebook, GradientSums *__restrict__ parts,
+    gradient_sums_kernel(const T* __restrict__ grad, const T* __restrict__ weight,
+                         const float* __restrict__ shift, const float* __restrict__ scale,
+                         const float* __restrict__ codebook, GradientSums* __restrict__ parts,
                          int64_t count, bool aligned) {
   PETKIT_SHARED(float, cuts, 1 << BITS);
   PETKIT_SHARED(float, rounded, 1 << BITS);
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(statistics_threads)
 }
 
 // The sums over all parts, the same bits in every block.
-__device__ inline GradientSums merge_parts(const GradientSums *__restrict__ parts, int64_t count) {
+__device__ inline GradientSums merge_parts(const GradientSums* __restrict__ parts, int64_t count) {
   GradientSums own{0, 0};
   for (int64_t p = threadIdx.x; p < count; p += blockDim.x) {
     own.gradient += parts[p].gradient;
@@ -101,10 +101,10 @@ __device__ inline GradientSums merge_parts(const GradientSums *__restrict__ part
 // 1) scale)
 template <class T>
 __global__ void __launch_bounds__(statistics_threads)
-    exact_gradient_kernel(const T *__restrict__ grad, const T *__restrict__ weight,
-                          const float *__restrict__ shift, const float *__restrict__ scale,
-                          const GradientSums *__restrict__ parts, int64_t part_count,
-                          T *__restrict__ grad_weight, int64_t count, bool aligned) {
+    exact_gradient_kernel(const T* __restrict__ grad, const T* __restrict__ weight,
+                          const float* __restrict__ shift, const float* __restrict__ scale,
+                          const GradientSums* __restrict__ parts, int64_t part_count,
+                          T* __restrict__ grad_weight, int64_t count, bool aligned) {
   const GradientSums sums = merge_parts(parts, part_count);
   const Slopes slopes(*scale);
   const float mean = *shift;
@@ -127,8 +127,8 @@ __global__ void __launch_bounds__(statistics_threads)
 
 // weight, quantized: `count` values, at least two; parts: statistics_parts(count).
 template <class T, int BITS>
-void lowbit_fake_quantize(const T *weight, const float *codebook, Moments *parts, T *quantized,
-                          float *shift, float *scale, int64_t count, cudaStream_t stream) {
+void lowbit_fake_quantize(const T* weight, const float* codebook, Moments* parts, T* quantized,
+                          float* shift, float* scale, int64_t count, cudaStream_t stream) {
   compute_moments(weight, parts, count, stream);
   const bool aligned = groups_aligned(weight, count, 1) && groups_aligned(quantized, count, 1);
   PETKIT_LAUNCH((fake_quantize_kernel<T, BITS>),
@@ -138,9 +138,9 @@ void lowbit_fake_quantize(const T *weight, const float *codebook, Moments *parts
 }
 
 template <class T, int BITS>
-void lowbit_fake_quantize_backward(const T *grad, const T *weight, const float *shift,
-                                   const float *scale, const float *codebook, GradientSums *parts,
-                                   T *grad_weight, int64_t count, cudaStream_t stream) {
+void lowbit_fake_quantize_backward(const T* grad, const T* weight, const float* shift,
+                                   const float* scale, const float* codebook, GradientSums* parts,
+                                   T* grad_weight, int64_t count, cudaStream_t stream) {
   const bool aligned = groups_aligned(weight, count, 1) && groups_aligned(grad, count, 1);
   const int64_t part_count = statistics_parts(count);
   PETKIT_LAUNCH((gradient_sums_kernel<T, BITS>), dim3(unsigned(part_count)),

@@ -12,8 +12,8 @@ constexpr int64_t few_rows_limit = 32;
 
 // x (rows, in_features), packed (out_features, row_bytes(in_features)) -> y (rows, out_features).
 template <class T, int BITS>
-void lowbit_linear(const T *x, const uint8_t *packed, const float *shift, const float *scale,
-                   const float *codebook, T *y, int64_t rows, int64_t in_features,
+void lowbit_linear(const T* x, const uint8_t* packed, const float* shift, const float* scale,
+                   const float* codebook, T* y, int64_t rows, int64_t in_features,
                    int64_t out_features, cudaStream_t stream) {
   if (rows == 0 || out_features == 0)
     return;
@@ -34,8 +34,8 @@ void lowbit_linear(const T *x, const uint8_t *packed, const float *shift, const 
 
 // grad (rows, out_features) -> grad_x (rows, in_features).
 template <class T, int BITS>
-void lowbit_linear_backward(const T *grad, const uint8_t *packed, const float *shift,
-                            const float *scale, const float *codebook, T *grad_x, int64_t rows,
+void lowbit_linear_backward(const T* grad, const uint8_t* packed, const float* shift,
+                            const float* scale, const float* codebook, T* grad_x, int64_t rows,
                             int64_t in_features, int64_t out_features, cudaStream_t stream) {
   if (rows > 0 && in_features > 0)
     many_rows<T, BITS, true>(grad, packed, shift, scale, codebook, grad_x, rows, out_features,

@@ -8,10 +8,10 @@ namespace petkit::cuda {
 
 template <class T, int BITS>
 __global__ void __launch_bounds__(statistics_threads)
-    quantize_kernel(const T *__restrict__ weight, const Moments *__restrict__ parts,
-                    int64_t part_count, const float *__restrict__ codebook,
-                    uint8_t *__restrict__ packed, float *__restrict__ shift,
-                    float *__restrict__ scale, int64_t rows, int64_t columns, bool weight_aligned,
+    quantize_kernel(const T* __restrict__ weight, const Moments* __restrict__ parts,
+                    int64_t part_count, const float* __restrict__ codebook,
+                    uint8_t* __restrict__ packed, float* __restrict__ shift,
+                    float* __restrict__ scale, int64_t rows, int64_t columns, bool weight_aligned,
                     bool packed_aligned) {
   PETKIT_SHARED(float, cuts, 1 << BITS);
   const Statistics statistics = merge_parts(parts, part_count);
@@ -41,8 +41,8 @@ __global__ void __launch_bounds__(statistics_threads)
 // weight (rows, columns), at least two values; codebook 2^BITS levels; parts: statistics_parts(rows
 // * columns).
 template <class T, int BITS>
-void lowbit_quantize(const T *weight, const float *codebook, Moments *parts, uint8_t *packed,
-                     float *shift, float *scale, int64_t rows, int64_t columns,
+void lowbit_quantize(const T* weight, const float* codebook, Moments* parts, uint8_t* packed,
+                     float* shift, float* scale, int64_t rows, int64_t columns,
                      cudaStream_t stream) {
   const int64_t count = rows * columns;
   compute_moments(weight, parts, count, stream);

@@ -12,11 +12,11 @@
 namespace {
 
 // Architectures as nvcc counts them: 800 is sm_80.
-PyObject *build_facts(PyObject *, PyObject *) {
+PyObject* build_facts(PyObject*, PyObject*) {
   constexpr int architectures[] = {__CUDA_ARCH_LIST__};
-  PyObject *names = PyList_New(0);
+  PyObject* names = PyList_New(0);
   for (const int architecture : architectures) {
-    PyObject *name = names ? PyUnicode_FromFormat("sm_%d", architecture / 10) : nullptr;
+    PyObject* name = names ? PyUnicode_FromFormat("sm_%d", architecture / 10) : nullptr;
     if (!name || PyList_Append(names, name) != 0) {
       Py_XDECREF(name);
       Py_XDECREF(names);

@@ -87,7 +87,7 @@ struct Running {
 
 template <class T>
 __global__ void __launch_bounds__(statistics_threads)
-    moments_kernel(const T *__restrict__ weight, Moments *__restrict__ parts, int64_t count,
+    moments_kernel(const T* __restrict__ weight, Moments* __restrict__ parts, int64_t count,
                    bool aligned) {
   Running running;
   const int64_t groups = (count + group - 1) / group, stride = int64_t(gridDim.x) * blockDim.x;
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(statistics_threads)
 }
 
 // Merges the parts in the same order in every block, so that all blocks get the same bits.
-__device__ inline Statistics merge_parts(const Moments *__restrict__ parts, int64_t count) {
+__device__ inline Statistics merge_parts(const Moments* __restrict__ parts, int64_t count) {
   PETKIT_SHARED(Statistics, result, 1);
   Moments own{0, 0, 0};
   for (int64_t p = threadIdx.x; p < count; p += blockDim.x)
@@ -116,7 +116,7 @@ __device__ inline Statistics merge_parts(const Moments *__restrict__ parts, int6
 }
 
 template <class T>
-void compute_moments(const T *weight, Moments *parts, int64_t count, cudaStream_t stream) {
+void compute_moments(const T* weight, Moments* parts, int64_t count, cudaStream_t stream) {
   PETKIT_LAUNCH((moments_kernel<T>), dim3(unsigned(statistics_parts(count))),
                 dim3(statistics_threads), 0, stream, weight, parts, count,
                 groups_aligned(weight, count, 1));

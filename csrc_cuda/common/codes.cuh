@@ -16,19 +16,19 @@ using GroupWord = std::conditional_t<
     std::conditional_t<BITS == 2, uint16_t, std::conditional_t<BITS == 4, uint32_t, uint64_t>>>;
 
 // Whether every whole group of codes of every row starts on a boundary of its word.
-inline bool codes_aligned(const uint8_t *base, int64_t row_stride, int64_t rows, int word_bytes) {
+inline bool codes_aligned(const uint8_t* base, int64_t row_stride, int64_t rows, int word_bytes) {
   return reinterpret_cast<uintptr_t>(base) % word_bytes == 0 &&
          (rows <= 1 || row_stride % word_bytes == 0);
 }
 
 // The codes of group `index` of a row; codes whose bytes lie past the row's end are zero.
 template <int BITS>
-__device__ inline GroupWord<BITS> load_codes(const uint8_t *row, int64_t index, int64_t row_bytes,
+__device__ inline GroupWord<BITS> load_codes(const uint8_t* row, int64_t index, int64_t row_bytes,
                                              bool aligned) {
   using Word = GroupWord<BITS>;
   const int64_t first = index * BITS;
   if (aligned && first + BITS <= row_bytes)
-    return *reinterpret_cast<const Word *>(row + first);
+    return *reinterpret_cast<const Word*>(row + first);
   Word word = 0;
 #pragma unroll
   for (int b = 0; b < BITS; ++b)
@@ -38,11 +38,11 @@ __device__ inline GroupWord<BITS> load_codes(const uint8_t *row, int64_t index, 
 }
 
 template <int BITS>
-__device__ inline void store_codes(uint8_t *row, int64_t index, int64_t row_bytes, bool aligned,
+__device__ inline void store_codes(uint8_t* row, int64_t index, int64_t row_bytes, bool aligned,
                                    GroupWord<BITS> word) {
   const int64_t first = index * BITS;
   if (aligned && first + BITS <= row_bytes) {
-    *reinterpret_cast<GroupWord<BITS> *>(row + first) = word;
+    *reinterpret_cast<GroupWord<BITS>*>(row + first) = word;
     return;
   }
 #pragma unroll

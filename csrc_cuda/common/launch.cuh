@@ -20,7 +20,7 @@ inline unsigned stride_blocks(int64_t items, int threads) {
   return unsigned(std::min<int64_t>(ceil_div(items, threads), 16384));
 }
 
-inline unsigned grid_extent(int64_t blocks, int64_t limit, const char *axis) {
+inline unsigned grid_extent(int64_t blocks, int64_t limit, const char* axis) {
   if (blocks > limit)
     throw std::runtime_error("a CUDA grid holds at most " + std::to_string(limit) + " blocks in " +
                              axis + ", got " + std::to_string(blocks) + "; split the input");
@@ -29,7 +29,7 @@ inline unsigned grid_extent(int64_t blocks, int64_t limit, const char *axis) {
 inline unsigned grid_x(int64_t blocks) { return grid_extent(blocks, 0x7fffffff, "x"); }
 inline unsigned grid_y(int64_t blocks) { return grid_extent(blocks, 65535, "y"); }
 
-inline void check_launch(const char *kernel) {
+inline void check_launch(const char* kernel) {
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess)
     throw std::runtime_error(std::string("launching ") + kernel +
@@ -38,9 +38,8 @@ inline void check_launch(const char *kernel) {
 
 } // namespace petkit::cuda
 
-// `kernel` is put in parentheses by the caller when it has template arguments.
-// PETKIT_SHARED declares a block's array, PETKIT_DYNAMIC_SHARED the part whose size the launch
-// gives.
+// `kernel` is put in parentheses by the caller when it has template arguments. PETKIT_SHARED
+// declares a block's array, PETKIT_DYNAMIC_SHARED the part whose size the launch gives.
 #ifdef __CUDACC__
 #define PETKIT_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                              \
   do {                                                                                             \
@@ -54,7 +53,7 @@ inline void check_launch(const char *kernel) {
   ((void)(stream), emulator::launch((kernel), (grid), (block), (shared_bytes), ##__VA_ARGS__))
 #define PETKIT_SHARED(type, name, extent)                                                          \
   static emulator::Shared<type[extent]> name##_storage;                                            \
-  auto &name = name##_storage.enter()
+  auto& name = name##_storage.enter()
 #define PETKIT_DYNAMIC_SHARED(name)                                                                \
-  float *name = reinterpret_cast<float *>(emulator::machine.dynamic_shared.data())
+  float* name = reinterpret_cast<float*>(emulator::machine.dynamic_shared.data())
 #endif

@@ -28,21 +28,21 @@ template <class T> __device__ inline T from_float(float value) {
 constexpr int group = 8;
 
 // Whether every whole group of every row starts on a 16-byte boundary.
-template <class T> inline bool groups_aligned(const T *base, int64_t columns, int64_t rows) {
+template <class T> inline bool groups_aligned(const T* base, int64_t columns, int64_t rows) {
   constexpr int64_t unit = 16 / int64_t(sizeof(T));
   return reinterpret_cast<uintptr_t>(base) % 16 == 0 && (rows <= 1 || columns % unit == 0);
 }
 
 // Reads `valid` (at most 8) elements; the others become zero.
 template <class T>
-__device__ inline void load_group(const T *at, int64_t valid, bool aligned,
+__device__ inline void load_group(const T* at, int64_t valid, bool aligned,
                                   float (&values)[group]) {
   if (aligned && valid >= group) {
     constexpr int words = group * int(sizeof(T)) / 16;
     alignas(16) T raw[group];
 #pragma unroll
     for (int i = 0; i < words; ++i)
-      reinterpret_cast<uint4 *>(raw)[i] = reinterpret_cast<const uint4 *>(at)[i];
+      reinterpret_cast<uint4*>(raw)[i] = reinterpret_cast<const uint4*>(at)[i];
 #pragma unroll
     for (int i = 0; i < group; ++i)
       values[i] = to_float(raw[i]);
@@ -55,7 +55,7 @@ __device__ inline void load_group(const T *at, int64_t valid, bool aligned,
 
 // Writes the first `valid` (at most 8) values.
 template <class T>
-__device__ inline void store_group(T *at, int64_t valid, bool aligned,
+__device__ inline void store_group(T* at, int64_t valid, bool aligned,
                                    const float (&values)[group]) {
   if (aligned && valid >= group) {
     constexpr int words = group * int(sizeof(T)) / 16;
@@ -65,7 +65,7 @@ __device__ inline void store_group(T *at, int64_t valid, bool aligned,
       raw[i] = from_float<T>(values[i]);
 #pragma unroll
     for (int i = 0; i < words; ++i)
-      reinterpret_cast<uint4 *>(at)[i] = reinterpret_cast<const uint4 *>(raw)[i];
+      reinterpret_cast<uint4*>(at)[i] = reinterpret_cast<const uint4*>(raw)[i];
   } else {
 #pragma unroll
     for (int i = 0; i < group; ++i)

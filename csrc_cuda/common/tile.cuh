@@ -27,8 +27,8 @@ template <int BITS, int LANE_BYTES> struct Tile {
 // Loads columns [first, first + columns) of a row of x, zeros behind the row's end; returns this
 // thread's part of their sum. `columns` is a multiple of a run.
 template <int BITS, int LANE_BYTES, class T>
-__device__ inline float load_tile_row(const T *__restrict__ row, int64_t first, int64_t in_features,
-                                      int columns, bool aligned, float *tile) {
+__device__ inline float load_tile_row(const T* __restrict__ row, int64_t first, int64_t in_features,
+                                      int columns, bool aligned, float* tile) {
   float sum = 0;
   for (int c = int(threadIdx.x) * group; c < columns; c += int(blockDim.x) * group) {
     float values[group];
@@ -36,7 +36,7 @@ __device__ inline float load_tile_row(const T *__restrict__ row, int64_t first, 
 #pragma unroll
     for (int i = 0; i < group; i += 4) {
       const float4 quad = make_float4(values[i], values[i + 1], values[i + 2], values[i + 3]);
-      *reinterpret_cast<float4 *>(tile + Tile<BITS, LANE_BYTES>::place(c + i)) = quad;
+      *reinterpret_cast<float4*>(tile + Tile<BITS, LANE_BYTES>::place(c + i)) = quad;
       sum += (quad.x + quad.y) + (quad.z + quad.w);
     }
   }
@@ -46,14 +46,14 @@ __device__ inline float load_tile_row(const T *__restrict__ row, int64_t first, 
 // LANE_BYTES of a packed row as 32-bit words; bytes past the row's end are zero (they meet zeros of
 // x).
 template <int LANE_BYTES>
-__device__ inline void load_lane(const uint8_t *__restrict__ row, int64_t first, int64_t bytes,
+__device__ inline void load_lane(const uint8_t* __restrict__ row, int64_t first, int64_t bytes,
                                  bool aligned, uint32_t (&words)[LANE_BYTES / 4]) {
   if (aligned && first + LANE_BYTES <= bytes) {
     if constexpr (LANE_BYTES == 16) {
-      const uint4 all = *reinterpret_cast<const uint4 *>(row + first);
+      const uint4 all = *reinterpret_cast<const uint4*>(row + first);
       words[0] = all.x, words[1] = all.y, words[2] = all.z, words[3] = all.w;
     } else {
-      words[0] = *reinterpret_cast<const uint32_t *>(row + first);
+      words[0] = *reinterpret_cast<const uint32_t*>(row + first);
     }
     return;
   }
@@ -70,7 +70,7 @@ __device__ inline void load_lane(const uint8_t *__restrict__ row, int64_t first,
 // One packed weight times x, added up. At one bit only the x under set bits are added: see
 // `from_levels`.
 template <int BITS>
-__device__ inline void add_product(float &sum, float x, unsigned code, const float *codebook) {
+__device__ inline void add_product(float& sum, float x, unsigned code, const float* codebook) {
   if constexpr (BITS == 1)
     sum += code ? x : 0.f;
   else
@@ -81,7 +81,7 @@ __device__ inline void add_product(float &sum, float x, unsigned code, const flo
 // step between the two levels the x under set bits: for symmetric levels that is level * (2 * set -
 // total).
 template <int BITS>
-__device__ inline float from_levels(float gathered, float total, const float *codebook) {
+__device__ inline float from_levels(float gathered, float total, const float* codebook) {
   if constexpr (BITS == 1)
     return codebook[0] * total + (codebook[1] - codebook[0]) * gathered;
   else
@@ -91,9 +91,9 @@ __device__ inline float from_levels(float gathered, float total, const float *co
 // Adds to sums[r][m] this lane's share of packed row r (of ROWS) times row m (of `count`, at most
 // M) of the tile, which holds `columns` columns from byte `first_byte` of the packed rows on.
 template <int BITS, int LANE_BYTES, int ROWS, int M>
-__device__ inline void tile_products(const uint8_t *const (&rows)[ROWS], int64_t first_byte,
-                                     int64_t bytes, bool aligned, const float *tile,
-                                     int tile_stride, int columns, int count, const float *codebook,
+__device__ inline void tile_products(const uint8_t* const (&rows)[ROWS], int64_t first_byte,
+                                     int64_t bytes, bool aligned, const float* tile,
+                                     int tile_stride, int columns, int count, const float* codebook,
                                      float (&sums)[ROWS][M]) {
   using Shape = Tile<BITS, LANE_BYTES>;
   constexpr int word_codes = 32 / BITS;
@@ -103,14 +103,14 @@ __device__ inline void tile_products(const uint8_t *const (&rows)[ROWS], int64_t
     for (int r = 0; r < ROWS; ++r)
       load_lane<LANE_BYTES>(rows[r], first_byte + int64_t(base) * BITS / 8, bytes, aligned,
                             words[r]);
-    const float *at = tile + Shape::place(base);
+    const float* at = tile + Shape::place(base);
 #pragma unroll
     for (int j = 0; j < Shape::lane_codes; j += 4) {
 #pragma unroll
       for (int m = 0; m < M; ++m) {
         if (m >= count)
           continue;
-        const float4 x = *reinterpret_cast<const float4 *>(at + m * tile_stride + j);
+        const float4 x = *reinterpret_cast<const float4*>(at + m * tile_stride + j);
         const float quad[4] = {x.x, x.y, x.z, x.w};
 #pragma unroll
         for (int r = 0; r < ROWS; ++r)

@@ -27,27 +27,27 @@ __global__ void missed_shuffle() {
     petkit::cuda::warp_sum(1.f);
 }
 
-__global__ void reads_past_end(const float *from, float *to, int count) {
+__global__ void reads_past_end(const float* from, float* to, int count) {
   to[0] = from[count + int(threadIdx.x)];
 }
 
-__global__ void writes_before_start(float *to) { to[-1 - int(threadIdx.x)] = 1.f; }
+__global__ void writes_before_start(float* to) { to[-1 - int(threadIdx.x)] = 1.f; }
 
 // Lacks the barrier between writing and reading shared memory: wrong in all orders but one.
-__global__ void reverse_without_barrier(const float *from, float *to) {
+__global__ void reverse_without_barrier(const float* from, float* to) {
   PETKIT_SHARED(float, values, 64);
   values[threadIdx.x] = from[threadIdx.x];
   to[threadIdx.x] = values[63 - threadIdx.x];
 }
 
-__global__ void reads_unwritten_shared(float *to) {
+__global__ void reads_unwritten_shared(float* to) {
   PETKIT_SHARED(float, fixed, 4);
   PETKIT_DYNAMIC_SHARED(dynamic);
   if (threadIdx.x == 0)
     to[0] = fixed[0], to[1] = dynamic[0], fixed[0] = dynamic[0] = 1.f;
 }
 
-__global__ void collectives(float *to) {
+__global__ void collectives(float* to) {
   const int lane = petkit::cuda::lane_index();
   const unsigned ballot = __ballot_sync(~0u, lane % 3 == 0);
   const float moved = __shfl_down_sync(~0u, float(lane), 4),
@@ -58,7 +58,7 @@ __global__ void collectives(float *to) {
   to[64 + lane] = float(__popc(ballot));
 }
 
-inline pybind11::array_t<float> run(const std::string &name, unsigned seed) {
+inline pybind11::array_t<float> run(const std::string& name, unsigned seed) {
   emulator::machine.seed = seed;
   emulator::Buffer source(64 * sizeof(float)), target(128 * sizeof(float));
   float *from = source.as<float>(), *to = target.as<float>();
@@ -93,7 +93,7 @@ inline pybind11::array_t<float> run(const std::string &name, unsigned seed) {
   return result;
 }
 
-inline pybind11::array_t<float> round_trip(const pybind11::array_t<float> &values, bool half) {
+inline pybind11::array_t<float> round_trip(const pybind11::array_t<float>& values, bool half) {
   pybind11::array_t<float> result(values.size());
   for (pybind11::ssize_t i = 0; i < values.size(); ++i)
     result.mutable_at(i) = half ? __half2float(__float2half_rn(values.at(i)))
@@ -103,7 +103,7 @@ inline pybind11::array_t<float> round_trip(const pybind11::array_t<float> &value
 
 } // namespace examples
 
-inline void bind_examples(pybind11::module_ &m) {
+inline void bind_examples(pybind11::module_& m) {
   m.def("run_example", &examples::run);
   m.def("round_trip", &examples::round_trip);
 }

@@ -28,7 +28,7 @@ using emulator::Buffer;
 namespace {
 
 // Calls with a value of the element type and the number of bits as a constant.
-template <class Call> void dispatch_type(const std::string &type, Call call) {
+template <class Call> void dispatch_type(const std::string& type, Call call) {
   if (type == "float32")
     call(float{});
   else if (type == "bfloat16")
@@ -52,7 +52,7 @@ template <class Call> void dispatch_bits(int bits, Call call) {
     throw std::runtime_error("bits must be 1, 2, 4 or 8, got " + std::to_string(bits));
 }
 
-template <class Call> void dispatch(const std::string &type, int bits, Call call) {
+template <class Call> void dispatch(const std::string& type, int bits, Call call) {
   dispatch_type(type,
                 [&](auto element) { dispatch_bits(bits, [&](auto b) { call(element, b); }); });
 }
@@ -60,7 +60,7 @@ template <class Call> void dispatch(const std::string &type, int bits, Call call
 // The buffers of one call; `check` looks for writes outside them.
 class Arena {
 public:
-  template <class T> const T *input(const py::array &array, const std::string &name) {
+  template <class T> const T* input(const py::array& array, const std::string& name) {
     if (!(array.flags() & py::array::c_style))
       throw std::runtime_error(name + " must be contiguous");
     if (array.itemsize() != py::ssize_t(sizeof(T)))
@@ -68,16 +68,16 @@ public:
     return keep(name, std::make_unique<Buffer>(array.data(), size_t(array.nbytes())))
         ->template as<T>();
   }
-  template <class T> T *scratch(int64_t count, const std::string &name) {
+  template <class T> T* scratch(int64_t count, const std::string& name) {
     return keep(name, std::make_unique<Buffer>(size_t(count) * sizeof(T)))->template as<T>();
   }
   void check() const {
-    for (const auto &[name, buffer] : buffers_)
+    for (const auto& [name, buffer] : buffers_)
       buffer->check_margins(name);
   }
 
 private:
-  Buffer *keep(const std::string &name, std::unique_ptr<Buffer> buffer) {
+  Buffer* keep(const std::string& name, std::unique_ptr<Buffer> buffer) {
     buffers_.emplace_back(name, std::move(buffer));
     return buffers_.back().second.get();
   }
@@ -85,7 +85,7 @@ private:
 };
 
 // Copies a device buffer into a new array of the element type's bits.
-template <class T> py::array download(const T *from, std::vector<py::ssize_t> shape) {
+template <class T> py::array download(const T* from, std::vector<py::ssize_t> shape) {
   using Item =
       std::conditional_t<std::is_same_v<T, float> || std::is_same_v<T, uint8_t>, T, uint16_t>;
   static_assert(sizeof(Item) == sizeof(T));
@@ -95,7 +95,7 @@ template <class T> py::array download(const T *from, std::vector<py::ssize_t> sh
   return array;
 }
 
-py::tuple quantize(const py::array &weight, const py::array &codebook, const std::string &type,
+py::tuple quantize(const py::array& weight, const py::array& codebook, const std::string& type,
                    int bits, unsigned seed) {
   emulator::machine.seed = seed;
   py::tuple result;
@@ -104,8 +104,8 @@ py::tuple quantize(const py::array &weight, const py::array &codebook, const std
   dispatch(type, bits, [&](auto element, auto b) {
     using T = decltype(element);
     Arena arena;
-    auto *parts = arena.scratch<pc::Moments>(pc::statistics_parts(rows * columns), "parts");
-    auto *packed = arena.scratch<uint8_t>(rows * bytes, "packed");
+    auto* parts = arena.scratch<pc::Moments>(pc::statistics_parts(rows * columns), "parts");
+    auto* packed = arena.scratch<uint8_t>(rows * bytes, "packed");
     auto *shift = arena.scratch<float>(1, "shift"), *scale = arena.scratch<float>(1, "scale");
     pc::lowbit_quantize<T, b.value>(arena.input<T>(weight, "weight"),
                                     arena.input<float>(codebook, "codebook"), parts, packed, shift,
@@ -116,15 +116,15 @@ py::tuple quantize(const py::array &weight, const py::array &codebook, const std
   return result;
 }
 
-py::array dequantize(const py::array &packed, float shift, float scale, const py::array &codebook,
-                     const std::string &type, int bits, int64_t columns, unsigned seed) {
+py::array dequantize(const py::array& packed, float shift, float scale, const py::array& codebook,
+                     const std::string& type, int bits, int64_t columns, unsigned seed) {
   emulator::machine.seed = seed;
   py::array result;
   const int64_t rows = packed.shape(0);
   dispatch(type, bits, [&](auto element, auto b) {
     using T = decltype(element);
     Arena arena;
-    auto *weight = arena.scratch<T>(rows * columns, "weight");
+    auto* weight = arena.scratch<T>(rows * columns, "weight");
     pc::lowbit_dequantize<T, b.value>(arena.input<uint8_t>(packed, "packed"), &shift, &scale,
                                       arena.input<float>(codebook, "codebook"), weight, rows,
                                       columns, nullptr);
@@ -134,7 +134,7 @@ py::array dequantize(const py::array &packed, float shift, float scale, const py
   return result;
 }
 
-py::tuple fake_quantize(const py::array &weight, const py::array &codebook, const std::string &type,
+py::tuple fake_quantize(const py::array& weight, const py::array& codebook, const std::string& type,
                         int bits, unsigned seed) {
   emulator::machine.seed = seed;
   py::tuple result;
@@ -142,8 +142,8 @@ py::tuple fake_quantize(const py::array &weight, const py::array &codebook, cons
   dispatch(type, bits, [&](auto element, auto b) {
     using T = decltype(element);
     Arena arena;
-    auto *parts = arena.scratch<pc::Moments>(pc::statistics_parts(count), "parts");
-    auto *quantized = arena.scratch<T>(count, "quantized");
+    auto* parts = arena.scratch<pc::Moments>(pc::statistics_parts(count), "parts");
+    auto* quantized = arena.scratch<T>(count, "quantized");
     auto *shift = arena.scratch<float>(1, "shift"), *scale = arena.scratch<float>(1, "scale");
     pc::lowbit_fake_quantize<T, b.value>(arena.input<T>(weight, "weight"),
                                          arena.input<float>(codebook, "codebook"), parts, quantized,
@@ -155,8 +155,8 @@ py::tuple fake_quantize(const py::array &weight, const py::array &codebook, cons
   return result;
 }
 
-py::array fake_quantize_backward(const py::array &grad, const py::array &weight, float shift,
-                                 float scale, const py::array &codebook, const std::string &type,
+py::array fake_quantize_backward(const py::array& grad, const py::array& weight, float shift,
+                                 float scale, const py::array& codebook, const std::string& type,
                                  int bits, unsigned seed) {
   emulator::machine.seed = seed;
   py::array result;
@@ -164,8 +164,8 @@ py::array fake_quantize_backward(const py::array &grad, const py::array &weight,
   dispatch(type, bits, [&](auto element, auto b) {
     using T = decltype(element);
     Arena arena;
-    auto *parts = arena.scratch<pc::GradientSums>(pc::statistics_parts(count), "parts");
-    auto *grad_weight = arena.scratch<T>(count, "grad_weight");
+    auto* parts = arena.scratch<pc::GradientSums>(pc::statistics_parts(count), "parts");
+    auto* grad_weight = arena.scratch<T>(count, "grad_weight");
     pc::lowbit_fake_quantize_backward<T, b.value>(
         arena.input<T>(grad, "grad"), arena.input<T>(weight, "weight"), &shift, &scale,
         arena.input<float>(codebook, "codebook"), parts, grad_weight, count, nullptr);
@@ -175,15 +175,15 @@ py::array fake_quantize_backward(const py::array &grad, const py::array &weight,
   return result;
 }
 
-py::array linear(const py::array &x, const py::array &packed, float shift, float scale,
-                 const py::array &codebook, const std::string &type, int bits, unsigned seed) {
+py::array linear(const py::array& x, const py::array& packed, float shift, float scale,
+                 const py::array& codebook, const std::string& type, int bits, unsigned seed) {
   emulator::machine.seed = seed;
   py::array result;
   const int64_t rows = x.shape(0), in_features = x.shape(1), out_features = packed.shape(0);
   dispatch(type, bits, [&](auto element, auto b) {
     using T = decltype(element);
     Arena arena;
-    auto *y = arena.scratch<T>(rows * out_features, "y");
+    auto* y = arena.scratch<T>(rows * out_features, "y");
     pc::lowbit_linear<T, b.value>(arena.input<T>(x, "x"), arena.input<uint8_t>(packed, "packed"),
                                   &shift, &scale, arena.input<float>(codebook, "codebook"), y, rows,
                                   in_features, out_features, nullptr);
@@ -193,8 +193,8 @@ py::array linear(const py::array &x, const py::array &packed, float shift, float
   return result;
 }
 
-py::array linear_backward(const py::array &grad, const py::array &packed, float shift, float scale,
-                          const py::array &codebook, const std::string &type, int bits,
+py::array linear_backward(const py::array& grad, const py::array& packed, float shift, float scale,
+                          const py::array& codebook, const std::string& type, int bits,
                           int64_t in_features, unsigned seed) {
   emulator::machine.seed = seed;
   py::array result;
@@ -202,7 +202,7 @@ py::array linear_backward(const py::array &grad, const py::array &packed, float 
   dispatch(type, bits, [&](auto element, auto b) {
     using T = decltype(element);
     Arena arena;
-    auto *grad_x = arena.scratch<T>(rows * in_features, "grad_x");
+    auto* grad_x = arena.scratch<T>(rows * in_features, "grad_x");
     pc::lowbit_linear_backward<T, b.value>(
         arena.input<T>(grad, "grad"), arena.input<uint8_t>(packed, "packed"), &shift, &scale,
         arena.input<float>(codebook, "codebook"), grad_x, rows, in_features, out_features, nullptr);
@@ -212,14 +212,14 @@ py::array linear_backward(const py::array &grad, const py::array &packed, float 
   return result;
 }
 
-py::array transpose(const py::array &packed, int bits, int64_t columns, unsigned seed) {
+py::array transpose(const py::array& packed, int bits, int64_t columns, unsigned seed) {
   emulator::machine.seed = seed;
   py::array result;
   const int64_t stacks = packed.shape(0), rows = packed.shape(1),
                 bytes = petkit::row_bytes(rows, bits);
   dispatch_bits(bits, [&](auto b) {
     Arena arena;
-    auto *transposed = arena.scratch<uint8_t>(stacks * columns * bytes, "transposed");
+    auto* transposed = arena.scratch<uint8_t>(stacks * columns * bytes, "transposed");
     pc::lowbit_transpose<b.value>(arena.input<uint8_t>(packed, "packed"), transposed, stacks, rows,
                                   columns, nullptr);
     arena.check();
@@ -228,9 +228,9 @@ py::array transpose(const py::array &packed, int bits, int64_t columns, unsigned
   return result;
 }
 
-py::array adapter_bank(const py::array &x, const py::array &adapter_ids, const py::array &down,
-                       const py::array &up, const py::array &constants, const py::array &codebook,
-                       const std::string &type, int bits, int64_t out_features, bool relu,
+py::array adapter_bank(const py::array& x, const py::array& adapter_ids, const py::array& down,
+                       const py::array& up, const py::array& constants, const py::array& codebook,
+                       const std::string& type, int bits, int64_t out_features, bool relu,
                        int tokens_per_block, unsigned seed) {
   emulator::machine.seed = seed;
   py::array result;
@@ -238,7 +238,7 @@ py::array adapter_bank(const py::array &x, const py::array &adapter_ids, const p
   dispatch(type, bits, [&](auto element, auto b) {
     using T = decltype(element);
     Arena arena;
-    auto *y = arena.scratch<T>(tokens * out_features, "y");
+    auto* y = arena.scratch<T>(tokens * out_features, "y");
     const pc::Bank bank{arena.input<uint8_t>(down, "down"),
                         arena.input<uint8_t>(up, "up"),
                         arena.input<float>(constants, "constants"),

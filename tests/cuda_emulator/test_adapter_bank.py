@@ -17,14 +17,14 @@ from tests.reference import adapter_bank as reference
 from tests.reference import lowbit
 from tests.reference.tolerance import sum_error
 
-# (tokens, adapters, hidden, in, out): empty, single, odd, two tiles of x.
+# (tokens, adapters, hidden, in, out): empty, single, odd, three tiles of x.
 SHAPES = [
     (0, 3, 4, 16, 16),
     (1, 1, 1, 1, 1),
     (5, 3, 8, 63, 65),
     (9, 7, 5, 64, 96),
     (6, 2, 33, 48, 17),
-    (4, 2, 3, 1100, 24),
+    (4, 2, 3, 2100, 24),
     (3, 2, 4, 0, 5),
 ]
 

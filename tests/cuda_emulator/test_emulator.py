@@ -25,9 +25,8 @@ def test_mistakes_are_reported(cuda, example, message, order):
 
 
 def test_thread_orders_expose_a_missing_barrier(cuda):
-    results = [cuda.run_example("reverse_without_barrier", order)[:64] for order in (0, 1, 2)]
-    assert not np.array_equal(results[0], results[1], equal_nan=True)
-    assert not np.array_equal(results[1], results[2], equal_nan=True)
+    results = {cuda.run_example("reverse_without_barrier", order)[:64].tobytes() for order in (0, 1, 2)}
+    assert len(results) > 1
 
 
 def test_shared_memory_starts_as_nan_in_every_block(cuda):

@@ -24,11 +24,11 @@
 
 #define __syncthreads() emulator::barrier(__FILE__, __LINE__)
 
-using cudaStream_t = void *;
+using cudaStream_t = void*;
 using cudaError_t = int;
 constexpr cudaError_t cudaSuccess = 0;
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline const char *cudaGetErrorString(cudaError_t) { return "no error"; }
+inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 
 struct alignas(8) uint2 {
@@ -64,7 +64,7 @@ template <class T> T __shfl_up_sync(unsigned mask, T value, unsigned delta) {
   return emulator::shuffle(mask, value, lane >= delta ? lane - delta : lane);
 }
 inline unsigned __ballot_sync(unsigned mask, bool predicate) {
-  const uint64_t *collected = emulator::collect(mask, int(predicate));
+  const uint64_t* collected = emulator::collect(mask, int(predicate));
   unsigned ballot = 0;
   for (unsigned lane = 0; lane < 32; ++lane)
     ballot |= unsigned((mask >> lane & 1) && collected[lane] != 0) << lane;
@@ -72,17 +72,17 @@ inline unsigned __ballot_sync(unsigned mask, bool predicate) {
 }
 
 // A fiber is never interrupted between two statements, so plain reads and writes are atomic here.
-template <class T> T atomicExch(T *at, T value) { return std::exchange(*at, value); }
-template <class T> T atomicAdd(T *at, T value) { return std::exchange(*at, T(*at + value)); }
-template <class T> T atomicMax(T *at, T value) {
+template <class T> T atomicExch(T* at, T value) { return std::exchange(*at, value); }
+template <class T> T atomicAdd(T* at, T value) { return std::exchange(*at, T(*at + value)); }
+template <class T> T atomicMax(T* at, T value) {
   return std::exchange(*at, *at < value ? value : *at);
 }
-template <class T> T atomicMin(T *at, T value) {
+template <class T> T atomicMin(T* at, T value) {
   return std::exchange(*at, value < *at ? value : *at);
 }
-template <class T> T atomicCAS(T *at, T expected, T value) {
+template <class T> T atomicCAS(T* at, T expected, T value) {
   return std::exchange(*at, *at == expected ? value : *at);
 }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
-template <class T> T __ldg(const T *at) { return *at; }
+template <class T> T __ldg(const T* at) { return *at; }

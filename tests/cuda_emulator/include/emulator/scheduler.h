@@ -46,7 +46,7 @@ struct Thread {
   unsigned linear = 0;
   // Where the thread waits: the barrier's place, or the collective's mask, what this lane brought
   // to it and what all lanes had brought when it was released.
-  const char *barrier_file = nullptr;
+  const char* barrier_file = nullptr;
   int barrier_line = 0;
   unsigned mask = 0;
   uint64_t brought = 0;
@@ -55,10 +55,10 @@ struct Thread {
 
 struct Machine {
   std::vector<Thread> threads;
-  Thread *current = nullptr;
+  Thread* current = nullptr;
   jmp_buf scheduler_point;
   sigjmp_buf fault_point;
-  const std::function<void()> *body = nullptr;
+  const std::function<void()>* body = nullptr;
   std::exception_ptr failure;
   dim3 block_index, block_size, grid_size;
   std::vector<char> dynamic_shared;
@@ -75,7 +75,7 @@ inline std::string coordinates(dim3 at) {
          ")";
 }
 
-[[noreturn]] inline void fail(const std::string &what) {
+[[noreturn]] inline void fail(const std::string& what) {
   throw std::runtime_error("cuda_emulator: " + what + ", in block " +
                            coordinates(machine.block_index));
 }
@@ -97,7 +97,7 @@ inline void run_thread_body() {
   suspend(State::done);
 }
 
-inline void resume(Thread &thread) {
+inline void resume(Thread& thread) {
   machine.current = &thread;
   if (_setjmp(machine.scheduler_point) == 0) {
     if (thread.started)
@@ -109,7 +109,7 @@ inline void resume(Thread &thread) {
     std::rethrow_exception(std::exchange(machine.failure, nullptr));
 }
 
-inline void prepare(Thread &thread, unsigned linear) {
+inline void prepare(Thread& thread, unsigned linear) {
   const dim3 size = machine.block_size;
   thread.state = State::ready;
   thread.started = false;
@@ -123,7 +123,7 @@ inline void prepare(Thread &thread, unsigned linear) {
 }
 
 // 0: ascending; 1: descending; any other seed: shuffled anew at every call.
-inline void arrange(std::vector<unsigned> &order, std::mt19937 &random) {
+inline void arrange(std::vector<unsigned>& order, std::mt19937& random) {
   const size_t n = order.size();
   for (size_t i = 0; i < n; ++i)
     order[i] = unsigned(machine.seed == 1 ? n - 1 - i : i);
@@ -138,7 +138,7 @@ inline unsigned present_lanes(unsigned warp) {
 
 // Releases a warp collective when every lane that its mask names has arrived.
 inline bool release_warp(unsigned warp) {
-  Thread *lanes = &machine.threads[warp * warp_size];
+  Thread* lanes = &machine.threads[warp * warp_size];
   const unsigned present = present_lanes(warp);
   bool released = false;
   for (unsigned first = 0; first < warp_size; ++first) {
@@ -169,15 +169,15 @@ inline bool release_warp(unsigned warp) {
 }
 
 inline bool all_threads(State state) {
-  for (const Thread &thread : machine.threads)
+  for (const Thread& thread : machine.threads)
     if (thread.state != state)
       return false;
   return true;
 }
 
 inline void release_barrier() {
-  const Thread &first = machine.threads[0];
-  for (Thread &thread : machine.threads) {
+  const Thread& first = machine.threads[0];
+  for (Thread& thread : machine.threads) {
     if (thread.barrier_line != first.barrier_line ||
         std::strcmp(thread.barrier_file, first.barrier_file) != 0)
       fail("threads of a block wait at different barriers (lines " +
@@ -187,18 +187,42 @@ inline void release_barrier() {
   }
 }
 
-inline void run_block(std::mt19937 &random) {
+// Warps that run in this round. On a device one may be far ahead of another wherever no barrier
+// stops it: so 0 lets all of them run, 1 only the last one that can, and any other seed a random
+// half.
+inline std::vector<bool> chosen_warps(std::mt19937& random) {
+  std::vector<unsigned> able;
+  for (unsigned i = 0; i < machine.threads.size(); ++i)
+    if (machine.threads[i].state == State::ready && (able.empty() || able.back() != i / warp_size))
+      able.push_back(i / warp_size);
+  std::vector<bool> chosen((machine.threads.size() + warp_size - 1) / warp_size, machine.seed == 0);
+  if (machine.seed == 0 || able.empty())
+    return chosen;
+  chosen[machine.seed == 1 ? able.back() : able[random() % able.size()]] = true;
+  for (unsigned warp : able)
+    if (machine.seed > 1 && random() % 2)
+      chosen[warp] = true;
+  return chosen;
+}
+
+inline bool run_round(std::vector<unsigned>& order, std::mt19937& random) {
+  bool progressed = false;
+  arrange(order, random);
+  const std::vector<bool> chosen = chosen_warps(random);
+  for (unsigned i : order)
+    if (chosen[i / warp_size] && machine.threads[i].state == State::ready) {
+      resume(machine.threads[i]);
+      progressed = true;
+    }
+  return progressed;
+}
+
+inline void run_block(std::mt19937& random) {
   std::vector<unsigned> order(machine.threads.size());
   for (unsigned i = 0; i < order.size(); ++i)
     prepare(machine.threads[i], i);
   while (!all_threads(State::done)) {
-    bool progressed = false;
-    arrange(order, random);
-    for (unsigned i : order)
-      if (machine.threads[i].state == State::ready) {
-        resume(machine.threads[i]);
-        progressed = true;
-      }
+    bool progressed = run_round(order, random);
     for (unsigned warp = 0; warp * warp_size < order.size(); ++warp)
       progressed |= release_warp(warp);
     if (all_threads(State::at_barrier))
@@ -223,8 +247,8 @@ public:
     sigaction(SIGSEGV, &segv_, nullptr);
     sigaction(SIGBUS, &bus_, nullptr);
   }
-  FaultHandler(const FaultHandler &) = delete;
-  FaultHandler &operator=(const FaultHandler &) = delete;
+  FaultHandler(const FaultHandler&) = delete;
+  FaultHandler& operator=(const FaultHandler&) = delete;
 
 private:
   struct sigaction segv_, bus_;
@@ -283,9 +307,9 @@ void launch(Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes, Args... a
 // Static shared memory of one declaration: poisoned when a block first meets it.
 template <class T> class Shared {
 public:
-  T &enter() {
+  T& enter() {
     if (serial_ != machine.block_serial) {
-      std::memset(static_cast<void *>(&value_), 0xFF, sizeof(T));
+      std::memset(static_cast<void*>(&value_), 0xFF, sizeof(T));
       serial_ = machine.block_serial;
     }
     return value_;
@@ -296,15 +320,15 @@ private:
   uint64_t serial_ = 0;
 };
 
-inline void barrier(const char *file, int line) {
+inline void barrier(const char* file, int line) {
   machine.current->barrier_file = file;
   machine.current->barrier_line = line;
   suspend(State::at_barrier);
 }
 
-template <class T> const uint64_t *collect(unsigned mask, T value) {
+template <class T> const uint64_t* collect(unsigned mask, T value) {
   static_assert(sizeof(T) <= 8, "a warp collective moves at most 8 bytes");
-  Thread &self = *machine.current;
+  Thread& self = *machine.current;
   if (!(mask >> self.linear % warp_size & 1))
     fail("a lane takes part in a warp collective whose mask does not name it");
   self.brought = 0;

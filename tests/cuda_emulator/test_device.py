@@ -1,0 +1,115 @@
+"""The operators on a real device against the same operators on the CPU; they run only where there is one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from petkit.ops import (
+    AdapterBank,
+    _library,
+    adapter_bank,
+    lowbit_dequantize,
+    lowbit_fake_quantize,
+    lowbit_linear,
+    lowbit_quantize,
+)
+from tests.cuda_emulator.support import BITS, DTYPES, normal
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+# Relative to the largest result: float32 sums in another order; one rounding of the 16-bit types.
+CLOSE = {"float32": 1e-5, "bfloat16": 2.0**-7, "float16": 2.0**-10}
+
+
+@pytest.fixture(autouse=True)
+def compiled_kernels() -> None:
+    if not _library.backend()["cuda"]:
+        pytest.fail(f"the CUDA kernels are not loaded: {_library.backend()['cuda_why']}")
+
+
+def assert_close(device_result, cpu_result):
+    assert device_result.is_cuda
+    assert device_result.dtype == cpu_result.dtype
+    bound = CLOSE[str(cpu_result.dtype)[6:]] * float(cpu_result.abs().max()) if cpu_result.numel() else 0.0
+    torch.testing.assert_close(device_result.cpu(), cpu_result, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 2), (3, 65), (64, 768), (1000, 1003)])
+@pytest.mark.parametrize("bits", BITS)
+def test_quantize_and_dequantize(bits, shape, dtype):
+    weight = normal(*shape, dtype=dtype)
+    packed, shift, scale = lowbit_quantize(weight.cuda(), bits)
+    expected_packed, *constants = lowbit_quantize(weight, bits)
+    torch.testing.assert_close((shift.cpu(), scale.cpu()), tuple(constants), rtol=1e-6, atol=1e-7)
+    # A constant that differs in its last bit may move a weight on a boundary.
+    assert (packed.cpu() != expected_packed).float().mean() < 1e-3
+    dense = lowbit_dequantize(packed, shift, scale, bits, shape[1], dtype=weight.dtype)
+    expected = lowbit_dequantize(packed.cpu(), shift.cpu(), scale.cpu(), bits, shape[1], dtype=weight.dtype)
+    assert torch.equal(dense.cpu(), expected)
+
+
+@pytest.mark.parametrize("gradient", ["exact", "identity"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bits", BITS)
+def test_fake_quantize(bits, dtype, gradient):
+    weight, upstream = normal(65, 130, dtype=dtype), normal(65, 130, seed=1, dtype=dtype)
+    results = []
+    for device in ("cuda", "cpu"):
+        live = weight.to(device).requires_grad_()
+        quantized = lowbit_fake_quantize(live, bits, gradient=gradient)
+        quantized.backward(upstream.to(device))
+        results.append((quantized.detach(), live.grad))
+    for on_device, on_cpu in zip(*results, strict=True):
+        assert_close(on_device, on_cpu)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(0, 5, 9), (1, 17, 63), (1, 4096, 4096), (8, 768, 768), (300, 96, 770)])
+@pytest.mark.parametrize("bits", BITS)
+def test_linear(bits, shape, dtype):
+    rows, out, columns = shape
+    weight = lowbit_quantize(normal(out, columns), bits)
+    x, upstream = normal(rows, columns, seed=1, dtype=dtype), normal(rows, out, seed=2, dtype=dtype)
+    results = []
+    for device in ("cuda", "cpu"):
+        live = x.to(device).requires_grad_()
+        y = lowbit_linear(live, *(part.to(device) for part in weight), bits)
+        y.backward(upstream.to(device))
+        results.append((y.detach(), live.grad))
+    for on_device, on_cpu in zip(*results, strict=True):
+        assert_close(on_device, on_cpu)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 256, 4099])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bits", BITS)
+def test_adapter_bank(bits, dtype, tokens):
+    bank = AdapterBank.from_dense(normal(5, 8, 96), normal(5, 96, 8, seed=1), torch.linspace(0.5, 2, 5), bits)
+    x, ids = normal(tokens, 96, seed=2, dtype=dtype), torch.arange(tokens) // 3 % 6 - 1
+    assert_close(adapter_bank(x.cuda(), ids.cuda(), bank.to("cuda")), adapter_bank(x, ids, bank))
+
+
+def test_kernels_use_the_current_stream():
+    weight = normal(512, 768).cuda()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        packed, shift, scale = lowbit_quantize(weight, 1)
+        y = lowbit_linear(weight[:1], packed, shift, scale, 1)
+    stream.synchronize()
+    assert_close(y, lowbit_linear(weight[:1].cpu(), packed.cpu(), shift.cpu(), scale.cpu(), 1))
+
+
+def test_the_operator_refuses_what_would_read_out_of_bounds():
+    packed, shift, scale = lowbit_quantize(normal(5, 17).cuda(), 1)
+    levels = torch.zeros(2, device="cuda")
+    with pytest.raises(RuntimeError, match="packed must hold 5 bytes a row for 33 codes of 1 bits"):
+        torch.ops.petkit.lowbit_linear(normal(2, 33).cuda(), packed, shift, scale, levels, 1)
+    with pytest.raises(RuntimeError, match=r"levels must have shape \(2\), got \(1\)"):
+        torch.ops.petkit.lowbit_linear(normal(2, 17).cuda(), packed, shift, scale, levels[:1], 1)
+    with pytest.raises(RuntimeError, match="shift must lie on CUDA device 0"):
+        torch.ops.petkit.lowbit_linear(normal(2, 17).cuda(), packed, shift.cpu(), scale, levels, 1)
