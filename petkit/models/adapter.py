@@ -94,8 +94,10 @@ class Insert(nn.Module):
 
     def _add(self, output: Tensor, addition: Tensor) -> Tensor:
         addition = addition.to(output.dtype)
-        if addition.shape == output.shape:
-            return output + addition
+        if addition.shape[-1] == output.shape[-1]:
+            # Some blocks (SAM's, Swin's) flatten the grid of tokens for the MLP and unfold it for their
+            # output.
+            return output + addition.reshape(output.shape)
         # A slice of a fused map, whose fresh output nothing else holds: add in place, not to a padded copy.
         output.narrow(-1, self.site.offset, self.site.out_features).add_(addition)
         return output

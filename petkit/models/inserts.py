@@ -108,7 +108,7 @@ def trained_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Everything that is not the frozen base: the adapters by site name and, if there is one, the `head`."""
     modules: dict[str, nn.Module] = dict(inserts(model))
     head = getattr(model, "head", None)
-    if isinstance(head, nn.Module) and any(True for _ in head.parameters()):
+    if isinstance(head, nn.Module) and head.state_dict():
         modules["head"] = head
     return modules
 

@@ -73,6 +73,14 @@ BLOCK_RULES = (
     BlockRule(("norm1", "attention", "norm2", "mlp"), "norm2", "", "attention", "mlp"),
     BlockRule(("layer_norm1", "self_attn", "layer_norm2", "mlp"), "layer_norm2", "", "self_attn", "mlp"),
     BlockRule(
+        ("layernorm_before", "layernorm_after", "attention", "intermediate.dense", "output.dense"),
+        "layernorm_after",
+        "",
+        "attention",
+        "output.dense",
+    ),
+    BlockRule(("attn_norm", "attn", "mlp_norm", "mlp"), "mlp_norm", "", "attn", "mlp"),
+    BlockRule(
         ("attention.output.dense", "intermediate.dense", "output.dense"),
         "intermediate",
         "output.dense",
@@ -176,7 +184,9 @@ def _matching_rule(module: nn.Module) -> BlockRule | None:
         return None
     for rule in BLOCK_RULES:
         named = not rule.class_names or name in rule.class_names
-        if named and all(_child(module, child) is not None for child in rule.children):
+        complete = all(_child(module, child) is not None for child in rule.children)
+        # Norms over two-dimensional maps mean convolutions, where the last axis is not the features.
+        if named and complete and not type(_child(module, rule.residual)).__name__.endswith("2d"):
             return rule
     return None
 
