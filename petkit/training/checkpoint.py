@@ -147,7 +147,7 @@ def load(
         ConfigError: a setting differs from the saved one; every such key is listed.
     """
     state = _read_state(path)
-    check_drift(path, state["identity"], identity)
+    check_drift(path, identity)
     weights = _read_tensors(path, "weights.safetensors", state)
     moments = _read_tensors(path, "optimizer.safetensors", state)
     if set(weights) != set(parameters):
@@ -217,7 +217,7 @@ def newest(folder: Path) -> Path:
         else:
             return path
     raise ConfigError(
-        f"--resume needs a complete checkpoint in {folder}, got none: leave --resume out to start afresh"
+        f"--resume needs a complete checkpoint in {folder}, got none: start afresh with --overwrite"
     )
 
 
@@ -231,17 +231,18 @@ def clean(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def check_drift(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_drift(path: Path, now: Mapping[str, Any]) -> None:
     """Refuse to resume with other settings.
 
     Args:
-        path: the checkpoint, for the message.
-        saved: its settings.
+        path: the checkpoint.
         now: the settings of this run.
 
     Raises:
+        ArtifactError: the checkpoint is damaged.
         ConfigError: lists every key that differs, with both values.
     """
+    saved = _read_state(path)["identity"]
     absent = "(absent)"
     changed = [
         f"{key}: {saved.get(key, absent)!r} -> {now.get(key, absent)!r}"

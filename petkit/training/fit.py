@@ -138,7 +138,7 @@ class _Loop:
         self.model, self.step, self.train, self.config, self.context = model, step, train, config, context
         self.seed, self.identity, self.validate = (
             seed,
-            {**identity, "processes": context.world.size},
+            identity,
             validate,
         )
         self.plan: BatchPlan = plan_batches(config, len(train), seed, context.world.size)

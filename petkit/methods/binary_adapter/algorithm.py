@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from petkit.artifacts import PackedMatrix
+from petkit.data.tokens import IGNORED
 from petkit.models.config import AdapterConfig
 from petkit.models.inserts import Site, insert, pack
 from petkit.models.loaded import compute_logits
 from petkit.training.evaluate import StepFunction, StepOutput
-
-IGNORED = -100
 
 
 def insert_adapters(

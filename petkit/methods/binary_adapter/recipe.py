@@ -29,13 +29,14 @@ from petkit.artifacts import (
 )
 from petkit.configuration.effects import effective
 from petkit.data.loading import Dataset, Splits, load_data
+from petkit.data.tokens import IGNORED
 from petkit.errors import ConfigError, GateError
-from petkit.methods.binary_adapter.algorithm import IGNORED, insert_adapters, pack_adapters, step_function
+from petkit.methods.binary_adapter.algorithm import insert_adapters, pack_adapters, step_function
 from petkit.methods.binary_adapter.config import BinaryAdapterConfig
 from petkit.models.inserts import Site, set_head
 from petkit.models.loaded import LoadedModel, compute_logits, new_head
 from petkit.models.loading import load_adapted, load_model
-from petkit.training.checkpoint import lasting_settings
+from petkit.training.checkpoint import check_drift, lasting_settings
 from petkit.training.context import RunContext
 from petkit.training.evaluate import Evaluation, evaluate, to_device
 from petkit.training.fit import Fitted, fit
@@ -81,7 +82,7 @@ def run(config: BinaryAdapterConfig, context: RunContext) -> dict[str, Any] | No
             config.training,
             context,
             seed=config.seed,
-            identity=_identity(config, ready),
+            identity=_identity(config, ready, context),
             validate=_validation_of(config, ready, context),
             workers=config.data.workers,
         )
@@ -208,7 +209,10 @@ def prepare(config: BinaryAdapterConfig, context: RunContext) -> Ready:
     log.info("%s", _matched(sites))
     for site in sites:
         log.debug("adapter at %s (%d -> %d)", site.name, site.in_features, site.out_features)
-    return Ready(loaded, splits, train, sites, full_model_bytes)
+    ready = Ready(loaded, splits, train, sites, full_model_bytes)
+    if context.resume is not None:
+        check_drift(context.resume, _identity(config, ready, context))
+    return ready
 
 
 def _training_split(config: BinaryAdapterConfig, splits: Splits) -> Dataset:
@@ -293,9 +297,13 @@ def _claim_folder(context: RunContext) -> AbstractContextManager[RunDirectory | 
     return open_run(context.folder, context.overwrite, context.resume is not None)
 
 
-def _identity(config: BinaryAdapterConfig, ready: Ready) -> dict[str, Any]:
+def _identity(config: BinaryAdapterConfig, ready: Ready, context: RunContext) -> dict[str, Any]:
     """List the settings that a resumed run must share with the run it goes on from."""
-    found = {"model.sha256": ready.loaded.base_sha256, "data.training_examples": len(ready.train)}
+    found = {
+        "model.sha256": ready.loaded.base_sha256,
+        "data.training_examples": len(ready.train),
+        "processes": context.world.size,
+    }
     return lasting_settings(config) | found
 
 
