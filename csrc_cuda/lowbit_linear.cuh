@@ -3,12 +3,21 @@
 
 #include "linear_few_rows.cuh"
 #include "linear_many_rows.cuh"
+#include "linear_tensor_cores.cuh"
 
 namespace petkit::cuda {
 
 // Below this the bits are decoded once per four rows, and that costs less than a mostly idle 64-row
 // tile.
 constexpr int64_t few_rows_limit = 32;
+
+// Tensor cores take 16-bit operands; float ones would lose digits in them.
+template <class T, int BITS, bool TRANSPOSED, class... Args> void tiled(Args... args) {
+  if constexpr (std::is_same_v<T, float>)
+    many_rows<T, BITS, TRANSPOSED>(args...);
+  else
+    tensor_cores<T, BITS, TRANSPOSED>(args...);
+}
 
 // x (rows, in_features), packed (out_features, row_bytes(in_features)) -> y (rows, out_features).
 template <class T, int BITS>
@@ -18,8 +27,8 @@ void lowbit_linear(const T* x, const uint8_t* packed, const float* shift, const 
   if (rows == 0 || out_features == 0)
     return;
   if (rows > few_rows_limit)
-    many_rows<T, BITS, false>(x, packed, shift, scale, codebook, y, rows, in_features, out_features,
-                              stream);
+    tiled<T, BITS, false>(x, packed, shift, scale, codebook, y, rows, in_features, out_features,
+                          stream);
   else if (rows > 1)
     few_rows<T, BITS, 4, 4>(x, packed, shift, scale, codebook, y, rows, in_features, out_features,
                             stream);
@@ -38,8 +47,8 @@ void lowbit_linear_backward(const T* grad, const uint8_t* packed, const float* s
                             const float* scale, const float* codebook, T* grad_x, int64_t rows,
                             int64_t in_features, int64_t out_features, cudaStream_t stream) {
   if (rows > 0 && in_features > 0)
-    many_rows<T, BITS, true>(grad, packed, shift, scale, codebook, grad_x, rows, out_features,
-                             in_features, stream);
+    tiled<T, BITS, true>(grad, packed, shift, scale, codebook, grad_x, rows, out_features,
+                         in_features, stream);
 }
 
 } // namespace petkit::cuda

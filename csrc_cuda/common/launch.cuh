@@ -46,7 +46,7 @@ inline void check_launch(const char* kernel) {
     (kernel)<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__);                          \
     ::petkit::cuda::check_launch(#kernel);                                                         \
   } while (false)
-#define PETKIT_SHARED(type, name, extent) __shared__ type name[extent]
+#define PETKIT_SHARED(type, name, extent) __shared__ __align__(32) type name[extent]
 #define PETKIT_DYNAMIC_SHARED(name) extern __shared__ __align__(16) float name[]
 #else
 #define PETKIT_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                              \

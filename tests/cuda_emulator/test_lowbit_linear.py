@@ -74,7 +74,7 @@ def test_forward(cuda, bits, kind, shape):
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
-@pytest.mark.parametrize("shape", [(1, 17, 63), (1, 3, 4104), (5, 17, 65), (33, 17, 72)])
+@pytest.mark.parametrize("shape", [(1, 17, 63), (1, 3, 4104), (5, 17, 65), (33, 17, 72), (130, 70, 65)])
 @pytest.mark.parametrize("bits", BITS)
 def test_forward_half_precision(cuda, bits, shape, dtype):
     check_forward(cuda, bits, shape, dtype)
@@ -89,9 +89,10 @@ def test_backward(cuda, bits, kind, shape):
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("shape", [(3, 0, 5), (1, 1, 1), (33, 17, 72), (130, 65, 70)])
 @pytest.mark.parametrize("bits", BITS)
-def test_backward_half_precision(cuda, bits, dtype):
-    check_backward(cuda, bits, (33, 17, 72), dtype)
+def test_backward_half_precision(cuda, bits, shape, dtype):
+    check_backward(cuda, bits, shape, dtype)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 40])

@@ -316,7 +316,7 @@ public:
   }
 
 private:
-  alignas(16) T value_;
+  alignas(32) T value_;
   uint64_t serial_ = 0;
 };
 
