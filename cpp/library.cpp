@@ -1,19 +1,27 @@
-// The index of all operators: one schema a line. Kernels register themselves in cpp/ops (CPU) and csrc_cuda (CUDA);
-// petkit/ops adds the fake, the gradient and the pure-torch default of each.
+// The index of all operators: one schema a line. Kernels register themselves in cpp/ops (CPU) and
+// csrc_cuda (CUDA); petkit/ops adds the fake, the gradient and the pure-torch default of each.
 //
-// `levels` holds the 2**bits float32 codebook levels in rising order; `shift` and `scale` are float32 scalars, so that
-// a weight is shift + scale * levels[code]. `packed` is row-aligned (see petkit/packed.h). In adapter_bank `down` is
-// (n, hidden, row_bytes(in)), `up` is stored transposed as (n, hidden, row_bytes(out)), and a row of `constants` is
-// down shift, down scale, up shift, up scale, scaling.
+// `levels` holds the 2**bits float32 codebook levels in rising order; `shift` and `scale` are
+// float32 scalars, so that a weight is shift + scale * levels[code]. `packed` is row-aligned (see
+// petkit/packed.h). In adapter_bank `down` is (n, hidden, row_bytes(in)), `up` is stored transposed
+// as (n, hidden, row_bytes(out)), and a row of `constants` is down shift, down scale, up shift, up
+// scale, scaling.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(petkit, m) {
-  m.def("lowbit_quantize(Tensor weight, Tensor levels, int bits) -> (Tensor packed, Tensor shift, Tensor scale)");
-  m.def("lowbit_dequantize(Tensor packed, Tensor shift, Tensor scale, Tensor levels, int bits, int in_features, ScalarType dtype) -> Tensor");
-  m.def("lowbit_fake_quantize(Tensor weight, Tensor levels, int bits, bool exact) -> (Tensor quantized, Tensor shift, Tensor scale)");
-  m.def("lowbit_fake_quantize_backward(Tensor grad, Tensor weight, Tensor shift, Tensor scale, Tensor levels, int bits) -> Tensor");
-  m.def("lowbit_linear(Tensor x, Tensor packed, Tensor shift, Tensor scale, Tensor levels, int bits) -> Tensor");
-  m.def("lowbit_linear_backward(Tensor grad, Tensor packed, Tensor shift, Tensor scale, Tensor levels, int bits, int in_features) -> Tensor");
+  m.def("lowbit_quantize(Tensor weight, Tensor levels, int bits) -> (Tensor packed, Tensor shift, "
+        "Tensor scale)");
+  m.def("lowbit_dequantize(Tensor packed, Tensor shift, Tensor scale, Tensor levels, int bits, int "
+        "in_features, ScalarType dtype) -> Tensor");
+  m.def("lowbit_fake_quantize(Tensor weight, Tensor levels, int bits, bool exact) -> (Tensor "
+        "quantized, Tensor shift, Tensor scale)");
+  m.def("lowbit_fake_quantize_backward(Tensor grad, Tensor weight, Tensor shift, Tensor scale, "
+        "Tensor levels, int bits) -> Tensor");
+  m.def("lowbit_linear(Tensor x, Tensor packed, Tensor shift, Tensor scale, Tensor levels, int "
+        "bits) -> Tensor");
+  m.def("lowbit_linear_backward(Tensor grad, Tensor packed, Tensor shift, Tensor scale, Tensor "
+        "levels, int bits, int in_features) -> Tensor");
   m.def("lowbit_transpose(Tensor packed, int bits, int columns) -> Tensor");
-  m.def("adapter_bank(Tensor x, Tensor adapter_ids, Tensor down, Tensor up, Tensor constants, Tensor levels, int bits, int out_features, bool relu) -> Tensor");
+  m.def("adapter_bank(Tensor x, Tensor adapter_ids, Tensor down, Tensor up, Tensor constants, "
+        "Tensor levels, int bits, int out_features, bool relu) -> Tensor");
 }

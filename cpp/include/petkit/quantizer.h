@@ -1,12 +1,15 @@
-// The quantiser's arithmetic, defined once so that every kernel, CPU or CUDA, gives the same codes and values.
+// The quantiser's arithmetic, defined once so that every kernel, CPU or CUDA, gives the same codes
+// and values.
 //
-// shift = mean and scale = unbiased standard deviation, summed in double and rounded to float once. All else is a function
-// of (weight, shift, scale, levels):
-//   code  = number of i with weight > shift + (scale + 1e-5) * threshold_i, threshold_i = (level_i + level_{i+1}) / 2,
-//           evaluated in double: the nearest level of n = (w - mean) / (std + eps), a tie going to the lower level.
+// shift = mean and scale = unbiased standard deviation, summed in double and rounded to float once.
+// All else is a function of (weight, shift, scale, levels):
+//   code  = number of i with weight > shift + (scale + 1e-5) * threshold_i, threshold_i = (level_i
+//   + level_{i+1}) / 2,
+//           evaluated in double: the nearest level of n = (w - mean) / (std + eps), a tie going to
+//           the lower level.
 //   value = shift + scale * level[code] in float, two roundings, never fused.
-// A float exceeds a double exactly when it exceeds the largest float not above that double, so a kernel compares floats
-// with `cut`. The division by std + eps is never carried out.
+// A float exceeds a double exactly when it exceeds the largest float not above that double, so a
+// kernel compares floats with `cut`. The division by std + eps is never carried out.
 #pragma once
 
 #include <cmath>
@@ -25,8 +28,8 @@ PETKIT_HOST_DEVICE inline float cut(float shift, float scale, float level, float
   return double(rounded) > boundary ? nextafterf(rounded, -INFINITY) : rounded;
 }
 
-// The weight that a level stands for. Compile without contraction (-ffp-contract=off): a fused multiply-add would differ
-// in the last bit. nvcc contracts, so device code names the two roundings.
+// The weight that a level stands for. Host code is compiled with -ffp-contract=off: a fused
+// multiply-add would differ in the last bit.
 PETKIT_HOST_DEVICE inline float value(float shift, float scale, float level) {
 #ifdef __CUDA_ARCH__
   return __fadd_rn(shift, __fmul_rn(scale, level));
@@ -36,4 +39,4 @@ PETKIT_HOST_DEVICE inline float value(float shift, float scale, float level) {
 #endif
 }
 
-}  // namespace petkit
+} // namespace petkit

@@ -1,0 +1,174 @@
+// NEON of AArch64: 8 lanes in pairs of registers.
+#pragma once
+
+namespace petkit {
+namespace {
+
+struct Isa {
+  static constexpr int width = 8;
+  struct Float {
+    float32x4_t low, high;
+  };
+  struct Int {
+    uint32x4_t low, high;
+  };
+  using Mask = Int;
+
+  static Float set(float value) { return {vdupq_n_f32(value), vdupq_n_f32(value)}; }
+  static Float load(const float* p) { return {vld1q_f32(p), vld1q_f32(p + 4)}; }
+  static void store(float* p, Float a) {
+    vst1q_f32(p, a.low);
+    vst1q_f32(p + 4, a.high);
+  }
+  static Float add(Float a, Float b) {
+    return {vaddq_f32(a.low, b.low), vaddq_f32(a.high, b.high)};
+  }
+  static Float sub(Float a, Float b) {
+    return {vsubq_f32(a.low, b.low), vsubq_f32(a.high, b.high)};
+  }
+  static Float mul(Float a, Float b) {
+    return {vmulq_f32(a.low, b.low), vmulq_f32(a.high, b.high)};
+  }
+  static Float fma(Float a, Float b, Float c) {
+    return {vfmaq_f32(c.low, a.low, b.low), vfmaq_f32(c.high, a.high, b.high)};
+  }
+  static float sum(Float a) { return vaddvq_f32(vaddq_f32(a.low, a.high)); }
+
+  static Mask greater(Float a, Float b) {
+    return {vcgtq_f32(a.low, b.low), vcgtq_f32(a.high, b.high)};
+  }
+  static Int lane_bits() {
+    const uint32_t bits[8] = {1, 2, 4, 8, 16, 32, 64, 128};
+    return {vld1q_u32(bits), vld1q_u32(bits + 4)};
+  }
+  static Mask load_mask(const uint8_t* p) {
+    const Int bit = lane_bits();
+    const uint32x4_t byte = vdupq_n_u32(*p);
+    return {vtstq_u32(byte, bit.low), vtstq_u32(byte, bit.high)};
+  }
+  static void store_mask(uint8_t* p, Mask mask) {
+    const Int bit = lane_bits();
+    const uint32x4_t four = vorrq_u32(vandq_u32(mask.low, bit.low), vandq_u32(mask.high, bit.high));
+    *p = uint8_t(vaddvq_u32(four));
+  }
+  static Float select(Mask mask, Float set, Float clear) {
+    return {vbslq_f32(mask.low, set.low, clear.low), vbslq_f32(mask.high, set.high, clear.high)};
+  }
+  static Float add_where(Mask mask, Float sum, Float x) {
+    return add(sum, select(mask, x, set(0)));
+  }
+
+  static Int codes(int value) {
+    const uint32x4_t all = vdupq_n_u32(uint32_t(value));
+    return {all, all};
+  }
+  static Int or_codes(Int a, Int b) { return {vorrq_u32(a.low, b.low), vorrq_u32(a.high, b.high)}; }
+  static Int or_where(Mask mask, Int a, Int b) {
+    return or_codes(a, {vandq_u32(mask.low, b.low), vandq_u32(mask.high, b.high)});
+  }
+
+  template <int Bits> static Int unpack(const uint8_t* p) {
+    if constexpr (Bits == 8) {
+      const uint16x8_t words = vmovl_u8(vld1_u8(p));
+      return {vmovl_u16(vget_low_u16(words)), vmovl_u16(vget_high_u16(words))};
+    } else {
+      uint32_t word = 0;
+      std::memcpy(&word, p, Bits);
+      const int32_t left[8] = {0,         -Bits,     -2 * Bits, -3 * Bits,
+                               -4 * Bits, -5 * Bits, -6 * Bits, -7 * Bits};
+      const uint32x4_t source = vdupq_n_u32(word), mask = vdupq_n_u32((1 << Bits) - 1);
+      return {vandq_u32(vshlq_u32(source, vld1q_s32(left)), mask),
+              vandq_u32(vshlq_u32(source, vld1q_s32(left + 4)), mask)};
+    }
+  }
+  template <int Bits> static void pack(Int codes, uint8_t* p) {
+    uint32_t lane[width];
+    vst1q_u32(lane, codes.low);
+    vst1q_u32(lane + 4, codes.high);
+    uint64_t packed = 0;
+    for (int i = 0; i < width; ++i)
+      packed |= uint64_t(lane[i]) << (i * Bits);
+    std::memcpy(p, &packed, Bits);
+  }
+
+  // 2**Bits floats that are looked up by code: as 64 bytes in registers while they fit, else in
+  // memory.
+  template <int Bits> struct Table {
+    uint8x16x4_t entries;
+    explicit Table(const float* p) {
+      float repeated[16];
+      for (int i = 0; i < 16; ++i)
+        repeated[i] = p[i & ((1 << Bits) - 1)];
+      for (int i = 0; i < 4; ++i)
+        entries.val[i] = vreinterpretq_u8_f32(vld1q_f32(repeated + 4 * i));
+    }
+    float32x4_t find(uint32x4_t codes) const {
+      // Byte k of entry c lies at 4 c + k.
+      const uint32x4_t places = vmlaq_n_u32(vdupq_n_u32(0x03020100), codes, 0x04040404);
+      return vreinterpretq_f32_u8(vqtbl4q_u8(entries, vreinterpretq_u8_u32(places)));
+    }
+    Float operator[](Int codes) const { return {find(codes.low), find(codes.high)}; }
+  };
+
+  static float32x4_t widen(uint16x4_t half) { return vreinterpretq_f32_u32(vshll_n_u16(half, 16)); }
+  static Float load_bfloat16(const uint16_t* p) {
+    const uint16x8_t half = vld1q_u16(p);
+    return {widen(vget_low_u16(half)), widen(vget_high_u16(half))};
+  }
+  static Float load_float16(const uint16_t* p) {
+    const uint16x8_t half = vld1q_u16(p);
+    return {vcvt_f32_f16(vreinterpret_f16_u16(vget_low_u16(half))),
+            vcvt_f32_f16(vreinterpret_f16_u16(vget_high_u16(half)))};
+  }
+  static void store_bfloat16(uint16_t* p, Float a) {
+    float lane[width];
+    store(lane, a);
+    for (int i = 0; i < width; ++i)
+      p[i] = to_bfloat16(lane[i]);
+  }
+  static void store_float16(uint16_t* p, Float a) {
+    vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a.low)));
+    vst1_u16(p + 4, vreinterpret_u16_f16(vcvt_f16_f32(a.high)));
+  }
+
+  // Adds w - pivot and its square to 16 lanes of double sums. No instruction set may fuse or
+  // reorder here.
+  struct Moments {
+    float64x2_t total[8], squares[8];
+    Moments() {
+      for (int part = 0; part < 8; ++part)
+        total[part] = squares[part] = vdupq_n_f64(0);
+    }
+    void add(const float* w, double pivot) {
+      for (int part = 0; part < 8; ++part) {
+        const float64x2_t wide = vcvt_f64_f32(vld1_f32(w + 2 * part));
+        const float64x2_t centred = vsubq_f64(wide, vdupq_n_f64(pivot));
+        total[part] = vaddq_f64(total[part], centred);
+        squares[part] = vaddq_f64(squares[part], vmulq_f64(centred, centred));
+      }
+    }
+    void store(double* totals, double* squares_out) const {
+      for (int part = 0; part < 8; ++part) {
+        vst1q_f64(totals + 2 * part, total[part]);
+        vst1q_f64(squares_out + 2 * part, squares[part]);
+      }
+    }
+  };
+};
+
+template <> struct Isa::Table<8> {
+  const float* entries;
+  explicit Table(const float* p) : entries(p) {}
+  Float operator[](Int codes) const {
+    uint32_t code[width];
+    float lane[width];
+    vst1q_u32(code, codes.low);
+    vst1q_u32(code + 4, codes.high);
+    for (int i = 0; i < width; ++i)
+      lane[i] = entries[code[i]];
+    return load(lane);
+  }
+};
+
+} // namespace
+} // namespace petkit

@@ -1,0 +1,133 @@
+// Portable stand-in for a vector unit: 8 lanes in plain loops, which compilers vectorise as they
+// can.
+#pragma once
+
+namespace petkit {
+namespace {
+
+struct Isa {
+  static constexpr int width = 8;
+  struct Float {
+    float lane[width];
+  };
+  struct Int {
+    int32_t lane[width];
+  };
+  using Mask = unsigned;
+
+  template <class F> static Float each(F f) {
+    Float result;
+    for (int i = 0; i < width; ++i)
+      result.lane[i] = f(i);
+    return result;
+  }
+
+  static Float set(float value) {
+    return each([=](int) { return value; });
+  }
+  static Float load(const float* p) {
+    return each([=](int i) { return p[i]; });
+  }
+  static void store(float* p, Float a) { std::memcpy(p, a.lane, sizeof a.lane); }
+  static Float add(Float a, Float b) {
+    return each([&](int i) { return a.lane[i] + b.lane[i]; });
+  }
+  static Float sub(Float a, Float b) {
+    return each([&](int i) { return a.lane[i] - b.lane[i]; });
+  }
+  static Float mul(Float a, Float b) {
+    return each([&](int i) { return a.lane[i] * b.lane[i]; });
+  }
+  static Float fma(Float a, Float b, Float c) { return add(mul(a, b), c); }
+  static float sum(Float a) {
+    const float* p = a.lane;
+    return ((p[0] + p[4]) + (p[2] + p[6])) + ((p[1] + p[5]) + (p[3] + p[7]));
+  }
+
+  static Mask greater(Float a, Float b) {
+    Mask mask = 0;
+    for (int i = 0; i < width; ++i)
+      mask |= unsigned(a.lane[i] > b.lane[i]) << i;
+    return mask;
+  }
+  static Mask load_mask(const uint8_t* p) { return *p; }
+  static void store_mask(uint8_t* p, Mask mask) { *p = uint8_t(mask); }
+  static Float select(Mask mask, Float set, Float clear) {
+    return each([&](int i) { return mask >> i & 1 ? set.lane[i] : clear.lane[i]; });
+  }
+  static Float add_where(Mask mask, Float sum, Float x) {
+    return each([&](int i) { return sum.lane[i] + (mask >> i & 1 ? x.lane[i] : 0.0f); });
+  }
+
+  static Int codes(int value) {
+    Int result;
+    for (int32_t& lane : result.lane)
+      lane = value;
+    return result;
+  }
+  static Int or_where(Mask mask, Int a, Int b) {
+    for (int i = 0; i < width; ++i)
+      a.lane[i] |= mask >> i & 1 ? b.lane[i] : 0;
+    return a;
+  }
+  static Int or_codes(Int a, Int b) { return or_where(0xff, a, b); }
+
+  template <int Bits> static Int unpack(const uint8_t* p) {
+    Int result;
+    for (int i = 0; i < width; ++i)
+      result.lane[i] = int32_t(read_code(p, i, Bits));
+    return result;
+  }
+  template <int Bits> static void pack(Int codes, uint8_t* p) {
+    for (int i = 0; i < width; i += 8 / Bits) {
+      int byte = 0;
+      for (int j = 0; j < 8 / Bits; ++j)
+        byte |= codes.lane[i + j] << (j * Bits);
+      p[i * Bits / 8] = uint8_t(byte);
+    }
+  }
+
+  // 2**Bits floats that are looked up by code.
+  template <int Bits> struct Table {
+    const float* entries;
+    explicit Table(const float* p) : entries(p) {}
+    Float operator[](Int codes) const {
+      return each([&](int i) { return entries[codes.lane[i]]; });
+    }
+  };
+
+  static Float load_bfloat16(const uint16_t* p) {
+    return each([=](int i) { return from_bfloat16(p[i]); });
+  }
+  static Float load_float16(const uint16_t* p) {
+    return each([=](int i) { return from_float16(p[i]); });
+  }
+  static void store_bfloat16(uint16_t* p, Float a) {
+    for (int i = 0; i < width; ++i)
+      p[i] = to_bfloat16(a.lane[i]);
+  }
+  static void store_float16(uint16_t* p, Float a) {
+    for (int i = 0; i < width; ++i)
+      p[i] = to_float16(a.lane[i]);
+  }
+
+  // Adds w - pivot and its square to 16 lanes of double sums. No instruction set may fuse or
+  // reorder here.
+  struct Moments {
+    double total[16] = {}, squares[16] = {};
+    void add(const float* w, double pivot) {
+      for (int i = 0; i < 16; ++i) {
+        const double centred = double(w[i]) - pivot;
+        total[i] += centred;
+        squares[i] += centred * centred;
+      }
+    }
+    void store(double* totals, double* squares_out) const {
+      std::memcpy(totals, total, sizeof total);
+      std::memcpy(squares_out, squares, sizeof squares);
+    }
+  };
+};
+
+} // namespace
+} // namespace petkit

@@ -1,0 +1,36 @@
+// The low-bit kernels on AVX2.
+#if defined(__x86_64__)
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include <immintrin.h>
+
+#include "petkit/half.h"
+#include "petkit/kernels.h"
+#include "petkit/packed.h"
+#include "petkit/quantizer.h"
+#include "target.h"
+
+PETKIT_TARGET_BEGIN("avx2,fma,f16c")
+#include "bank_impl.h"
+#include "isa_avx2.h"
+#include "linear_impl.h"
+#include "product_impl.h"
+#include "quantize_impl.h"
+#include "vector_impl.h"
+PETKIT_TARGET_END
+
+namespace petkit {
+
+Kernels make_avx2_kernels() {
+  Kernels kernels{};
+  kernels.name = "avx2";
+  fill_quantize(kernels);
+  fill_linear(kernels);
+  fill_bank(kernels);
+  return kernels;
+}
+
+} // namespace petkit
+#endif

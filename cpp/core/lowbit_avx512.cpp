@@ -1,0 +1,38 @@
+// The low-bit kernels on AVX-512.
+#if defined(__x86_64__)
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include <immintrin.h>
+
+#include "petkit/half.h"
+#include "petkit/kernels.h"
+#include "petkit/packed.h"
+#include "petkit/quantizer.h"
+#include "target.h"
+
+PETKIT_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#include "bank_impl.h"
+#include "isa_avx512.h"
+#include "linear_impl.h"
+#include "lookup_avx512.h"
+#include "product_impl.h"
+#include "quantize_impl.h"
+#include "vector_impl.h"
+PETKIT_TARGET_END
+
+namespace petkit {
+
+Kernels make_avx512_kernels() {
+  Kernels kernels{};
+  kernels.name = "avx512";
+  fill_quantize(kernels);
+  fill_linear(kernels);
+  fill_bank(kernels);
+  fill_lookup(kernels);
+  return kernels;
+}
+
+} // namespace petkit
+#endif

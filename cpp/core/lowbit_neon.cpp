@@ -1,0 +1,34 @@
+// The low-bit kernels on NEON, part of every AArch64.
+#if defined(__aarch64__)
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include <arm_neon.h>
+
+#include "petkit/half.h"
+#include "petkit/kernels.h"
+#include "petkit/packed.h"
+#include "petkit/quantizer.h"
+#include "target.h"
+
+#include "bank_impl.h"
+#include "isa_neon.h"
+#include "linear_impl.h"
+#include "product_impl.h"
+#include "quantize_impl.h"
+#include "vector_impl.h"
+
+namespace petkit {
+
+Kernels make_neon_kernels() {
+  Kernels kernels{};
+  kernels.name = "neon";
+  fill_quantize(kernels);
+  fill_linear(kernels);
+  fill_bank(kernels);
+  return kernels;
+}
+
+} // namespace petkit
+#endif

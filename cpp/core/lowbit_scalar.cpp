@@ -1,0 +1,30 @@
+// The low-bit kernels on the portable fallback.
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "petkit/half.h"
+#include "petkit/kernels.h"
+#include "petkit/packed.h"
+#include "petkit/quantizer.h"
+#include "target.h"
+
+#include "bank_impl.h"
+#include "isa_scalar.h"
+#include "linear_impl.h"
+#include "product_impl.h"
+#include "quantize_impl.h"
+#include "vector_impl.h"
+
+namespace petkit {
+
+Kernels make_scalar_kernels() {
+  Kernels kernels{};
+  kernels.name = "scalar";
+  fill_quantize(kernels);
+  fill_linear(kernels);
+  fill_bank(kernels);
+  return kernels;
+}
+
+} // namespace petkit
