@@ -1,6 +1,7 @@
 # Thin targets; CI calls the same ones. `make demo` and `make test` set everything up by themselves.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# requirements/dev.txt pins for Python 3.11; a version manager may leave a python3.11 on PATH that does not run.
+PYTHON ?= $(shell for name in python3.11 python3; do $$name -c "" 2>/dev/null && echo $$name && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 MAX_JOBS ?= 2
@@ -54,7 +55,7 @@ bench: install
 
 # Compiles and links every CUDA source; needs a toolkit, but no GPU. Fails, and does not skip, without one.
 cuda: $(VENV)/requirements
-	PETKIT_CUDA=1 TORCH_CUDA_ARCH_LIST="$(ARCHITECTURES)" $(BIN)/python setup.py --quiet build_ext --inplace
+	PETKIT_CPP=0 PETKIT_CUDA=1 TORCH_CUDA_ARCH_LIST="$(ARCHITECTURES)" $(BIN)/python setup.py --quiet build_ext --inplace
 
 # The C++ core and its tests under AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize:

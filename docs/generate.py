@@ -43,8 +43,7 @@ def configuration() -> str:
     return "\n".join(parts)
 
 
-def cell(value: object) -> str:
-    text = "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+def cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 

@@ -99,27 +99,36 @@ def _with_origins(resolved: Resolved[Any]) -> str:
     return "\n".join(lines)
 
 
-def schema_rows(model: type[Config]) -> list[tuple[str, str, object, str, str]]:
+def schema_rows(model: type[Config]) -> list[tuple[str, ...]]:
     """One row of `SCHEMA_COLUMNS` for every key of a configuration."""
-    from petkit.configuration.sections import alternatives_of, leaves
+    from petkit.configuration.sections import leaves
 
-    rows = []
-    for path, field, _ in leaves(model):
-        default = "required" if field.is_required() else field.get_default(call_default_factory=True)
-        needs = " or ".join(
-            ", ".join(f"{name} {'|'.join(map(str, values))}" for name, values in one.items())
-            for one in alternatives_of(field)
+    return [
+        (
+            ".".join(path),
+            _type_name(field.annotation),
+            "required" if field.is_required() else _yaml(field.get_default(call_default_factory=True)),
+            _conditions(field),
+            " ".join((field.description or "").split()),
         )
-        rows.append(
-            (
-                ".".join(path),
-                _type_name(field.annotation),
-                default,
-                needs,
-                " ".join((field.description or "").split()),
-            )
-        )
-    return rows
+        for path, field, _ in leaves(model)
+    ]
+
+
+def _conditions(field: Any) -> str:
+    from petkit.configuration.sections import alternatives_of
+
+    return " or ".join(
+        ", ".join(f"{name} {'|'.join(map(_yaml, values))}" for name, values in one.items())
+        for one in alternatives_of(field)
+    )
+
+
+def _yaml(value: object) -> str:
+    """A value as it is written in a recipe."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _type_name(annotation: Any) -> str:
@@ -131,6 +140,5 @@ def _type_name(annotation: Any) -> str:
         return f"list of {_type_name(get_args(annotation)[0])}"
     if get_args(annotation):
         return " or ".join(_type_name(one) for one in get_args(annotation))
-    return {"NoneType": "null", "str": "text", "int": "int", "float": "number"}.get(
-        getattr(annotation, "__name__", ""), str(getattr(annotation, "__name__", annotation))
-    )
+    name = getattr(annotation, "__name__", str(annotation))
+    return {"NoneType": "null", "str": "text", "float": "number"}.get(name, name)
