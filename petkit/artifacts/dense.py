@@ -48,8 +48,11 @@ def to_torch(raw: RawTensor) -> torch.Tensor:
     """Return a new torch tensor of the raw tensor's dtype and shape."""
     import torch
 
-    data = torch.from_numpy(raw.data.copy())
-    return data.view(getattr(torch, _NAMES[raw.dtype])).reshape(raw.shape)
+    dtype: torch.dtype = getattr(torch, _NAMES[raw.dtype])
+    # An empty array comes from NumPy with a stride of 0, which torch refuses to view as another dtype.
+    if not raw.data.size:
+        return torch.empty(raw.shape, dtype=dtype)
+    return torch.from_numpy(raw.data.copy()).view(dtype).reshape(raw.shape)
 
 
 def to_float32(raw: RawTensor) -> NDArray[np.float32]:

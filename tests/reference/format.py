@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from statistics import NormalDist
@@ -94,8 +95,8 @@ def levels(bits: int, steps: int = 4000) -> NDArray[np.float32]:
     normal, count = NormalDist(), 2**bits
     found = [2**0.5 * normal.inv_cdf((place + 0.5) / count) for place in range(count)]
     for _ in range(steps):
-        edges = [0.0, *(normal.cdf((a + b) / 2) for a, b in zip(found, found[1:], strict=False)), 1.0]
-        found = [normal.inv_cdf((a + b) / 2) for a, b in zip(edges, edges[1:], strict=False)]
+        edges = [0.0, *(normal.cdf((a + b) / 2) for a, b in itertools.pairwise(found)), 1.0]
+        found = [normal.inv_cdf((a + b) / 2) for a, b in itertools.pairwise(edges)]
     return np.array(found, np.float32)
 
 

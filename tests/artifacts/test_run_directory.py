@@ -1,0 +1,138 @@
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from petkit.artifacts.run_directory import LOCK, open_run
+from petkit.errors import InputError
+
+HOLDER = (
+    "import sys, time\n"
+    "from petkit.artifacts import open_run\n"
+    "with open_run(sys.argv[1], resume=True):\n"
+    "    print('locked', flush=True)\n"
+    "    time.sleep(60)\n"
+)
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that has the directory `run` open."""
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "locked\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_makes_the_folder_and_leaves_no_lock(tmp_path):
+    with open_run(tmp_path / "a" / "b") as run:
+        assert (run.path / LOCK).exists()
+        assert not run.resumed
+        run.write_result({"status": "done"})
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["result.json"]
+
+
+def test_a_folder_with_files_needs_a_flag(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with (
+        pytest.raises(InputError, match="is not empty: choose another, --resume or --overwrite"),
+        open_run(tmp_path),
+    ):
+        pass
+    with open_run(tmp_path, resume=True) as run:
+        assert run.resumed
+    with open_run(tmp_path, overwrite=True) as run:
+        assert not run.resumed
+        assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+    with (
+        pytest.raises(InputError, match="exclude each other"),
+        open_run(tmp_path, overwrite=True, resume=True),
+    ):
+        pass
+
+
+def test_overwrite_does_not_delete_what_petkit_did_not_write(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with (
+        pytest.raises(InputError, match="deletes only what petkit wrote"),
+        open_run(tmp_path, overwrite=True),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_overwrite_unlinks_a_symlink_and_not_what_it_points_to(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "image.png").write_text("x")
+    with open_run(tmp_path / "run") as run:
+        (run.path / "metrics.jsonl").write_text("")
+        (run.path / "data").symlink_to(tmp_path / "data")
+    with open_run(tmp_path / "run", overwrite=True):
+        pass
+    assert (tmp_path / "data" / "image.png").exists()
+
+
+@pytest.mark.parametrize("flags", [{}, {"overwrite": True}, {"resume": True}])
+def test_two_runs_into_one_directory_are_refused(tmp_path, holder, flags):
+    with pytest.raises(InputError, match=rf"in use by another run \(process {holder.pid} on "):
+        open_run(tmp_path / "run", **flags).__enter__()
+    assert (tmp_path / "run" / LOCK).exists()
+
+
+def test_two_runs_of_one_process_are_refused(tmp_path):
+    with open_run(tmp_path), pytest.raises(InputError, match="another run of this process"):
+        open_run(tmp_path, resume=True).__enter__()
+    with open_run(tmp_path):
+        pass
+
+
+def test_the_lock_of_a_killed_process_is_taken_over(tmp_path, holder):
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert (tmp_path / "run" / LOCK).exists()
+    with open_run(tmp_path / "run") as run:
+        assert f"process {os.getpid()} " in (run.path / LOCK).read_text()
+
+
+def _sleep_as_child(seconds, started):
+    started.set()
+    time.sleep(seconds)
+
+
+# Newer Pythons warn of forks beside threads; torch's loader workers are such forks, which is the point here.
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_does_not_keep_the_lock(tmp_path):
+    context = multiprocessing.get_context("fork")
+    started = context.Event()
+    with open_run(tmp_path):
+        child = context.Process(target=_sleep_as_child, args=(30, started))
+        child.start()
+        started.wait()
+    try:
+        with open_run(tmp_path):
+            pass
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_an_error_inside_releases_the_directory(tmp_path):
+    with pytest.raises(RuntimeError, match="boom"), open_run(tmp_path):
+        raise RuntimeError("boom")
+    with open_run(tmp_path):
+        pass
+
+
+def test_a_path_that_cannot_be_a_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot make output folder"):
+        open_run(tmp_path / "file").__enter__()
+    with pytest.raises(InputError, match="cannot make output folder"):
+        open_run(tmp_path / "file" / "x").__enter__()
