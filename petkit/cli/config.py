@@ -50,7 +50,11 @@ def show(
     origin: Annotated[bool, typer.Option("--origin", help="Say who set each key.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Print the configuration that a run would use, after defaults, files, environment and --set."""
+    """Print the configuration that a run would use.
+
+    Later wins: defaults, recipe files in order, variables such as PETKIT_SET__TRAINING__EPOCHS=3, --set, and in a
+    run its named flags.
+    """
     from petkit.configuration import dump_yaml, effective
 
     name, resolved = _resolve(recipe_files(recipe, config), overrides, command)
