@@ -52,8 +52,8 @@ def show(
 ) -> None:
     """Print the configuration that a run would use.
 
-    Later wins: defaults, recipe files in order, variables such as PETKIT_SET__TRAINING__EPOCHS=3, --set, and in a
-    run its named flags.
+    Later wins: defaults, recipe files in order, variables such as PETKIT_SET__TRAINING__EPOCHS=3, --set,
+    and in a run its named flags.
     """
     from petkit.configuration import dump_yaml, effective
 
