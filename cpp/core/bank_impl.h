@@ -2,6 +2,8 @@
 // `Isa`.
 #pragma once
 
+#include "product_impl.h"
+
 namespace petkit {
 namespace {
 

@@ -1,6 +1,8 @@
 // lowbit_linear and its gradient in x for one instruction set `Isa`.
 #pragma once
 
+#include "product_impl.h"
+
 namespace petkit {
 namespace {
 

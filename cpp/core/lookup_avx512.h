@@ -7,6 +7,8 @@
 // on how tokens or rows were split.
 #pragma once
 
+#include "linear_impl.h"
+
 namespace petkit {
 namespace {
 

@@ -13,12 +13,11 @@
 #include "target.h"
 
 PETKIT_TARGET_BEGIN("avx2,fma,f16c")
-#include "bank_impl.h"
 #include "isa_avx2.h"
+
+#include "bank_impl.h"
 #include "linear_impl.h"
-#include "product_impl.h"
 #include "quantize_impl.h"
-#include "vector_impl.h"
 PETKIT_TARGET_END
 
 namespace petkit {

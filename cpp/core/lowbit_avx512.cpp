@@ -13,13 +13,12 @@
 #include "target.h"
 
 PETKIT_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
-#include "bank_impl.h"
 #include "isa_avx512.h"
+
+#include "bank_impl.h"
 #include "linear_impl.h"
 #include "lookup_avx512.h"
-#include "product_impl.h"
 #include "quantize_impl.h"
-#include "vector_impl.h"
 PETKIT_TARGET_END
 
 namespace petkit {

@@ -12,12 +12,11 @@
 #include "petkit/quantizer.h"
 #include "target.h"
 
-#include "bank_impl.h"
 #include "isa_neon.h"
+
+#include "bank_impl.h"
 #include "linear_impl.h"
-#include "product_impl.h"
 #include "quantize_impl.h"
-#include "vector_impl.h"
 
 namespace petkit {
 

@@ -9,12 +9,11 @@
 #include "petkit/quantizer.h"
 #include "target.h"
 
-#include "bank_impl.h"
 #include "isa_scalar.h"
+
+#include "bank_impl.h"
 #include "linear_impl.h"
-#include "product_impl.h"
 #include "quantize_impl.h"
-#include "vector_impl.h"
 
 namespace petkit {
 

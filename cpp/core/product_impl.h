@@ -2,6 +2,8 @@
 // rows.
 #pragma once
 
+#include "vector_impl.h"
+
 namespace petkit {
 namespace {
 

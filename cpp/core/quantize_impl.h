@@ -1,6 +1,8 @@
 // Moments, codes and the straight-through gradient for one instruction set `Isa`.
 #pragma once
 
+#include "vector_impl.h"
+
 namespace petkit {
 namespace {
 
