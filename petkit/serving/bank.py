@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ class BankModel:
         base: the loaded model, changed in place: its head is taken off and its sites are occupied.
         config: what all adapters have in common: method, bits, bottleneck, targets, codebook.
         task: what the heads predict.
+        pooling: the recipe's model.pooling, with which the base was loaded.
         device: where the model and the bank lie.
 
     Raises:
@@ -51,6 +53,7 @@ class BankModel:
         base: LoadedModel,
         config: AdapterConfig,
         task: str = "image_classification",
+        pooling: str | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         if base.kind == "causal_lm":
@@ -62,7 +65,7 @@ class BankModel:
         self.device = torch.device(device)
         self._model, self._request = base.model.to(self.device).eval(), Request()
         sites = insert(self._model, config)
-        self._shape = Shape(base, config, task, tuple(sites))
+        self._shape = Shape(base, config, task, pooling, tuple(sites))
         self._sites = self._occupy(config)
         self._model.requires_grad_(False)
         self._entries: dict[str, Entry] = {}
@@ -89,8 +92,9 @@ class BankModel:
         manifest = read_manifest(next(iter(folders.values())))
         if manifest.task is None:
             raise InputError(f"{next(iter(folders.values()))} must name its task in {MANIFEST}, got none")
-        base = load_model(ModelConfig(**manifest.model), manifest.task.type, num_classes=1)
-        bank = cls(base, AdapterConfig(**manifest.adapter), manifest.task.type, device)
+        model = ModelConfig(**manifest.model)
+        base = load_model(model, manifest.task.type, num_classes=1)
+        bank = cls(base, AdapterConfig(**manifest.adapter), manifest.task.type, model.pooling, device)
         bank.add_many(folders)
         return bank
 
@@ -104,6 +108,16 @@ class BankModel:
     def names(self) -> tuple[str, ...]:
         """Names of the adapters, in the order in which they came."""
         return tuple(self._entries)
+
+    @property
+    def base(self) -> LoadedModel:
+        """The frozen model, its preprocessing and tokenizer."""
+        return self._shape.base
+
+    @property
+    def task(self) -> str:
+        """What the heads predict."""
+        return self._shape.task
 
     @property
     def nbytes(self) -> int:
@@ -124,12 +138,25 @@ class BankModel:
         Raises:
             InputError: no adapter has the name.
         """
-        try:
-            return self._entries[name]
-        except KeyError:
-            raise InputError(
-                f"adapter {name!r} is not in the bank of {len(self)} adapters{_near(name, self)}"
-            ) from None
+        entry = self._entries.get(name)
+        if entry is None:
+            raise InputError(self.fault(name))
+        return entry
+
+    def fault(self, name: str) -> str | None:
+        """Why a name cannot be used in a request.
+
+        Args:
+            name: of an adapter.
+
+        Returns:
+            One line with the nearest name that there is, or None when the adapter is there.
+        """
+        if name in self._entries:
+            return None
+        close = difflib.get_close_matches(name, self.names, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return f"adapter {name!r} is not in the bank of {len(self)} adapters{hint}"
 
     def add(self, name: str, folder: str | os.PathLike[str]) -> None:
         """Put one adapter into the bank; requests may go on meanwhile.
@@ -335,11 +362,3 @@ def _apply_heads(features: Tensor, entries: Sequence[Entry | None]) -> list[Tens
             for index, logits in zip(indices, entry.head(features[indices]), strict=True):
                 outputs[index] = logits
     return outputs
-
-
-def _near(name: str, names: Iterable[str] | BankModel) -> str:
-    import difflib
-
-    known = names.names if isinstance(names, BankModel) else tuple(names)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

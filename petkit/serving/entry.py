@@ -80,12 +80,14 @@ class Shape:
         base: the frozen model.
         config: method, bits, bottleneck, codebook.
         task: what the heads predict.
+        pooling: the recipe's model.pooling; None is the base's own.
         sites: places of the adapters, in the model's order.
     """
 
     base: LoadedModel
     config: AdapterConfig
     task: str
+    pooling: str | None
     sites: tuple[Site, ...]
 
     def matrices(self) -> dict[str, tuple[int, int]]:
@@ -136,6 +138,9 @@ def _base_fault(shape: Shape, artifact: Artifact) -> str | None:
     own = manifest.task.preprocess.image_size if manifest.task.preprocess else size
     if own != size:
         return f"image_size must be {size} as in the bank, got {own}"
+    pooling = manifest.model.get("pooling")
+    if pooling != shape.pooling:
+        return f"model.pooling must be {shape.pooling} as in the bank, got {pooling}"
     return None
 
 

@@ -1,0 +1,264 @@
+"""Predictions of one adapter or of a bank: most likely classes with probabilities, or generated text."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from petkit.data.images import FileImages, normalize, read_image
+from petkit.data.text import encode_texts
+from petkit.data.tokens import TokenDataset, padding_token
+from petkit.errors import InputError
+from petkit.models.loaded import compute_logits
+from petkit.models.loading import AdaptedModel
+from petkit.serving.bank import BankModel
+from petkit.serving.samples import Sample
+
+log = logging.getLogger(__name__)
+
+# What a text model keeps of a text when neither its artifact nor its tokenizer says.
+MAX_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is predicted for one input.
+
+    Args:
+        name: the input's name.
+        adapter: which adapter of a bank was used.
+        classes: most likely classes with their probabilities, the likeliest first.
+        text: what a language model wrote.
+    """
+
+    name: str
+    adapter: str | None = None
+    classes: tuple[tuple[str, float], ...] = ()
+    text: str | None = None
+
+    def payload(self) -> dict[str, Any]:
+        """The prediction as JSON values."""
+        found: dict[str, Any] = {"input": self.name}
+        if self.adapter is not None:
+            found["adapter"] = self.adapter
+        if self.text is not None:
+            return {**found, "text": self.text}
+        return {**found, "classes": [{"class": name, "probability": p} for name, p in self.classes]}
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How an input becomes a tensor, and what the classes are called.
+
+    Args:
+        preprocess: image_size, mean, std and interpolation, for pictures.
+        max_length: tokens kept, for texts.
+        classes: names in the order of the head's rows; empty when the artifact does not know them.
+    """
+
+    preprocess: Mapping[str, Any] | None
+    max_length: int
+    classes: tuple[str, ...]
+
+
+class Classifier(Protocol):
+    """One adapter, or a bank of many."""
+
+    tokenizer: Any | None
+
+    def preparation(self, sample: Sample) -> Preparation:
+        """How this sample is prepared."""
+
+    def logits(self, batch: Mapping[str, Tensor], samples: Sequence[Sample]) -> Sequence[Tensor]:
+        """Logits (classes,) of each sample."""
+
+
+class OneAdapter:
+    """Classifies with one artifact.
+
+    Args:
+        adapted: the artifact with its base.
+    """
+
+    def __init__(self, adapted: AdaptedModel) -> None:
+        self.adapted, self.tokenizer = adapted, adapted.tokenizer
+        task = adapted.artifact.manifest.task
+        length = (task.max_length if task else None) or MAX_LENGTH
+        self._preparation = Preparation(adapted.preprocess, length, adapted.classes)
+
+    def preparation(self, sample: Sample) -> Preparation:
+        """The artifact's own, whatever the sample."""
+        return self._preparation
+
+    def logits(self, batch: Mapping[str, Tensor], samples: Sequence[Sample]) -> Sequence[Tensor]:
+        """Logits (classes,) of each sample."""
+        device = next(self.adapted.model.parameters()).device
+        with torch.inference_mode():
+            return list(compute_logits(self.adapted.model, {k: v.to(device) for k, v in batch.items()}))
+
+
+class ManyAdapters:
+    """Classifies each sample with its own adapter of a bank.
+
+    Args:
+        bank: the adapters.
+    """
+
+    def __init__(self, bank: BankModel) -> None:
+        self.bank, self.tokenizer = bank, bank.base.tokenizer
+
+    def preparation(self, sample: Sample) -> Preparation:
+        """As the sample's adapter records it."""
+        task = self.bank.entry(str(sample.adapter)).task
+        preprocess = task.preprocess.model_dump() if task.preprocess else self.bank.base.preprocess
+        return Preparation(preprocess, task.max_length or MAX_LENGTH, task.classes)
+
+    def logits(self, batch: Mapping[str, Tensor], samples: Sequence[Sample]) -> Sequence[Tensor]:
+        """Logits of each sample, as many as its adapter has classes."""
+        return self.bank(batch, [sample.adapter for sample in samples])
+
+
+def classify(
+    model: Classifier,
+    samples: Sequence[Sample],
+    *,
+    top_k: int = 3,
+    batch_size: int = 32,
+    skip_bad: bool = False,
+) -> Iterator[Prediction]:
+    """Classify inputs, a batch at a time.
+
+    Args:
+        model: one adapter or a bank.
+        samples: pictures or texts.
+        top_k: classes to give, at least 1.
+        batch_size: samples a forward pass.
+        skip_bad: leave unreadable pictures out, each named in the log.
+
+    Returns:
+        Predictions in the order of the samples, as soon as their batch is done.
+
+    Raises:
+        InputError: a picture that cannot be read; the message names it.
+
+    Source:
+        petkit.
+    """
+    for start in range(0, len(samples), batch_size):
+        chunk, batch = _batch(model, samples[start : start + batch_size], skip_bad)
+        if not chunk:
+            continue
+        for sample, logits in zip(chunk, model.logits(batch, chunk), strict=True):
+            classes = model.preparation(sample).classes
+            yield Prediction(sample.name, sample.adapter, most_likely(logits, classes, top_k))
+
+
+def most_likely(logits: Tensor, classes: Sequence[str], top_k: int) -> tuple[tuple[str, float], ...]:
+    """Name the most likely classes.
+
+    Args:
+        logits: (classes,).
+        classes: names in the same order; numbers stand in where there are none.
+        top_k: how many to give; fewer when there are fewer classes.
+
+    Returns:
+        Pairs of name and probability, the likeliest first.
+
+    Raises:
+        InputError: another number of names than logits.
+
+    Source:
+        Softmax in float64.
+    """
+    names = tuple(classes) or tuple(str(number) for number in range(len(logits)))
+    if len(names) != len(logits):
+        raise InputError(f"the artifact names {len(names)} classes, its head has {len(logits)}")
+    best = torch.softmax(logits.double(), dim=-1).topk(min(top_k, len(names)))
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return tuple((names[index], probability) for index, probability in pairs)
+
+
+def _batch(
+    model: Classifier, samples: Sequence[Sample], skip_bad: bool
+) -> tuple[list[Sample], dict[str, Tensor]]:
+    if samples[0].image is None:
+        return list(samples), _texts(model, samples)
+    kept, pixels = [], []
+    for sample in samples:
+        try:
+            pixels.append(_picture(sample, model.preparation(sample).preprocess))
+            kept.append(sample)
+        except InputError as error:
+            reason = str(error).rpartition("; ")[0]
+            if not skip_bad:
+                raise InputError(f"{reason}; repair it or pass --skip-bad") from error
+            log.warning("left out: %s", reason)
+    return kept, {"pixel_values": torch.stack(pixels)} if pixels else {}
+
+
+def _picture(sample: Sample, preprocess: Mapping[str, Any] | None) -> Tensor:
+    if sample.image is None or preprocess is None:
+        raise InputError(f"{sample.name} cannot be prepared: the artifact does not say how pictures are")
+    pixels = read_image(FileImages((sample.image,)), 0, preprocess)
+    return normalize(pixels, preprocess["mean"], preprocess["std"])
+
+
+def _texts(model: Classifier, samples: Sequence[Sample]) -> dict[str, Tensor]:
+    if model.tokenizer is None:
+        raise InputError("text needs a model with a tokenizer, got an image model: pass pictures")
+    examples = []
+    for sample in samples:
+        (ids,) = encode_texts([sample.text or ""], model.tokenizer, model.preparation(sample).max_length)
+        examples.append({"input_ids": ids, "labels": 0})
+    batch = TokenDataset(examples, padding_token(model.tokenizer)).collate(examples)
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+
+def generate(adapted: AdaptedModel, samples: Sequence[Sample], max_new_tokens: int) -> Iterator[Prediction]:
+    """Continue prompts greedily, one at a time.
+
+    Args:
+        adapted: a causal language model with its adapter.
+        samples: prompts or conversations; a prompt is put as a user's message when the model has a chat
+            template.
+        max_new_tokens: tokens to write at most, at least 1.
+
+    Returns:
+        What the model wrote after each prompt, special tokens left out.
+
+    Raises:
+        InputError: a conversation for a model without a chat template.
+
+    Source:
+        Greedy decoding of transformers.
+    """
+    tokenizer: Any = adapted.tokenizer
+    device = next(adapted.model.parameters()).device
+    for sample in samples:
+        ids = torch.tensor([_prompt(tokenizer, sample)], device=device)
+        with torch.inference_mode():
+            written = adapted.model.generate(  # type: ignore[operator]
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=padding_token(tokenizer),
+            )
+        text = tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
+        yield Prediction(sample.name, text=text)
+
+
+def _prompt(tokenizer: Any, sample: Sample) -> list[int]:
+    text = sample.text or ""
+    messages = list(sample.messages or ({"role": "user", "content": text},))
+    if getattr(tokenizer, "chat_template", None):
+        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+    if sample.messages is not None:
+        raise InputError(f"{sample.name}: messages need a model with a chat template: pass text")
+    return list(tokenizer(text)["input_ids"])

@@ -1,0 +1,145 @@
+"""`petkit predict` from its command line: one artifact, a bank, and refusals."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from petkit.models.config import AdapterConfig
+from tests.quantization.artifacts import write
+from tests.serving.text_models import save_bert, save_llama, write_text
+
+CONFIG = AdapterConfig(bits=1, bottleneck=4, dropout=0.0)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(3):
+        pixels = np.random.default_rng(index).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def bank(tmp_path):
+    for seed, name in enumerate(("cats", "dogs")):
+        write(tmp_path / "bank" / name, CONFIG, seed=seed, classes=2 + seed)
+    return tmp_path / "bank"
+
+
+def rows(path, *items):
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    return path
+
+
+def test_a_folder_of_pictures(petkit, pictures, bank):
+    code, out, _ = petkit("predict", bank / "dogs", pictures, "--top-k", "2")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].split() == ["input", "class", "probability"]
+    assert len(lines) == 2 + 3 * 2
+    assert "class-" in lines[2]
+
+
+def test_json_and_jsonl_hold_the_same(petkit, pictures, bank):
+    code, out, _ = petkit("predict", bank / "dogs", pictures, "--json")
+    whole = json.loads(out)
+    assert code == 0
+    assert whole["schema_version"] == 1
+    assert len(whole["predictions"]) == 3
+    assert sum(entry["probability"] for entry in whole["predictions"][0]["classes"]) == pytest.approx(1)
+    lines = [
+        json.loads(line) for line in petkit("predict", bank / "dogs", pictures, "--jsonl").out.splitlines()
+    ]
+    assert [{key: line[key] for key in ("input", "classes")} for line in lines] == whole["predictions"]
+    assert all(line["schema_version"] == 1 for line in lines)
+
+
+def test_a_bank(petkit, pictures, bank):
+    wanted = [("0.png", "dogs"), ("1.png", "cats"), ("2.png", "dogs")]
+    inputs = rows(pictures / "in.jsonl", *({"image": image, "adapter": name} for image, name in wanted))
+    code, out, err = petkit("predict", "--bank", bank, inputs, "--json")
+    assert code == 0
+    found = json.loads(out)["predictions"]
+    assert [(one["input"], one["adapter"]) for one in found] == wanted
+    assert [len(one["classes"]) for one in found] == [3, 2, 3]
+    assert "2 adapters resident in" in err
+    text = petkit("predict", "--bank", bank, inputs).out
+    assert text.splitlines()[0].split() == ["input", "adapter", "class", "probability"]
+
+
+def test_an_adapter_that_the_bank_lacks_is_named_with_its_line(petkit, pictures, bank):
+    good = {"image": "0.png", "adapter": "dogs"}
+    inputs = rows(pictures / "in.jsonl", good, good, {"image": "0.png", "adapter": "dog"})
+    code, out, err = petkit("predict", "--bank", bank, inputs)
+    assert (code, out) == (2, "")
+    assert "in.jsonl:3: adapter 'dog' is not in the bank of 2 adapters; did you mean 'dogs'?" in err
+    assert petkit("predict", "--bank", bank, inputs, "--skip-bad").code == 0
+
+
+def test_an_unreadable_picture_ends_with_2_unless_it_is_skipped(petkit, pictures, bank):
+    (pictures / "bad.png").write_bytes(b"nothing")
+    code, _, err = petkit("predict", bank / "cats", pictures)
+    assert code == 2
+    assert "bad.png is not a readable image" in err
+    skipped = petkit("predict", bank / "cats", pictures, "--skip-bad", "--json")
+    assert skipped.code == 0
+    assert len(json.loads(skipped.out)["predictions"]) == 3
+    assert "left out" in skipped.err
+    only = petkit("predict", bank / "cats", pictures / "bad.png", "--skip-bad")
+    assert (only.code, only.out) == (2, "")
+    assert "nothing was predicted" in only.err
+
+
+def test_texts_and_a_bank_of_text_adapters(petkit, tmp_path):
+    base = save_bert(tmp_path / "bert")
+    config = AdapterConfig(method="lora", bits=1, bottleneck=4)
+    folder = write_text(tmp_path / "bank" / "a", base, config)
+    code, out, _ = petkit("predict", folder, "the cat sat", "good dog", "--json")
+    assert code == 0
+    assert [one["input"] for one in json.loads(out)["predictions"]] == ["the cat sat", "good dog"]
+    inputs = rows(tmp_path / "in.jsonl", {"text": "the cat sat", "adapter": "a"})
+    banked = json.loads(petkit("predict", "--bank", tmp_path / "bank", inputs, "--json").out)["predictions"]
+    assert banked[0]["classes"][0]["class"] == json.loads(out)["predictions"][0]["classes"][0]["class"]
+
+
+def test_a_language_model_writes(petkit, tmp_path):
+    config = AdapterConfig(method="lora", bits=1, bottleneck=4)
+    folder = write_text(tmp_path / "a", save_llama(tmp_path / "llama"), config, task="causal_lm")
+    code, out, _ = petkit("predict", folder, "the cat", "--max-new-tokens", "3", "--json")
+    assert code == 0
+    assert len(json.loads(out)["predictions"][0]["text"].split()) <= 3
+    assert petkit("predict", folder, "the cat", "--max-new-tokens", "3").out.startswith("the cat\n")
+    assert petkit("predict", folder, "the cat", "--top-k", "3").code == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--json", "--jsonl"), "exclude each other"),
+        (("--max-new-tokens", "3"), "--max-new-tokens has no effect"),
+        (("--device", "tpu"), "--device must be"),
+        (("--top-k", "0"), "--top-k"),
+    ],
+)
+def test_bad_flags_end_with_2(petkit, pictures, bank, flags, message):
+    code, out, err = petkit("predict", bank / "cats", pictures, *flags)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_bad_paths_end_with_2(petkit, pictures, bank, tmp_path):
+    for arguments, message in (
+        ((bank / "cats",), "needs an ARTIFACT and at least one INPUT"),
+        ((tmp_path / "missing", pictures), "missing"),
+        ((bank / "cats", tmp_path / "no.png"), "got no such file"),
+        (("--bank", tmp_path / "missing", pictures), "must be a folder of artifacts"),
+        (("--bank", bank, pictures), "whose rows name their adapter"),
+        (("--bank", bank, pictures, "--max-new-tokens", "3"), "a bank holds classifiers"),
+    ):
+        code, out, err = petkit("predict", *arguments)
+        assert (code, out) == (2, "")
+        assert message in err
