@@ -90,18 +90,6 @@ def start(device: torch.device) -> World:
     return World(rank=state.process_index, size=state.num_processes)
 
 
-def launched_rank() -> int:
-    """Read this process's rank from the launcher's environment.
-
-    Returns:
-        The rank, 0 without a launcher; known before any process group exists.
-
-    Source:
-        The variables of torchrun.
-    """
-    return int(os.environ.get("RANK", "0"))
-
-
 def finish(world: World) -> None:
     """Leave the process group.
 
