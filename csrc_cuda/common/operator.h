@@ -3,6 +3,11 @@
 // includes torch (its stable ABI).
 #pragma once
 
+// torch's C shim declares the CUDA stream only under this name.
+#ifndef USE_CUDA
+#define USE_CUDA
+#endif
+
 #include <array>
 #include <initializer_list>
 #include <string>

@@ -37,7 +37,7 @@ def built_module(folder: Path) -> Path:
     for ready in (ROOT / "petkit").glob("_C_cuda*.so"):
         if ready.stat().st_mtime >= newest_source():
             return ready
-    environment = {**os.environ, "PETKIT_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "8.0;9.0"}
+    environment = {**os.environ, "PETKIT_CPP": "0", "PETKIT_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "8.0;9.0"}
     if Path("/usr/local/cuda/bin/nvcc").exists():
         environment.setdefault("CUDA_HOME", "/usr/local/cuda")
     command = [
