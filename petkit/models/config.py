@@ -82,6 +82,6 @@ class ModelConfig(Config):
     """Stochastic depth of the frozen backbone while training (the paper's recipe: 0.1)."""
 
     pooling: Literal["cls", "mean", "last"] | None = Field(
-        default=None, json_schema_extra=applies_to(task=("text_classification",))
+        default=None, json_schema_extra=applies_to(task=_CLASSIFICATION)
     )
     """transformers classifiers only: which tokens the head sees; default: the architecture's own."""
