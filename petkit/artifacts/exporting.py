@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from petkit.artifacts.checks import Check
 from petkit.artifacts.dense import to_float32
 from petkit.artifacts.files import atomic_write, write_folder
 from petkit.artifacts.paths import check_name
+from petkit.artifacts.peft_config import parse_config, scaling_of
 from petkit.artifacts.reader import Artifact
 from petkit.errors import InputError
 
@@ -64,17 +65,20 @@ def export_peft(artifact: Artifact, out: str | os.PathLike[str], overwrite: bool
         raise InputError(f"output {folder} must be a folder, it is a file")
     files = export.files()
     write_folder(folder, files)
-    return Exported(tuple(folder / name for name in files), export.notes, (_same_changes(artifact, folder),))
+    return Exported(
+        tuple(folder / name for name in files), export.notes, (_same_changes(artifact, folder, export.paths),)
+    )
 
 
-def _same_changes(artifact: Artifact, folder: Path) -> Check:
+def _same_changes(artifact: Artifact, folder: Path, paths: Mapping[str, str]) -> Check:
     """Compare what each adapter adds to its linear layer, scaling * up @ down, in the files and in memory."""
-    reread = peft_lora.read_adapter(folder)
+    raw = (folder / peft_lora.CONFIG_FILE).read_bytes()
+    config, tensors = parse_config(raw, peft_lora.CONFIG_FILE), peft_lora.read_tensors(folder)
     worst, layers = 0.0, 0
     for path, expected in _changes(artifact):
-        host = path if f"{path}.lora.down.weight" in reread.dense else path.removeprefix("backbone.")
-        down, up = (reread.dense[f"{host}.lora.{part}.weight"].astype(np.float64) for part in ("down", "up"))
-        found = reread.manifest.scaling_of(f"{host}.lora") * (up @ down)
+        name = f"{peft_lora.PREFIX}{paths[path]}.lora"
+        down, up = (to_float32(tensors[f"{name}_{part}.weight"]).astype(np.float64) for part in "AB")
+        found = scaling_of(config, paths[path]) * (up @ down)
         worst = max(worst, float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30)))
         layers += 1
     detail = f"{layers} layers change the model by the same matrices, largest relative difference {worst:.1e}"

@@ -100,6 +100,9 @@ def _check_values(config: Mapping[str, Any], where: str) -> None:
         raise ArtifactError(
             f"{where}: lora_dropout must be a number from 0 to below 1, got {str(dropout)[:40]!r}"
         )
+    modules = config.get("modules_to_save") or []
+    if not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
+        raise ArtifactError(f"{where}: modules_to_save must be a list of names, got {str(modules)[:40]!r}")
     for key in (*(config.get("rank_pattern") or ()), *(config.get("alpha_pattern") or ())):
         _check_pattern(key, where)
 

@@ -31,12 +31,14 @@ class Export:
         config: content of `adapter_config.json`.
         tensors: content of `adapter_model.safetensors`.
         head: content of `head.safetensors`, when PEFT's base model is a backbone without a classifier.
+        paths: path of each layer in petkit's model to its path in PEFT's.
         notes: what the user should know: what was dequantised or rewritten.
     """
 
     config: dict[str, Any]
     tensors: dict[str, RawTensor]
     head: dict[str, RawTensor]
+    paths: dict[str, str]
     notes: tuple[str, ...]
 
     def files(self) -> dict[str, bytes]:
@@ -81,17 +83,26 @@ def export_adapter(artifact: Artifact) -> Export:
     layers = {_peft_path(path, source.get("prefix")): layer for path, layer in hosts.items()}
     bare = not source and layers.keys() != hosts.keys()
     head = {name: weights.pop(name) for name in list(weights) if bare and name.startswith("head.")}
-    config = _kept_config(source, layers) or _new_config(manifest, layers, weights)
+    saved = {_peft_name(name, source.get("head")): array for name, array in weights.items()}
+    config = _kept_config(source, layers) or _new_config(
+        manifest, layers, saved, source.get("adapter_config") or {}
+    )
     dtype = "F32" if artifact.packed else str(source.get("dtype"))
-    tensors = _named(layers, weights, str(source.get("head") or "head"), dtype)
+    tensors = _named(layers, saved, dtype)
     notes = tuple(_notes(artifact, source, config, bool(head)))
-    return Export(config, tensors, {name: to_raw(array) for name, array in head.items()}, notes)
+    paths = dict(zip(hosts, layers, strict=True))
+    return Export(config, tensors, {name: to_raw(array) for name, array in head.items()}, paths, notes)
 
 
 def _peft_path(host: str, prefix: str | None) -> str:
     """Return a layer's path in PEFT's model: a bare backbone, or the model that the adapter came from."""
     path = host.removeprefix(f"{BACKBONE}.")
     return f"{prefix}.{path}" if prefix and path != host else path
+
+
+def _peft_name(name: str, head: str | None) -> str:
+    """Return the name of a saved tensor in PEFT's model, where the classifier may be called otherwise."""
+    return f"{head}.{name.removeprefix('head.')}" if head and name.startswith("head.") else name
 
 
 def _weights(artifact: Artifact) -> Iterator[tuple[str, Array]]:
@@ -155,12 +166,13 @@ def _kept_config(source: Mapping[str, Any], layers: Mapping[str, _Layer]) -> dic
 
 
 def _new_config(
-    manifest: Manifest, layers: Mapping[str, _Layer], others: Mapping[str, Array]
+    manifest: Manifest, layers: Mapping[str, _Layer], saved: Mapping[str, Array], source: Mapping[str, Any]
 ) -> dict[str, Any]:
     ranks = {path: len(layer.down) for path, layer in layers.items()}
     alphas = {path: alpha_for(layer.scaling, ranks[path]) for path, layer in layers.items()}
     rank, alpha = max(ranks.values()), max(alphas.values())
     task = manifest.task.type if manifest.task else None
+    kept = {key: source[key] for key in ("task_type", "auto_mapping", "fan_in_fan_out") if key in source}
     return {
         "peft_type": "LORA",
         "task_type": {task: name for name, task in TASKS.items()}.get(str(task)),
@@ -172,24 +184,20 @@ def _new_config(
         "alpha_pattern": {path: a for path, a in alphas.items() if a != alpha},
         "lora_dropout": float(manifest.adapter.get("dropout", 0.0)),
         "target_modules": sorted(layers),
-        "modules_to_save": sorted({name.rpartition(".")[0] for name in others}) or None,
+        "modules_to_save": sorted({name.rpartition(".")[0] for name in saved}) or None,
         "bias": "none",
         "fan_in_fan_out": False,
         "use_rslora": False,
         "inference_mode": True,
+        **kept,
     }
 
 
-def _named(
-    layers: Mapping[str, _Layer], others: Mapping[str, Array], head: str, dtype: str
-) -> dict[str, RawTensor]:
-    arrays: dict[str, Array] = {}
+def _named(layers: Mapping[str, _Layer], saved: Mapping[str, Array], dtype: str) -> dict[str, RawTensor]:
+    arrays = {f"{PREFIX}{name}": array for name, array in saved.items()}
     for path, layer in layers.items():
         arrays[f"{PREFIX}{path}.lora_A.weight"] = layer.down
         arrays[f"{PREFIX}{path}.lora_B.weight"] = layer.up
-    for name, array in others.items():
-        own = f"{head}.{name.removeprefix('head.')}" if name.startswith("head.") else name
-        arrays[f"{PREFIX}{own}"] = array
     return {name: _as_dtype(array, dtype) for name, array in arrays.items()}
 
 

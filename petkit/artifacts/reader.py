@@ -113,9 +113,8 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     Raises:
         ArtifactError: it is missing, broken, or of a later schema version.
     """
-    return parse_manifest(
-        small_file(artifact_folder(folder), MANIFEST, MAX_MANIFEST), str(Path(folder) / MANIFEST)
-    )
+    path = artifact_folder(folder)
+    return parse_manifest(_own_file(path, MANIFEST, MAX_MANIFEST), str(path / MANIFEST))
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -128,7 +127,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     from petkit.configuration import load_yaml
 
     path = artifact_folder(folder)
-    small_file(path, CONFIG, MAX_CONFIG)
+    _own_file(path, CONFIG, MAX_CONFIG)
     return load_yaml(path / CONFIG).data
 
 
@@ -277,16 +276,26 @@ def _tensor_file(folder: Path) -> TensorFile:
         raise _no_artifact(folder, TENSORS) from None
 
 
-def small_file(folder: Path, name: str, limit: int) -> bytes:
-    """Return the bytes of a file of at most `limit` bytes inside the folder."""
+def _own_file(folder: Path, name: str, limit: int) -> bytes:
     try:
-        with open_inside(folder, name) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > limit:
-                raise ArtifactError(f"{folder / name} has {size} bytes, at most {limit} are read")
-            return file.read(limit)
+        return small_file(folder, name, limit)
     except FileNotFoundError:
         raise _no_artifact(folder, name) from None
+
+
+def small_file(folder: Path, name: str, limit: int) -> bytes:
+    """Return the bytes of a file inside the folder.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ArtifactError: it has more than `limit` bytes.
+        SafetyError: it leads out of the folder.
+    """
+    with open_inside(folder, name) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise ArtifactError(f"{folder / name} has {size} bytes, at most {limit} are read")
+        return file.read(limit)
 
 
 def _no_artifact(folder: Path, name: str) -> PetkitError:

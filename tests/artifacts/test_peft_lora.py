@@ -1,0 +1,292 @@
+"""PEFT itself is the judge: an adapter that went through an artifact gives the same logits in PEFT."""
+
+import json
+
+import numpy as np
+import peft
+import pytest
+import safetensors.torch
+import timm
+import torch
+import transformers
+
+from petkit.artifacts.exporting import export_peft
+from petkit.artifacts.importing import import_peft, write_imported
+from petkit.artifacts.peft_lora import CONFIG_FILE, TENSOR_FILE
+from petkit.errors import ArtifactError, InputError, SafetyError
+from petkit.models.loading import load_adapted
+
+pytestmark = [
+    # PEFT 0.21 asks transformers for an attribute under the name it is about to lose.
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    # PEFT looks up the base's name on the hub to see whether its vocabulary changed; ours have no name.
+    pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning"),
+]
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+
+
+def vit():
+    return transformers.ViTForImageClassification(
+        transformers.ViTConfig(**SIZES, image_size=16, patch_size=8, num_labels=3)
+    )
+
+
+def bert():
+    return transformers.BertForSequenceClassification(
+        transformers.BertConfig(**SIZES, vocab_size=30, max_position_embeddings=16, num_labels=3)
+    )
+
+
+def llama():
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, vocab_size=30, pad_token_id=0))
+
+
+def llama_classifier():
+    return transformers.LlamaForSequenceClassification(
+        transformers.LlamaConfig(**SIZES, vocab_size=30, pad_token_id=0, num_labels=3)
+    )
+
+
+def timm_vit():
+    return timm.create_model(
+        "vit_tiny_patch16_224", embed_dim=24, depth=2, num_heads=2, img_size=32, num_classes=3
+    )
+
+
+IMAGES = {"pixel_values": torch.linspace(-1, 1, 2 * 3 * 16 * 16).reshape(2, 3, 16, 16)}
+TOKENS = {"input_ids": torch.tensor([[3, 7, 1, 9], [2, 2, 8, 5]])}
+VIT = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"]}
+CASES = {
+    "plain": (vit, IMAGES, VIT),
+    "rslora": (vit, IMAGES, {**VIT, "use_rslora": True}),
+    "rank pattern": (vit, IMAGES, {**VIT, "rank_pattern": {"0.attention.q_proj": 2, ".*v_proj": 6}}),
+    "alpha pattern": (vit, IMAGES, {**VIT, "alpha_pattern": {"layers.1.*": 3}, "lora_alpha": 5}),
+    "rslora, both patterns": (
+        vit,
+        IMAGES,
+        {
+            **VIT,
+            "use_rslora": True,
+            "rank_pattern": {"q_proj": 3},
+            "alpha_pattern": {"0.attention.v_proj": 7},
+        },
+    ),
+    "regular expression": (vit, IMAGES, {**VIT, "target_modules": r".*layers\.1\..*\.(o_proj|fc1)"}),
+    "bert": (bert, TOKENS, {"target_modules": ["query"], "modules_to_save": ["classifier", "pooler"]}),
+    "causal": (llama, TOKENS, {"target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}),
+    "causal, saved head": (
+        llama,
+        TOKENS,
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"], "task_type": "CAUSAL_LM"},
+    ),
+    "decoder classifier": (llama_classifier, TOKENS, {"target_modules": ["v_proj"], "task_type": "SEQ_CLS"}),
+    "timm": (timm_vit, torch.ones(2, 3, 32, 32), {"target_modules": ["qkv"], "modules_to_save": ["head"]}),
+}
+
+
+def fresh(make):
+    torch.manual_seed(0)
+    return make().eval()
+
+
+def logits(model, inputs):
+    with torch.no_grad():
+        output = model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    return output if isinstance(output, torch.Tensor) else output.logits
+
+
+def save_adapter(folder, make, options, dtype=torch.float32):
+    """A PEFT adapter whose every weight is random, and the model that has it."""
+    config = peft.LoraConfig(**{"r": 4, "lora_alpha": 8, **options})
+    model = peft.get_peft_model(fresh(make), config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape).mul(0.5).to(dtype))
+                assert "lora_" in name or "modules_to_save" in name
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+def loaded(make, folder):
+    return peft.PeftModel.from_pretrained(fresh(make), folder).eval()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_round_trip_gives_identical_logits(tmp_path, case):
+    make, inputs, options = CASES[case]
+    original = save_adapter(tmp_path / "peft", make, options)
+    artifact, checks = write_imported(import_peft(tmp_path / "peft"), tmp_path / "artifact")
+    assert all(check.ok for check in checks)
+    exported = export_peft(artifact, tmp_path / "again")
+    assert all(check.ok for check in exported.checks)
+    assert not exported.notes
+    expected = logits(original, inputs)
+    assert not torch.equal(expected, logits(fresh(make), inputs))
+    assert torch.equal(logits(loaded(make, tmp_path / "again"), inputs), expected)
+    assert json.loads((tmp_path / "again" / CONFIG_FILE).read_text()) == json.loads(
+        (tmp_path / "peft" / CONFIG_FILE).read_text()
+    )
+
+
+@pytest.mark.parametrize("case", ["rslora, both patterns", "decoder classifier", "causal", "timm"])
+def test_a_configuration_written_anew_gives_identical_logits(tmp_path, case):
+    make, inputs, options = CASES[case]
+    original = save_adapter(tmp_path / "peft", make, options)
+    imported = import_peft(tmp_path / "peft")
+    # Without the original's file, ranks and alphas must be told again, layer by layer.
+    settings = {**imported.manifest.source.settings, "adapter_config": None}
+    source = imported.manifest.source.model_copy(update={"settings": settings})
+    object.__setattr__(imported, "manifest", imported.manifest.model_copy(update={"source": source}))
+    artifact, _ = write_imported(imported, tmp_path / "artifact")
+    export_peft(artifact, tmp_path / "again")
+    config = json.loads((tmp_path / "again" / CONFIG_FILE).read_text())
+    assert config["use_rslora"] is False
+    np.testing.assert_allclose(
+        logits(loaded(make, tmp_path / "again"), inputs), logits(original, inputs), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_tensors_come_back_as_they_were(tmp_path, dtype):
+    save_adapter(tmp_path / "peft", vit, VIT)
+    path = tmp_path / "peft" / TENSOR_FILE
+    halves = {name: tensor.to(dtype) for name, tensor in safetensors.torch.load_file(path).items()}
+    safetensors.torch.save_file(halves, path, metadata={"format": "pt"})
+    artifact, _ = write_imported(import_peft(tmp_path / "peft"), tmp_path / "artifact")
+    assert all(raw.dtype == "F32" for raw in artifact.raw_dense.values())
+    export_peft(artifact, tmp_path / "again")
+    again = safetensors.torch.load_file(tmp_path / "again" / TENSOR_FILE)
+    assert again.keys() == halves.keys()
+    assert all(
+        torch.equal(again[name], tensor) and again[name].dtype == dtype for name, tensor in halves.items()
+    )
+
+
+def test_petkit_computes_what_peft_computes_on_a_vit(tmp_path):
+    original = save_adapter(tmp_path / "peft", vit, CASES["rslora, both patterns"][2])
+    fresh(vit).save_pretrained(tmp_path / "base")
+    write_imported(import_peft(tmp_path / "peft"), tmp_path / "artifact")
+    adapted = load_adapted(tmp_path / "artifact", base_override=str(tmp_path / "base"))
+    with torch.no_grad():
+        ours = adapted.model(IMAGES["pixel_values"])
+    torch.testing.assert_close(ours, logits(original, IMAGES), rtol=0, atol=1e-5)
+
+
+def test_petkit_computes_what_peft_computes_on_a_decoder(tmp_path):
+    original = save_adapter(tmp_path / "peft", llama, CASES["causal"][2])
+    artifact, _ = write_imported(import_peft(tmp_path / "peft"), tmp_path / "artifact")
+    from petkit.models.config import AdapterConfig
+    from petkit.models.inserts import insert, load_packed
+
+    model = fresh(llama)
+    insert(model, AdapterConfig(**artifact.manifest.adapter))
+    load_packed(model, artifact.packed, artifact.dense, artifact.manifest.scaling)
+    torch.testing.assert_close(logits(model.eval(), TOKENS), logits(original, TOKENS), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"use_dora": True}, r"DoRA \(use_dora\)"),
+        ({"bias": "lora_only"}, "bias='lora_only'"),
+        ({"lora_bias": True}, "LoRA with bias"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
+    ],
+)
+# PEFT itself takes the bias vectors for matrices that were not gathered.
+@pytest.mark.filterwarnings("ignore:Adapter 'default'. .* LoRA tensor.s. have invalid shape")
+def test_refuses_what_peft_really_writes_for_other_features(tmp_path, options, message):
+    model = peft.get_peft_model(fresh(vit), peft.LoraConfig(target_modules=["q_proj"], **options))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=message):
+        import_peft(tmp_path)
+
+
+@pytest.mark.parametrize("config", [peft.IA3Config, peft.VeraConfig, peft.LoHaConfig, peft.AdaLoraConfig])
+def test_refuses_other_methods_by_name(tmp_path, config):
+    options = {"total_step": 10} if config is peft.AdaLoraConfig else {}
+    options |= {"feedforward_modules": []} if config is peft.IA3Config else {}
+    peft.get_peft_model(fresh(vit), config(target_modules=["q_proj"], **options)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=f"cannot keep the method {config(**options).peft_type.value}"):
+        import_peft(tmp_path)
+
+
+def edit(folder, change):
+    path = folder / TENSOR_FILE
+    tensors = safetensors.torch.load_file(path)
+    change(tensors)
+    safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+
+
+LAYER = "base_model.model.vit.layers.0.attention.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda t: t.pop(f"{LAYER}.lora_B.weight"), InputError, "must have two matrices"),
+        (
+            lambda t: t.update({f"{LAYER}.lora_A.weight": torch.ones(5, 16)}),
+            ArtifactError,
+            "contradicting ranks",
+        ),
+        (lambda t: t.update({f"{LAYER}.lora_A.weight": torch.ones(4, 16, 1, 1)}), InputError, "two matrices"),
+        (
+            lambda t: t.update({f"{LAYER}.lora_magnitude_vector": torch.ones(4)}),
+            InputError,
+            "cannot keep the tensor",
+        ),
+        (
+            lambda t: t.update({"x.lora_A.weight": torch.ones(4, 4)}),
+            InputError,
+            "does not begin with base_model",
+        ),
+        (
+            lambda t: t.update({f"{LAYER}.lora_A.weight": torch.full((4, 16), torch.nan)}),
+            ArtifactError,
+            "NaN",
+        ),
+        (
+            lambda t: [t.pop(name) for name in list(t) if "lora_" in name],
+            ArtifactError,
+            "no lora_A and lora_B",
+        ),
+    ],
+)
+def test_refuses_tensors_that_do_not_fit(tmp_path, change, error, message):
+    save_adapter(tmp_path / "peft", vit, VIT)
+    edit(tmp_path / "peft", change)
+    with pytest.raises(error, match=message):
+        write_imported(import_peft(tmp_path / "peft"), tmp_path / "artifact")
+    assert not (tmp_path / "artifact").exists()
+
+
+def test_a_pickled_adapter_needs_permission(tmp_path):
+    original = save_adapter(tmp_path / "peft", vit, VIT)
+    state = safetensors.torch.load_file(tmp_path / "peft" / TENSOR_FILE)
+    torch.save(state, tmp_path / "peft" / "adapter_model.bin")
+    (tmp_path / "peft" / TENSOR_FILE).unlink()
+    with pytest.raises(SafetyError, match="--allow-pickle"):
+        import_peft(tmp_path / "peft")
+    artifact, _ = write_imported(import_peft(tmp_path / "peft", allow_pickle=True), tmp_path / "artifact")
+    export_peft(artifact, tmp_path / "again")
+    assert torch.equal(logits(loaded(vit, tmp_path / "again"), IMAGES), logits(original, IMAGES))
+
+
+def test_what_is_no_peft_folder(tmp_path):
+    with pytest.raises(InputError, match="is missing"):
+        import_peft(tmp_path / "none")
+    with pytest.raises(InputError, match=f"has no {TENSOR_FILE}"):
+        import_peft(tmp_path)
+    safetensors.torch.save_file({"x": torch.ones(1)}, tmp_path / TENSOR_FILE)
+    with pytest.raises(InputError, match=f"has no {CONFIG_FILE}"):
+        import_peft(tmp_path)
+
+
+def test_classifiers_that_petkit_would_miscompute_keep_paths_it_does_not_have(tmp_path):
+    save_adapter(tmp_path / "peft", bert, CASES["bert"][2])
+    assert all(t.startswith("bert.") for t in import_peft(tmp_path / "peft").manifest.adapter["targets"])
+    save_adapter(tmp_path / "vit", vit, VIT)
+    assert all(t.startswith("backbone.") for t in import_peft(tmp_path / "vit").manifest.adapter["targets"])
