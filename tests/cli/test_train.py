@@ -1,0 +1,404 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from petkit.artifacts import open_run
+
+Petkit = Callable[..., Any]
+TENSORS = "adapter_packed.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def write_recipe(path: Path, **changes: Any) -> Path:
+    """A recipe of a few steps, with `section__key=value` set; None removes a key."""
+    content: dict[str, Any] = {
+        "output": str(path.parent / "run"),
+        "model": {"name": "timm/test_vit", "pretrained": False, "image_size": 32},
+        "adapter": {"bottleneck": 4},
+        "data": {"train_size": 40, "test_size": 20},
+        "training": {"epochs": 2, "batch_size": 10, "warmup_epochs": 1},
+    }
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
+        if not key:
+            content[section] = value
+        elif value is None:
+            content[section].pop(key, None)
+        else:
+            content.setdefault(section, {})[key] = value
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    return write_recipe(tmp_path / "recipe.yaml")
+
+
+def test_a_run_prints_one_object_and_leaves_the_artifact(
+    petkit: Petkit, recipe: Path, tmp_path: Path
+) -> None:
+    result = petkit("train", "adapter", recipe, "--json")
+    assert result.code == 0, result.err
+    payload = json.loads(result.out)
+    assert (payload["schema_version"], payload["status"]) == (1, "completed")
+    assert payload["folder"] == str(tmp_path / "run")
+    assert "adapters at 6 modules: blocks.*.adaptformer (6)" in result.err
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    expected = "petkit.json config.yaml trainer_state.json metrics.jsonl result.json checks.json README.md"
+    assert left >= {TENSORS, *expected.split(), "plots", "report.html", "checkpoint-8"}
+    assert (tmp_path / "run" / "plots" / "training.png").exists()
+
+
+def test_text_output_names_the_accuracy_and_quiet_says_nothing_else(petkit: Petkit, recipe: Path) -> None:
+    result = petkit("train", "adapter", recipe, "--quiet", "--max-steps", 3)
+    assert result.code == 0
+    assert result.err == ""
+    assert "stopped by max_steps" in result.out
+    assert "3 of 8" in result.out
+    assert "95 % interval" in result.out
+
+
+def test_verbose_lists_every_module(petkit: Petkit, recipe: Path) -> None:
+    result = petkit("train", "adapter", recipe, "-v", "--dry-run")
+    assert "adapter at blocks.5.adaptformer (64 -> 64)" in result.err
+
+
+def test_flags_beat_the_recipe(petkit: Petkit, recipe: Path, tmp_path: Path) -> None:
+    target = tmp_path / "other"
+    arguments = ["--seed", 7, "--output", target, "--max-steps", 2, "--set", "adapter.bits=2"]
+    assert petkit("train", "adapter", recipe, *arguments).code == 0
+    resolved = yaml.safe_load((target / "config.yaml").read_text())
+    assert (resolved["seed"], resolved["adapter"]["bits"], resolved["training"]["max_steps"]) == (7, 2, 2)
+    again = petkit("train", "adapter", target / "config.yaml", "-o", tmp_path / "again")
+    assert again.code == 0, again.err
+    assert (tmp_path / "again" / TENSORS).read_bytes() == (target / TENSORS).read_bytes()
+
+
+def test_max_time_is_a_success(petkit: Petkit, recipe: Path) -> None:
+    result = petkit("train", "adapter", recipe, "--max-time", "0.01s", "--json")
+    assert result.code == 0
+    assert json.loads(result.out)["stopped"] == "max_time"
+
+
+def test_a_dry_run_prints_the_plan_and_leaves_nothing(petkit: Petkit, recipe: Path, tmp_path: Path) -> None:
+    result = petkit("train", "adapter", recipe, "--dry-run")
+    assert result.code == 0
+    for part in (
+        "timm/test_vit",
+        "blocks.3.adaptformer",
+        "40 train, 20 test; 10 classes",
+        "8 (4 an epoch",
+        "MiB",
+    ):
+        assert part in result.out
+    payload = json.loads(petkit("train", "adapter", recipe, "--dry-run", "--json").out)
+    assert (payload["status"], payload["steps"]["total"]) == ("plan", 8)
+    assert not (tmp_path / "run").exists()
+
+
+def image_folder(root: Path, bad: bool = False, unseen: bool = False) -> Path:
+    for split, classes in (("train", "ab"), ("test", "abc" if unseen else "ab")):
+        for name in classes:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(4):
+                Image.new("RGB", (8, 8), (60 * number, 0, 0)).save(folder / f"{number}.png")
+    if bad:
+        (root / "test" / "a" / "9.png").write_bytes(b"\x89PNG no picture")
+    return root
+
+
+# name -> (recipe changes, flags, exit code, words of the message)
+BAD: dict[str, tuple[dict[str, Any], list[str], int, str]] = {
+    "unknown key": ({"adapter__bit": 1}, [], 2, "did you mean adapter.bits?"),
+    "invalid bits": (
+        {"adapter__bits": 3},
+        [],
+        2,
+        "adapter.bits must be 1, 2, 4, 8 or 32, got 3 (recipe.yaml",
+    ),
+    "no effect": ({"adapter__targets": ["q"]}, [], 2, "adapter.targets has no effect"),
+    "no model": ({"model__name": None}, [], 2, "model.name is required"),
+    "unknown model": ({"model__name": "timm/no_such_vit"}, [], 2, "timm/no_such_vit"),
+    "no such family": ({"model__name": "keras/x"}, [], 2, "model.name must be timm/NAME"),
+    "image size": ({"model__image_size": 33}, [], 2, "multiple of the patch size 16"),
+    "no target": (
+        {"adapter__method": "lora", "adapter__targets": ["nowhere"]},
+        [],
+        2,
+        "matches no linear map",
+    ),
+    "no sample": ({"data__sample": "cifar"}, [], 2, "data.sample must be"),
+    "no path": ({"data__format": "vtab"}, [], 2, "data.path"),
+    "path is nothing": ({"data__format": "vtab", "data__path": "/no/such"}, [], 2, "/no/such"),
+    "too few examples": ({"data__train_size": 4000}, [], 2, "data.train_size"),
+    "batch too large": (
+        {"training__batch_size": 64},
+        [],
+        2,
+        "training.batch_size x processes must be at most",
+    ),
+    "micro-batches": (
+        {"training__gradient_accumulation": 11},
+        [],
+        2,
+        "training.gradient_accumulation must be",
+    ),
+    "rates": ({"training__min_learning_rate": 1.0}, [], 2, "training.min_learning_rate must be at most"),
+    "duration": ({}, ["--max-time", "2 days"], 2, "training.max_time must be a positive duration"),
+    "no device": ({}, ["--device", "cuda:7"], 4, "--device cuda:7 must name a CUDA device that is here"),
+    "odd device": ({}, ["--device", "tpu"], 2, "--device must be auto, cpu, cuda"),
+    "odd override": ({}, ["--set", "training.epochs"], 2, "--set must be KEY=VALUE"),
+    "wrong task": ({"task": "causal_lm"}, [], 2, "data.format must be chat for task causal_lm"),
+    "both": ({}, ["--resume", "--overwrite"], 2, "--overwrite and --resume exclude each other"),
+    "nothing to resume": ({}, ["--resume"], 2, "--resume needs a complete checkpoint"),
+    "pickle": ({"model__weights": "x.pth", "model__pretrained": None}, [], 5, "pickle"),
+    "not cached": (
+        {"model__name": "timm/vit_base_patch16_224", "model__pretrained": None},
+        ["--offline"],
+        6,
+        "cache",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_dry_run_ends_as_the_real_run_would(
+    petkit: Petkit, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+    changes, flags, code, words = BAD[case]
+    (tmp_path / "x.pth").write_bytes(b"\x80\x04.")
+    if "model__weights" in changes:
+        changes = {**changes, "model__weights": str(tmp_path / "x.pth")}
+    recipe = write_recipe(tmp_path / "recipe.yaml", **changes)
+    dry = petkit("train", "adapter", recipe, *flags, "--dry-run", "--json")
+    real = petkit("train", "adapter", recipe, *flags, "--json")
+    assert (dry.code, dry.err, dry.out) == (code, real.err, "")
+    assert (real.code, real.out) == (code, "")
+    assert words in real.err
+    assert real.err.splitlines()[-1].startswith("error: ")
+    assert not (tmp_path / "run" / TENSORS).exists()
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [({"bad": True}, "9.png is not a readable image"), ({"unseen": True}, "none of the 2 that were trained")],
+)
+def test_bad_data_ends_both_alike(petkit: Petkit, tmp_path: Path, how: dict[str, bool], words: str) -> None:
+    data = image_folder(tmp_path / "images", **how)
+    changes = {"data__format": "image_folder", "data__path": str(data), "data__train_size": None,
+               "data__test_size": None, "training__batch_size": 4}  # fmt: skip
+    recipe = write_recipe(tmp_path / "recipe.yaml", **changes)
+    for flags in (["--dry-run"], []):
+        result = petkit("train", "adapter", recipe, *flags)
+        assert result.code == 2
+        assert words in result.err
+    if "bad" in how:
+        skipping = petkit("train", "adapter", recipe, "--skip-bad")
+        assert skipping.code == 0, skipping.err
+        assert "9.png" in skipping.err
+        assert "n 8" in skipping.out
+
+
+def test_a_full_folder_is_refused_by_both_and_overwrite_replaces_it(petkit: Petkit, recipe: Path) -> None:
+    assert petkit("train", "adapter", recipe, "--max-steps", 1).code == 0
+    for flags in ([], ["--dry-run"]):
+        result = petkit("train", "adapter", recipe, *flags)
+        assert result.code == 2
+        assert "is not empty: choose another, --resume or --overwrite" in result.err
+    assert petkit("train", "adapter", recipe, "--overwrite", "--dry-run").code == 0
+    assert petkit("train", "adapter", recipe, "--overwrite", "--max-steps", 2).code == 0
+
+
+def test_overwrite_leaves_foreign_folders_alone(petkit: Petkit, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    for flags in (["--dry-run"], []):
+        assert petkit("train", "adapter", recipe, "--overwrite", *flags).code == 2
+    assert (tmp_path / "run" / "thesis.tex").exists()
+
+
+def test_a_second_run_into_one_folder_is_refused(petkit: Petkit, recipe: Path, tmp_path: Path) -> None:
+    with open_run(tmp_path / "run"):
+        for flags in (["--dry-run"], [], ["--overwrite"]):
+            result = petkit("train", "adapter", recipe, *flags)
+            assert result.code == 2
+            assert "in use" in result.err
+
+
+def test_resume_goes_on_from_the_newest_or_the_named_checkpoint(
+    petkit: Petkit, recipe: Path, tmp_path: Path
+) -> None:
+    assert petkit("train", "adapter", recipe, "-o", tmp_path / "whole").code == 0
+    whole = (tmp_path / "whole" / TENSORS).read_bytes()
+    assert petkit("train", "adapter", recipe, "--max-steps", 5).code == 0
+    assert (tmp_path / "run" / TENSORS).read_bytes() != whole
+    newest = petkit("train", "adapter", "--resume", recipe)
+    assert newest.code == 0, newest.err
+    assert (tmp_path / "run" / TENSORS).read_bytes() == whole
+    named = ["--resume", tmp_path / "whole" / "checkpoint-4", "-o", tmp_path / "named"]
+    assert petkit("train", "adapter", recipe, *named).code == 0
+    assert (tmp_path / "named" / TENSORS).read_bytes() == whole
+    drift = petkit("train", "adapter", recipe, "--resume", "--seed", 1, "--dry-run")
+    assert drift.code == 2
+    assert "seed: 0 -> 1" in drift.err
+
+
+def test_a_report_that_cannot_be_drawn_ends_nothing(
+    petkit: Petkit, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(folder: Path) -> None:
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr("petkit.report.html.write_report", broken)
+    result = petkit("train", "adapter", recipe, "--max-steps", 1)
+    assert result.code == 0
+    assert "no report.html: RuntimeError: no fonts" in result.err
+
+
+# From here on: whole processes, as users start them.
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+SLOW_STEPS = {"training__epochs": 500, "training__checkpoint_steps": 3, "training__max_steps": 40,
+              "training__checkpoint_every": 500, "adapter__dropout": 0.3}  # fmt: skip
+
+
+def start(*arguments: Any, module: str = "petkit") -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> None:
+    """Wait until metrics.jsonl holds that many lines."""
+    metrics = folder / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < step:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [1, 4, 17])
+def test_killed_and_resumed_gives_the_same_bytes(petkit: Petkit, tmp_path: Path, step: int) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", **SLOW_STEPS)
+    assert petkit("train", "adapter", recipe, "-o", tmp_path / "whole").code == 0
+    process = start("train", "adapter", recipe, "-o", tmp_path / "killed")
+    wait_for_step(process, tmp_path / "killed", step)
+    process.kill()
+    process.communicate()
+    resumes = ["--resume"] if list((tmp_path / "killed").glob("checkpoint-*")) else ["--overwrite"]
+    resumed = petkit("train", "adapter", recipe, "-o", tmp_path / "killed", *resumes)
+    assert resumed.code == 0, resumed.err
+    assert (tmp_path / "killed" / TENSORS).read_bytes() == (tmp_path / "whole" / TENSORS).read_bytes()
+    assert not list((tmp_path / "killed").glob(".checkpoint*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_first(petkit: Petkit, tmp_path: Path, number: int, code: int) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", **{**SLOW_STEPS, "training__checkpoint_steps": 1000})
+    process = start("train", "adapter", recipe, "--json")
+    wait_for_step(process, tmp_path / "run", 2)
+    process.send_signal(number)
+    out, errors = process.communicate(timeout=60)
+    assert (process.returncode, out) == (code, ""), errors
+    assert "after saving" in errors
+    assert "Traceback" not in errors
+    resumed = petkit("train", "adapter", recipe, "--resume")
+    assert resumed.code == 0, resumed.err
+    assert petkit("train", "adapter", recipe, "-o", tmp_path / "whole").code == 0
+    assert (tmp_path / "run" / TENSORS).read_bytes() == (tmp_path / "whole" / TENSORS).read_bytes()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def torchrun(*arguments: Any) -> subprocess.Popen[str]:
+    launcher = ["--nproc-per-node", 2, "--master-port", free_port(), "-m", "petkit"]
+    return start(*launcher, *arguments, module="torch.distributed.run")
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_twice_the_batch(petkit: Petkit, tmp_path: Path) -> None:
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml", adapter__dropout=0.0, adapter__bits=32, training__epochs=3
+    )
+    one = petkit("train", "adapter", recipe, "-o", tmp_path / "one", "--set", "training.batch_size=20")
+    assert one.code == 0, one.err
+    process = torchrun("train", "adapter", recipe, "-o", tmp_path / "two", "--json")
+    out, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    assert json.loads(out)["processes"] == 2
+    # The order of float32 sums differs, and AdamW divides by the root of tiny second moments.
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    # Only the first process speaks.
+    assert errors.count("adapters at 6 modules") == 1
+
+
+@pytest.mark.slow
+def test_accelerate_launch_runs_the_same_command(petkit: Petkit, recipe: Path, tmp_path: Path) -> None:
+    assert petkit("train", "adapter", recipe, "-o", tmp_path / "alone").code == 0
+    flags = ["--cpu", "--num_processes", 1, "--num_machines", 1, "--mixed_precision", "no"]
+    flags += ["--dynamo_backend", "no", "--main_process_port", free_port(), "-m", "petkit"]
+    process = start(*flags, "train", "adapter", recipe, module="accelerate.commands.launch")
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    assert (tmp_path / "run" / TENSORS).read_bytes() == (tmp_path / "alone" / TENSORS).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_launched_run_passes_its_exit_code_on(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", adapter__bits=3)
+    process = torchrun("train", "adapter", recipe)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode != 0
+    assert "adapter.bits must be 1, 2, 4, 8 or 32, got 3" in errors
+
+
+@pytest.mark.slow
+def test_a_closed_pipe_does_not_fail_the_run(recipe: Path, tmp_path: Path) -> None:
+    process = start("train", "adapter", recipe, "--json")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    with process.stderr:
+        errors = process.stderr.read()
+    assert process.wait(timeout=120) == 0, errors
+    assert (tmp_path / "run" / "result.json").exists()
