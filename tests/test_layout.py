@@ -41,7 +41,7 @@ def test_an_op_has_all_its_files(op):
         files += [
             ROOT / f"cpp/ops/{op}.cpp",
             ROOT / f"csrc_cuda/{op}.cu",
-            ROOT / f"benchmarks/ops/bench_{op}.py",
+            ROOT / f"petkit/benchmarks/ops/bench_{op}.py",
         ]
     missing = [relative(file) for file in files if not file.exists()]
     assert not missing, f"the op {op} lacks {', '.join(missing)}"
@@ -61,7 +61,7 @@ def test_a_method_has_all_its_files(folder):
 
 def test_no_file_is_too_long():
     files = sources(
-        "petkit/**/*.py", "tests/**/*.py", "benchmarks/**/*.py", "cpp/**/*.[ch]*", "csrc_cuda/**/*.c*"
+        "petkit/**/*.py", "tests/**/*.py", "cpp/**/*.[ch]*", "csrc_cuda/**/*.c*"
     )
     long = {relative(file): len(file.read_text().splitlines()) for file in files}
     assert not {name: lines for name, lines in long.items() if lines > LINE_LIMIT}

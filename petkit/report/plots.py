@@ -287,6 +287,9 @@ def _finish(axes: Axes, x_label: str, y_label: str, *, legend: bool = True) -> N
 
 
 def _percent(axes: Axes) -> None:
+    # A t-interval over few seeds may leave [0, 1]; the axis need not.
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -0.02), min(high, 1.02))
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
 
 
