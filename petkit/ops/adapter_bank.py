@@ -193,9 +193,10 @@ class AdapterBank:
             raise InputError(f"constants ({', '.join(CONSTANTS)}) must be finite, got {constants.tolist()}")
         device = self.down.device
         slots = slots.to(device)
-        self.down[slots] = down_packed.to(device)
-        self.up[slots] = transpose_packed(up_packed.to(device), self.bits, self.hidden)
-        self.constants[slots] = constants.to(device, torch.float32)
+        # index_copy_ moves whole slots; indexed assignment moves single bytes, on all threads.
+        self.down.index_copy_(0, slots, down_packed.to(device))
+        self.up.index_copy_(0, slots, transpose_packed(up_packed.to(device), self.bits, self.hidden))
+        self.constants.index_copy_(0, slots, constants.to(device, torch.float32))
 
     def clear(self, index: int) -> None:
         """Empty a slot: its rows give zeros from now on.
