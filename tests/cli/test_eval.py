@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from petkit.cli.main import run
+
+Petkit = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One artifact for the whole module."""
+    folder = tmp_path_factory.mktemp("eval")
+    recipe = folder / "recipe.yaml"
+    content = {
+        "output": str(folder / "run"),
+        "model": {"name": "timm/test_vit", "pretrained": False, "image_size": 32},
+        "adapter": {"bottleneck": 4},
+        "data": {"train_size": 40, "test_size": 20},
+        "training": {"epochs": 1, "batch_size": 10, "warmup_epochs": 0, "learning_rate": 0.01},
+    }
+    recipe.write_text(yaml.safe_dump(content))
+    assert run(["train", "adapter", str(recipe), "--quiet"]) == 0
+    return folder / "run"
+
+
+def test_the_default_repeats_the_number_of_the_run(petkit: Petkit, trained: Path) -> None:
+    before = json.loads((trained / "result.json").read_text())
+    result = petkit("eval", trained, "--json")
+    assert result.code == 0, result.err
+    payload = json.loads(result.out)
+    for key in ("accuracy", "interval", "n", "per_class"):
+        assert payload[key] == before[key]
+    assert (payload["schema_version"], payload["split"], payload["mode"]) == (1, "test", "packed")
+    assert payload["examples_per_second"] > 0
+
+
+def test_text_shows_accuracy_interval_and_rate(petkit: Petkit, trained: Path) -> None:
+    result = petkit("eval", trained, "--mode", "dense")
+    for part in ("accuracy, 95 % interval", "n 20", "examples/s", "dense"):
+        assert part in result.out
+    assert result.err == ""
+
+
+def test_data_and_split_can_be_changed(petkit: Petkit, trained: Path) -> None:
+    def n(*flags: Any) -> int:
+        result = petkit("eval", trained, "--json", *flags)
+        assert result.code == 0, result.err
+        return int(json.loads(result.out)["n"])
+
+    assert n("--set", "data.test_size=30") == 30
+    assert n("--split", "train", "--batch-size", 7) == 40
+    assert n("--data", "adapter-smoke") == 100
+
+
+def test_a_folder_of_images_is_evaluated_with_the_artifacts_classes(
+    petkit: Petkit, trained: Path, tmp_path: Path
+) -> None:
+    for name in ("bag", "sandal"):
+        (tmp_path / "test" / name).mkdir(parents=True)
+        Image.new("RGB", (28, 28)).save(tmp_path / "test" / name / "0.png")
+    result = petkit("eval", trained, "--data", tmp_path, "--json")
+    assert result.code == 0, result.err
+    per_class = json.loads(result.out)["per_class"]
+    assert per_class["coat"] is None
+    assert per_class["bag"] is not None
+    (tmp_path / "test" / "spaceship").mkdir()
+    Image.new("RGB", (28, 28)).save(tmp_path / "test" / "spaceship" / "0.png")
+    refused = petkit("eval", trained, "--data", tmp_path)
+    assert refused.code == 2
+    assert "'spaceship'" in refused.err
+
+
+def test_the_gate_prints_the_result_and_exits_with_3(petkit: Petkit, trained: Path) -> None:
+    accuracy = json.loads((trained / "result.json").read_text())["accuracy"]
+    assert petkit("eval", trained, "--min-accuracy", accuracy).code == 0
+    result = petkit("eval", trained, "--min-accuracy", 1.0, "--json")
+    assert result.code == 3
+    assert json.loads(result.out)["accuracy"] == accuracy
+    assert "error: accuracy must be at least 1 (--min-accuracy), got" in result.err
+
+
+def test_noise_gives_the_flat_minimum_curve(petkit: Petkit, trained: Path) -> None:
+    result = petkit("eval", trained, "--noise", 0.1, "--noise", 3, "--noise-seeds", 2, "--json")
+    assert result.code == 0, result.err
+    payload = json.loads(result.out)
+    assert payload["mode"] == "dense"
+    assert [(point["noise"], len(point["draws"])) for point in payload["noise"]] == [(0.1, 2), (3.0, 2)]
+    for point in payload["noise"]:
+        assert point["accuracy"] == pytest.approx(sum(point["draws"]) / 2)
+    refused = petkit("eval", trained, "--noise", 0.1, "--mode", "packed")
+    assert refused.code == 2
+    assert "packed bits cannot hold noise" in refused.err
+    assert petkit("eval", trained, "--noise", -1).code == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        (["--data", "no-such-recipe"], 2, "no-such-recipe"),
+        (["--set", "data.test_size=0"], 2, "data.test_size must be"),
+        (["--set", "data.tset_size=3"], 2, "did you mean data.test_size?"),
+        (["--device", "cuda:99"], 4, "must name a CUDA device"),
+        (["--split", "dev"], 2, "--split"),
+        (["--min-accuracy", "2"], 2, "--min-accuracy"),
+    ],
+)
+def test_errors(petkit: Petkit, trained: Path, flags: list[str], code: int, words: str) -> None:
+    result = petkit("eval", trained, "--json", *flags)
+    assert (result.code, result.out) == (code, "")
+    assert words in result.err
+
+
+def test_what_is_no_artifact_is_refused(petkit: Petkit, trained: Path, tmp_path: Path) -> None:
+    assert petkit("eval", tmp_path / "absent").code == 2
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    manifest = json.loads((copy / "petkit.json").read_text())
+    manifest["base"]["sha256"] = "0" * 64
+    (copy / "petkit.json").write_text(json.dumps(manifest))
+    other = petkit("eval", copy)
+    assert other.code == 2
+    assert "was trained on a base with sha256 0000" in other.err
+    tensors = copy / "adapter_packed.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-3])
+    assert petkit("eval", copy).code == 2
+
+
+def test_an_artifact_that_records_no_data_needs_to_be_told(
+    petkit: Petkit, trained: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    del config["data"]
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    result = petkit("eval", copy)
+    assert result.code == 2
+    assert "does not record its data: pass --data" in result.err
+    assert petkit("eval", copy, "--data", "adapter-smoke").code == 0
