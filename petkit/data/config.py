@@ -46,7 +46,7 @@ class DataConfig(Config):
 
     allow_unseen_classes: bool = Field(
         default=False,
-        json_schema_extra=applies_to(format=("sample", "vtab", "image_folder", "text")),
+        json_schema_extra=applies_to(format=("vtab", "image_folder", "text")),
     )
     """Accept test examples of a class that training never saw (VTAB's sun397 has some)."""
 
