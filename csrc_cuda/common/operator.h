@@ -92,6 +92,7 @@ inline void check_weight(const Tensor& weight) {
                   shape_of(weight));
 }
 
+#ifdef __CUDACC__
 // Makes the device of `first` current while it lives; refuses tensors that lie elsewhere.
 class OnDevice {
 public:
@@ -111,6 +112,14 @@ private:
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_ = nullptr;
 };
+#else
+// The emulator's tensors lie in host memory, and its one stream is always finished.
+class OnDevice {
+public:
+  OnDevice(const Tensor&, std::initializer_list<std::pair<const char*, const Tensor*>>) {}
+  cudaStream_t stream() const { return nullptr; }
+};
+#endif
 
 template <class T> const T* input(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());

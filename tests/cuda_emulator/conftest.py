@@ -1,4 +1,4 @@
-"""Builds the emulator once per state of its sources and gives it to the tests."""
+"""Builds the emulator's modules once per state of their sources and gives them to the tests."""
 
 from __future__ import annotations
 
@@ -8,68 +8,86 @@ import os
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
-INCLUDES = (HERE / "include", HERE, ROOT / "csrc_cuda", ROOT / "cpp" / "include")
-FLAGS = (
-    "-std=c++17",
-    "-O1",
-    "-shared",
-    "-fPIC",
-    "-fno-strict-aliasing",
-    "-ffp-contract=off",
-    "-Wall",
-    "-Wextra",
-)
+FLAGS = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+# Device code reads arrays as vectors, and the quantiser's roundings are not to be fused.
+FLAGS += ["-fno-strict-aliasing", "-ffp-contract=off"]
+INCLUDES = [HERE / "include", HERE, ROOT / "csrc_cuda", ROOT / "cpp" / "include", ROOT / "cpp"]
+STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
 
 
 def sources() -> Iterator[Path]:
+    yield ROOT / "cpp" / "library.cpp"
     for folder in (HERE, ROOT / "csrc_cuda", ROOT / "cpp" / "include"):
-        yield from sorted(path for path in folder.rglob("*") if path.suffix in (".cpp", ".cuh", ".h"))
+        yield from sorted(path for path in folder.rglob("*") if path.suffix in (".cpp", ".cu", ".cuh", ".h"))
 
 
-def fingerprint(compiler: str) -> str:
-    digest = hashlib.sha256(" ".join((compiler, *FLAGS, sysconfig.get_config_var("EXT_SUFFIX"))).encode())
+def fingerprint(command: list[str]) -> str:
+    digest = hashlib.sha256(" ".join([*command, torch.__version__]).encode())
     for path in sources():
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def compile_module(compiler: str, target: Path) -> None:
-    pybind11 = pytest.importorskip("pybind11", reason="the CUDA emulator needs pybind11 (petkit[dev])")
-    includes = [*INCLUDES, pybind11.get_include(), sysconfig.get_paths()["include"]]
-    # Another process may build the same module: each writes its own file and renames it.
+def compile_library(command: list[str], target: Path) -> None:
+    # Another process may build the same file: each writes its own and renames it.
     temporary = target.with_suffix(f".{os.getpid()}")
-    command = [compiler, *FLAGS, "-Wno-unknown-pragmas", *(f"-I{path}" for path in includes)]
-    done = subprocess.run(
-        [*command, str(HERE / "module.cpp"), "-o", str(temporary)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        errors = [line for line in done.stderr.splitlines() if " error: " in line]
-        pytest.fail("the CUDA emulator does not compile:\n" + "\n".join(errors or [done.stderr]))
-    assert "warning:" not in done.stderr, done.stderr
+    done = subprocess.run([*command, "-o", str(temporary)], capture_output=True, text=True, check=False)
+    messages = [line for line in done.stderr.splitlines() if " error: " in line or " warning: " in line]
+    if done.returncode != 0 or messages:
+        pytest.fail("the CUDA emulator does not compile cleanly:\n" + "\n".join(messages or [done.stderr]))
     temporary.replace(target)
 
 
 @pytest.fixture(scope="session")
-def cuda(request: pytest.FixtureRequest) -> ModuleType:
+def built(request: pytest.FixtureRequest) -> Callable[..., Path]:
+    """Compiles a source of this folder unless that was done before; gives the library's path."""
     compiler = os.environ.get("CXX") or shutil.which("g++")
     if compiler is None:
         pytest.skip("the CUDA emulator needs g++ (or CXX)")
     folder = request.config.cache.mkdir("cuda_emulator")
-    target = folder / f"cuda_emulator_{fingerprint(compiler)}.so"
-    if not target.exists():
-        compile_module(compiler, target)
-    spec = importlib.util.spec_from_file_location("cuda_emulator", target)
+
+    def build(source: str, before: list[str], after: list[str]) -> Path:
+        includes = [f"-I{path}" for path in INCLUDES]
+        command = [compiler, *FLAGS, *includes, *before, str(HERE / source), *after]
+        target = folder / f"{Path(source).stem}_{fingerprint(command)}.so"
+        if not target.exists():
+            compile_library(command, target)
+        return target
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def cuda(built: Callable[..., Path]) -> ModuleType:
+    """The kernels' host launchers on NumPy arrays."""
+    pybind11 = pytest.importorskip("pybind11", reason="the CUDA emulator needs pybind11 (petkit[dev])")
+    includes = [f"-isystem{path}" for path in (pybind11.get_include(), sysconfig.get_paths()["include"])]
+    spec = importlib.util.spec_from_file_location("cuda_emulator", built("module.cpp", includes, []))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def call(built: Callable[..., Path]) -> Callable[..., object]:
+    """Calls an operator's CUDA implementation, compiled for the emulator, on CPU tensors."""
+    from torch.utils.cpp_extension import include_paths
+
+    before = [*STABLE_ABI, *(f"-isystem{path}" for path in include_paths())]
+    libraries = Path(torch.__file__).parent / "lib"
+    torch.ops.load_library(built("operators.cpp", before, [f"-L{libraries}", "-ltorch_cpu", "-lc10"]))
+    on_cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+
+    def run(name: str, *arguments: object) -> object:
+        return getattr(torch.ops.petkit_emulated, name).default.redispatch(on_cuda, *arguments)
+
+    return run

@@ -1,0 +1,10 @@
+// The operators themselves on the emulator: their argument checks, allocations and launches run on
+// CPU tensors that the dispatcher is told to treat as CUDA ones. They get a namespace of their own,
+// so that the compiled operators can be loaded beside them.
+#define petkit petkit_emulated
+#include "adapter_bank.cu"
+#include "library.cpp"
+#include "lowbit_dequantize.cu"
+#include "lowbit_fake_quantize.cu"
+#include "lowbit_linear.cu"
+#include "lowbit_quantize.cu"
