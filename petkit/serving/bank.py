@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from petkit.artifacts import Artifact, read_manifest
+from petkit.artifacts import Artifact, Task, read_manifest
 from petkit.artifacts.paths import check_name
 from petkit.artifacts.reader import MANIFEST
 from petkit.errors import InputError
@@ -69,6 +69,7 @@ class BankModel:
         self._sites = self._occupy(config)
         self._model.requires_grad_(False)
         self._entries: dict[str, Entry] = {}
+        self._tasks: dict[Task, Task] = {}
         self._free: list[int] = []
         self._capacity = 0
         # Held while a batch runs and while the bank changes.
@@ -302,6 +303,8 @@ class BankModel:
             task = artifact.manifest.task
             if task is None:
                 raise InputError(f"adapter {name}: task must be there, got none")
+            # A thousand adapters of one task share one record of it.
+            task = self._tasks.setdefault(task, task)
             entries[name] = Entry(name, slot, make_head(artifact, self.device), task)
         with self._lock:
             for site, module in self._sites.items():
