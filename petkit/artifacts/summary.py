@@ -90,11 +90,17 @@ def summary_json(artifact: Artifact, summary: Summary) -> dict[str, Any]:
         "folder": str(artifact.folder),
         "artifact_schema_version": version,
         **manifest,
-        "modules": [asdict(module) for module in summary.modules],
+        "modules": [_module_json(module) for module in summary.modules],
         "bytes": summary.nbytes,
         "float32_bytes": summary.float32_nbytes,
         "file_bytes": summary.file_nbytes,
     }
+
+
+def _module_json(module: Module) -> dict[str, Any]:
+    values = asdict(module)
+    values["bytes"] = values.pop("nbytes")
+    return values
 
 
 def describe_foreign(path: Path) -> tuple[str, str] | None:

@@ -1,0 +1,108 @@
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from petkit.artifacts import read_artifact, verify
+
+DATA = Path(__file__).parents[1] / "data" / "petl_vit"
+FILES = sorted(DATA.glob("*.bin"))
+LAYER = "base_model.model.blocks.0.attn.qkv"
+
+
+def peft_folder(folder, **config):
+    folder.mkdir()
+    content = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": "org/vit", **config}
+    (folder / "adapter_config.json").write_text(json.dumps(content))
+    values = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
+    tensors = {f"{LAYER}.lora_A.weight": values, f"{LAYER}.lora_B.weight": values.T.copy()}
+    safetensors.numpy.save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_published_checkpoints(petkit, tmp_path, path):
+    result = petkit("convert", path, "--from", "petl-vit", "-o", tmp_path / "a", "--json")
+    assert result.code == 0
+    assert json.loads(result.out)["ok"] is True
+    assert "the hash of the base timm/vit_base_patch16_224.orig_in21k is unknown" in result.err
+    artifact = read_artifact(tmp_path / "a")
+    assert artifact.manifest.lineage[0].inputs.keys() == {path.name, path.with_suffix(".yaml").name}
+    assert all(check.ok for check in verify(tmp_path / "a"))
+    names = {*artifact.packed, *artifact.raw_dense}
+    assert all(f"blocks.{block}." in " ".join(names) for block in range(12))
+    assert ("head" in names) == ("bihead" in path.name)
+    assert ({"head.weight", "head.bias"} <= names) == ("bihead" not in path.name)
+
+
+def test_the_yaml_may_be_elsewhere(petkit, tmp_path):
+    shutil.copy(FILES[0], tmp_path / "x.bin")
+    arguments = ["convert", tmp_path / "x.bin", "--from", "petl-vit", "-o", tmp_path / "a"]
+    result = petkit(*arguments)
+    assert result.code == 2
+    assert "needs the YAML file" in result.err
+    assert petkit(*arguments, "--config", FILES[0].with_suffix(".yaml")).code == 0
+
+
+def test_a_peft_folder_or_a_file_in_it(petkit, tmp_path):
+    folder = peft_folder(tmp_path / "peft")
+    assert petkit("convert", folder, "--from", "peft", "-o", tmp_path / "a").code == 0
+    file = folder / "adapter_model.safetensors"
+    assert petkit("convert", file, "--from", "peft", "-o", tmp_path / "b").code == 0
+    artifact = read_artifact(tmp_path / "b")
+    assert artifact.manifest.base.id == "hf/org/vit"
+    assert set(artifact.raw_dense) == {f"blocks.0.attn.qkv.lora.{part}.weight" for part in ("down", "up")}
+
+
+def test_what_cannot_be_kept_is_refused_by_name_and_leaves_nothing(petkit, tmp_path):
+    result = petkit(
+        "convert", peft_folder(tmp_path / "peft", use_dora=True), "--from", "peft", "-o", tmp_path / "a"
+    )
+    assert (result.code, result.out) == (2, "")
+    assert "DoRA (use_dora)" in result.err
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_base_is_recorded_by_hash_or_by_loading(petkit, tmp_path):
+    folder = peft_folder(tmp_path / "peft")
+    petkit("convert", folder, "--from", "peft", "-o", tmp_path / "a", "--base", "AB" * 32)
+    assert read_artifact(tmp_path / "a").manifest.base.sha256 == "ab" * 32
+    assert read_artifact(tmp_path / "a").manifest.base.id == "hf/org/vit"
+
+
+def test_pickles_give_5(petkit, tmp_path):
+    (tmp_path / "x.bin").write_bytes(pickle.dumps({"a": 1}))
+    result = petkit("convert", tmp_path / "x.bin", "--from", "petl-vit", "-o", tmp_path / "a")
+    assert result.code == 5
+    folder = peft_folder(tmp_path / "peft")
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    result = petkit("convert", folder, "--from", "peft", "-o", tmp_path / "a")
+    assert result.code == 5
+    assert "--allow-pickle" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--from", "petl-vit", "--allow-pickle"], "--allow-pickle has no effect with --from petl-vit"),
+        (["--from", "peft", "--config", "x.yaml"], "--config has no effect with --from peft"),
+        (["--from", "gguf"], "is not one of 'peft', 'petl-vit'"),
+        (["--from", "peft"], "is no PEFT adapter"),
+        ([], "missing option '--from'"),
+    ],
+)
+def test_wrong_usage_gives_2(petkit, tmp_path, arguments, message):
+    result = petkit("convert", FILES[0], *arguments, "-o", tmp_path / "a")
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
+
+
+def test_output_folders_are_respected(petkit, tmp_path):
+    arguments = ["convert", FILES[0], "--from", "petl-vit", "-o", tmp_path / "a"]
+    assert petkit(*arguments).code == 0
+    assert petkit(*arguments).code == 2
+    assert petkit(*arguments, "--overwrite").code == 0
