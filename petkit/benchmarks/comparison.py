@@ -11,7 +11,7 @@ from typing import Any
 
 from petkit.artifacts import read_artifact
 from petkit.benchmarks.experiment import ExperimentConfig, QuantizeConfig, VariantConfig
-from petkit.configuration import load_yaml, resolve
+from petkit.configuration import effective, load_yaml, resolve
 from petkit.errors import InputError
 from petkit.methods.binary_adapter import recipe
 from petkit.methods.binary_adapter.config import BinaryAdapterConfig
@@ -120,7 +120,7 @@ def _finished(folder: Path) -> dict[str, Any] | None:
 
 
 def _same_settings(config: BinaryAdapterConfig, folder: Path) -> None:
-    before, now = load_yaml(folder / "config.yaml").data, config.model_dump(mode="json")
+    before, now = load_yaml(folder / "config.yaml").data, effective(config)
     changed = [name for name in now if name != "output" and before.get(name) != now[name]]
     if changed:
         raise InputError(

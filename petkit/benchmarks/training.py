@@ -32,7 +32,7 @@ def make_step(bits: int, batch: int) -> Callable[[], float]:
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
-        return float(loss)
+        return loss.item()
 
     return step
 
