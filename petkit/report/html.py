@@ -100,12 +100,13 @@ def write_report(run_folder: Path) -> Path:
     """
     result = _read_json(run_folder / "result.json", required=True)
     _draw_curves(run_folder)
-    manifest = _read_json(run_folder / "petkit.json")
     sections = [
-        _results_section(result),
+        *_headline_section(result),
         *_plots_section(run_folder),
         *_checks_section(_read_json(run_folder / "checks.json")),
-        *_origin_section(manifest),
+        *_list_sections(result),
+        *_origin_section(_read_json(run_folder / "petkit.json")),
+        *_details_section(result),
         *_text_section("Configuration", run_folder / "config.yaml"),
     ]
     subtitle = f"status: {result.get('status', 'unknown')}"
@@ -124,22 +125,72 @@ def _draw_curves(run_folder: Path) -> None:
         training_curves(metrics, run_folder / "plots" / "training.png")
 
 
-def _results_section(result: Mapping[str, Any]) -> Section:
+def _headline_section(result: Mapping[str, Any]) -> list[Section]:
+    """What a reader looks for first, in words; all numbers are in the details."""
+    rows: list[tuple[str, str]] = []
+    split, count, unit = (result.get(key, "") for key in ("split", "n", "unit"))
+    if result.get("interval") and result.get("accuracy") is not None:
+        low, high = result["interval"]
+        rows.append(("accuracy", f"{result['accuracy']:.1%}, 95 % interval {low:.1%} to {high:.1%}"))
+    if result.get("perplexity") is not None:
+        rows.append(("perplexity", format_cell(result["perplexity"])))
+    if rows:
+        rows.append(("measured on", f"{format_cell(count)} {unit} of the {split} split"))
+    sizes = result.get("bytes") if isinstance(result.get("bytes"), Mapping) else {}
+    assert isinstance(sizes, Mapping)
+    labels = {
+        "bytes": "file",
+        "adapter": "adapter",
+        "head": "head",
+        "full_model_fp32": "full model in float32",
+    }
+    rows += [(label, _bytes_cell(sizes[key])) for key, label in labels.items() if sizes.get(key) is not None]
+    if sizes.get("ratio"):
+        rows.append(("full model over adapter and head", f"{sizes['ratio']:,.0f} times the bytes"))
+    return [Section("Result", tables=(Table(("measure", "value"), tuple(rows)),))] if rows else []
+
+
+def _list_sections(result: Mapping[str, Any]) -> list[Section]:
+    """A table for every list of records, such as the errors of a quantisation, and for classes."""
+    sections = []
+    if isinstance(result.get("per_class"), Mapping):
+        rows = tuple(result["per_class"].items())
+        table = Table(("class", "accuracy"), rows, formats={"accuracy": ".1%"})
+        sections.append(Section("Accuracy by class", tables=(table,)))
+    for name, value in result.items():
+        if name != "checks" and _is_records(value):
+            sections.append(Section(name.replace("_", " ").capitalize(), tables=(Table.from_records(value),)))
+    return sections
+
+
+def _is_records(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(entry, Mapping) for entry in value)
+
+
+def _details_section(result: Mapping[str, Any]) -> list[Section]:
     shown = {
         name: value
         for name, value in flatten(result).items()
-        if name != "schema_version" and value is not None
+        if name not in ("schema_version", "checks")
+        and not name.startswith("per_class.")
+        and not _is_records(value)
+        and value is not None
     }
     rows = tuple((name, _result_text(name, value)) for name, value in shown.items())
-    return Section("Result", tables=(Table(("measure", "value"), rows),))
+    return [Section("All measures", tables=(Table(("measure", "value"), rows),))] if rows else []
 
 
 def _result_text(name: str, value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool) and name.rsplit(".")[-1].endswith("bytes"):
-        return f"{value:,} ({bytes_text(value)})"
+    in_bytes = name.startswith("bytes.") or name.endswith("bytes")
+    if in_bytes and isinstance(value, int) and not name.endswith("parameters"):
+        return _bytes_cell(value)
     if isinstance(value, (bool, int, float, str)) or value is None:
         return format_cell(value)
     return json.dumps(value)
+
+
+def _bytes_cell(count: int) -> str:
+    return f"{count:,} bytes" + (f" ({bytes_text(count)})" if count >= 1024 else "")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -232,12 +283,13 @@ def _section(section: Section) -> str:
     parts += [_table(table) for table in section.tables if table.rows]
     parts += [_image(image, section.captions.get(image.name, _caption(image))) for image in section.images]
     if section.text:
-        parts.append(f"<details open><summary>text</summary><pre>{escape(section.text)}</pre></details>")
+        parts.append(f"<details><summary>show</summary><pre>{escape(section.text)}</pre></details>")
     return "\n".join([*parts, "</section>"])
 
 
 def _caption(image: Path) -> str:
-    return image.stem.replace("_", " ")
+    known = {"training": "Loss, accuracy and learning rate at every optimiser step."}
+    return known.get(image.stem, image.stem.replace("_", " "))
 
 
 def _table(table: Table) -> str:

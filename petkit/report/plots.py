@@ -185,12 +185,13 @@ def training_curves(metrics_path: Path, out_png: Path) -> Path:
     figure, all_axes = _figure(len(panels))
     for axes, (label, found) in zip(all_axes, panels, strict=True):
         for index, (name, points) in enumerate(found.items()):
-            _curve(axes, name, points, index)
+            _curve(axes, _series(name) or name, points, index)
         if label == "accuracy":
             _percent(axes)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-        only = next(iter(found)) if len(found) == 1 and label == "accuracy" else label
-        _finish(axes, "optimiser step", only, legend=len(found) > 1)
+        # A panel of one curve says on its axis whose it is, since it has no legend.
+        whose = f"{_series(next(iter(found)))} {label}".strip() if len(found) == 1 else label
+        _finish(axes, "optimiser step", whose, legend=len(found) > 1)
     return _save(figure, out_png)
 
 
@@ -238,6 +239,13 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, fl
             if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
                 curves.setdefault(name, []).append((float(step), float(value)))
     return curves
+
+
+def _series(name: str) -> str:
+    """Whose numbers a logged name holds; nothing for the learning rate, which is the run's own."""
+    if "learning_rate" in name:
+        return ""
+    return "validation" if name.startswith(("eval", "validation")) else "training"
 
 
 def _curve(axes: Axes, name: str, points: Sequence[tuple[float, float]], index: int) -> None:

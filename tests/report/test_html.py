@@ -16,7 +16,20 @@ def run_folder(tmp_path):
     folder.mkdir()
     (folder / "result.json").write_text(
         json.dumps(
-            {"status": "complete", "stopped": "max_steps", "test": {"accuracy": 0.83}, "adapter_bytes": 2048}
+            {
+                "status": "complete",
+                "stopped": "max_steps",
+                "split": "test",
+                "accuracy": 0.83,
+                "interval": [0.8, 0.8549],
+                "n": 1000,
+                "unit": "examples",
+                "per_class": {"cat": 0.9, "dog": None},
+                "images_per_second": {"train": 25.0},
+                "bytes": {"adapter": 2048, "head": 100, "full_model_fp32": 4096000, "ratio": 1906.9},
+                "errors": [{"name": "blocks.0.down", "relative_error": 0.61, "note": None}],
+                "checks": [{"name": "reload"}],
+            }
         )
     )
     (folder / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.0}\n{"step": 2, "train/loss": 1.0}\n')
@@ -38,8 +51,14 @@ def test_a_report_shows_every_file_of_the_run(run_folder):
     page = write_report(run_folder).read_text()
     assert "petkit run: my-run" in page
     assert "complete (stopped: max_steps)" in page
-    assert "test.accuracy" in page
-    assert "2,048 (2.0 KiB)" in page
+    assert "83.0%, 95 % interval 80.0% to 85.5%" in page
+    assert "1,000 examples of the test split" in page
+    assert "2,048 bytes (2.0 KiB)" in page
+    assert "1,907 times the bytes" in page
+    assert '<td>cat</td><td class="number">90.0%</td>' in page
+    assert "<h2>Errors</h2>" in page
+    assert "blocks.0.down" in page
+    assert "images_per_second.train" in page
     assert '<td class="good">passed</td>' in page
     assert '<td class="bad">FAILED</td>' in page
     assert "timm/test_vit" in page
@@ -73,6 +92,13 @@ def test_images_are_inlined_with_their_captions(tmp_path):
     page = write_page(tmp_path / "p.html", "t", [section]).read_text()
     assert "data:image/png;base64," in page
     assert "accuracy under noise" in page
+
+
+def test_a_language_models_run_shows_its_perplexity(tmp_path):
+    (tmp_path / "result.json").write_text(
+        '{"status": "complete", "perplexity": 12.345, "n": 900, "unit": "tokens"}'
+    )
+    assert "12.35" in write_report(tmp_path).read_text()
 
 
 def test_flatten_joins_names_with_dots():
