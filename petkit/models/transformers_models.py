@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,11 +98,11 @@ class _Source:
             raise
         except ImportError as error:
             text = " ".join(str(error).split())
-            hint = 'pip install "petkit[demo]"' if self.gguf else "install it"
+            hint = 'pip install "petkit[gguf]"' if self.gguf else "install it"
             raise MissingError(
                 f"model.name {self.config.name} needs another package ({text}): {hint}"
             ) from error
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, struct.error) as error:
             text = " ".join(str(error).split())
             if any(type(link).__name__ in OFFLINE_ERRORS for link in _chain(error)):
                 raise OfflineError(

@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 from timm.models.vision_transformer import VisionTransformer
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 
 WIDTH = 24
@@ -59,3 +60,22 @@ def moved():
                 parameter.data.normal_(std=0.3, generator=random)
 
     return move
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Save a small model with a word-level tokenizer, or with an image processor's record."""
+
+    def make(config, auto=transformers.AutoModel):
+        torch.manual_seed(1)
+        auto.from_config(config).save_pretrained(tmp_path)
+        words = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "good", "bad"])}
+        tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        fast = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
+        )
+        fast.save_pretrained(tmp_path)
+        return tmp_path
+
+    return make

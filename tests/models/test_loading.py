@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from petkit.artifacts.manifest import Base, Manifest, Preprocess, Task
@@ -12,10 +13,12 @@ from petkit.artifacts.writer import write_artifact
 from petkit.errors import ArtifactError, ConfigError
 from petkit.models.config import AdapterConfig, ModelConfig
 from petkit.models.inserts import insert, inserts, pack
+from petkit.models.loaded import compute_logits
 from petkit.models.loading import load_adapted, load_model
 from petkit.models.projections import PackedLinear
 
 MODEL = ModelConfig(name="timm/test_vit", pretrained=False, image_size=32)
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
 CLASSES = ("cat", "dog", "owl")
 
 
@@ -75,6 +78,31 @@ def test_artifact_gives_the_trained_models_logits(tmp_path, loaded, trained, opt
     assert {type(adapter.up) for adapter in inserts(adapted.model).values()} == {
         nn.Linear if plain else PackedLinear
     }
+
+
+@pytest.mark.parametrize("task", ["text_classification", "causal_lm"])
+@pytest.mark.parametrize("method", ["adaptformer", "lora"])
+def test_artifacts_of_language_models(tmp_path, folder, moved, tokens, task, method):
+    architecture = transformers.LlamaConfig(vocab_size=60, num_key_value_heads=2, **SMALL)
+    auto = transformers.AutoModelForCausalLM if task == "causal_lm" else transformers.AutoModel
+    section = ModelConfig(name=str(folder(architecture, auto)))
+    base = load_model(section, task, 3, torch.Generator().manual_seed(0))
+    config = AdapterConfig(method=method, bits=2, bottleneck=4, dropout=0.0)
+    insert(base.model.eval(), config)
+    moved(base.model)
+    packed, dense = pack(base.model)
+    manifest = Manifest(
+        base=Base(id=section.name, sha256=base.base_sha256),
+        model=section.model_dump(mode="json"),
+        adapter=config.model_dump(mode="json"),
+        task=Task(type=task, classes=CLASSES if dense else ()),
+    )
+    write_artifact(tmp_path / "artifact", manifest=manifest, config={}, packed=packed, dense=dense)
+    adapted = load_adapted(tmp_path / "artifact")
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    expected = compute_logits(base.model, batch)
+    torch.testing.assert_close(compute_logits(adapted.model, batch), expected, rtol=1e-5, atol=1e-5)
+    assert adapted.tokenizer is not None
 
 
 def test_other_base_is_refused_with_both_hashes(tmp_path, trained, loaded):

@@ -7,32 +7,12 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
 
-from petkit.errors import ConfigError, InputError, OfflineError, SafetyError
+from petkit.errors import ConfigError, InputError, MissingError, OfflineError, SafetyError
 from petkit.models.config import ModelConfig
 from petkit.models.loading import load_model
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Save a small model with a word-level tokenizer, or with an image processor's record."""
-
-    def make(config, auto=transformers.AutoModel):
-        torch.manual_seed(1)
-        auto.from_config(config).save_pretrained(tmp_path)
-        words = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "good", "bad"])}
-        tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        fast = transformers.PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
-        )
-        fast.save_pretrained(tmp_path)
-        return tmp_path
-
-    return make
 
 
 def bert(**options):
@@ -179,3 +159,21 @@ def test_loading_prints_nothing_and_leaves_the_log_level(folder, capfd):
     assert capfd.readouterr() == ("", "")
     assert transformers.utils.logging.get_verbosity() == before
     assert logging.getLogger("transformers").level == before
+
+
+def test_damaged_gguf_files_are_refused(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load(tmp_path, "causal_lm")
+
+
+def test_gguf_files_need_a_package(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ImportError("install gguf")
+
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", fail)
+    with pytest.raises(
+        MissingError, match=r'needs another package \(install gguf\): pip install "petkit\[gguf\]"'
+    ):
+        load(tmp_path, "causal_lm")
