@@ -136,8 +136,9 @@ def _headline_section(result: Mapping[str, Any]) -> list[Section]:
         rows.append(("perplexity", format_cell(result["perplexity"])))
     if rows:
         rows.append(("measured on", f"{format_cell(count)} {unit} of the {split} split"))
-    sizes = result.get("bytes") if isinstance(result.get("bytes"), Mapping) else {}
-    assert isinstance(sizes, Mapping)
+    sizes = result.get("bytes", {})
+    if not isinstance(sizes, Mapping):
+        sizes = {}
     labels = {
         "bytes": "file",
         "adapter": "adapter",
