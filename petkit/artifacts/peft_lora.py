@@ -61,12 +61,12 @@ class Adapter(NamedTuple):
     dense: dict[str, Array]
 
 
-def read_adapter(folder: Path, tensors: Mapping[str, RawTensor] | None = None) -> Adapter:
+def read_adapter(folder: Path, tensors: Mapping[str, RawTensor]) -> Adapter:
     """Read a PEFT LoRA folder.
 
     Args:
-        folder: holds `adapter_config.json` and `adapter_model.safetensors`.
-        tensors: the tensors, when they were read from elsewhere (a converted pickle).
+        folder: holds `adapter_config.json`.
+        tensors: its tensors, as `read_tensors` or a converted pickle gives them.
 
     Returns:
         Manifest and weights: `<layer>.lora.down.weight` (r, in), `<layer>.lora.up.weight` (out, r), the head
@@ -82,8 +82,6 @@ def read_adapter(folder: Path, tensors: Mapping[str, RawTensor] | None = None) -
         config = parse_config(small_file(folder, CONFIG_FILE, MAX_CONFIG), where)
     except FileNotFoundError:
         raise InputError(f"{folder} is no PEFT adapter: it has no {CONFIG_FILE}") from None
-    if tensors is None:
-        tensors = read_tensors(folder)
     layers, saved = _sort(tensors, config, str(folder))
     head = _head_module(saved)
     origin = Origin(

@@ -67,7 +67,7 @@ def test_what_cannot_be_kept_is_refused_by_name_and_leaves_nothing(petkit, tmp_p
     assert not (tmp_path / "a").exists()
 
 
-def test_the_base_is_recorded_by_hash_or_by_loading(petkit, tmp_path):
+def test_the_base_is_recorded_by_its_hash(petkit, tmp_path):
     folder = peft_folder(tmp_path / "peft")
     petkit("convert", folder, "--from", "peft", "-o", tmp_path / "a", "--base", "AB" * 32)
     assert read_artifact(tmp_path / "a").manifest.base.sha256 == "ab" * 32
