@@ -13,7 +13,17 @@ template <int Bits> void spread(const float* codebook, float shift, float scale,
     values[i] = value(shift, scale, codebook[i]);
 }
 
-template <int Bits>
+// The up-projection by sums of its transposed rows.
+struct SumRows {
+  template <int Bits>
+  static void run(const float* values, const uint8_t* packed, int64_t rows, int64_t columns,
+                  const float* a, int64_t tokens, float* const* y) {
+    sum_tokens<Bits>(Weights<Bits>(values), packed, rows, row_bytes(columns, Bits), columns, a,
+                     rows, tokens, y, false);
+  }
+};
+
+template <int Bits, class Up>
 void bank_block_of(const Bank& bank, const void* x, DType dtype, const BankBlock& block, void* y,
                    float* scratch) {
   float* hidden = scratch;
@@ -43,9 +53,8 @@ void bank_block_of(const Bank& bank, const void* x, DType dtype, const BankBlock
   for (int64_t i = 0; i < block.count * bank.hidden; ++i)
     hidden[i] = scaling * (bank.relu && hidden[i] < 0 ? 0.0f : hidden[i]);
   spread<Bits>(bank.levels, constants[2], constants[3], values);
-  sum_tokens<Bits>(Weights<Bits>(values), bank.up + block.adapter * bank.hidden * up_stride,
-                   bank.hidden, up_stride, bank.out_features, hidden, bank.hidden, block.count,
-                   places, false);
+  Up::template run<Bits>(values, bank.up + block.adapter * bank.hidden * up_stride, bank.hidden,
+                         bank.out_features, hidden, block.count, places);
 
   for (int64_t t = 0; !wide && t < block.count; ++t) {
     char* target = static_cast<char*>(y) + block.tokens[t] * bank.out_features * item;
@@ -53,9 +62,9 @@ void bank_block_of(const Bank& bank, const void* x, DType dtype, const BankBlock
   }
 }
 
-void fill_bank(Kernels& k) {
-  k.bank[0] = bank_block_of<1>, k.bank[1] = bank_block_of<2>;
-  k.bank[2] = bank_block_of<4>, k.bank[3] = bank_block_of<8>;
+template <class Up> void fill_bank(Kernels& k) {
+  k.bank[0] = bank_block_of<1, Up>, k.bank[1] = bank_block_of<2, Up>;
+  k.bank[2] = bank_block_of<4, Up>, k.bank[3] = bank_block_of<8, Up>;
 }
 
 } // namespace

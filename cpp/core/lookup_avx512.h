@@ -84,29 +84,53 @@ inline void load_words(const uint8_t* p, int64_t stride, __m512i* word) {
   }
 }
 
-// Adds one panel to y for 16 rows and T tokens, whose tables lie `token_stride` floats apart.
+// Adds `bytes` bytes of codes of a panel to y for 16 rows and T tokens, whose tables lie
+// `token_stride` floats apart.
 template <int T>
-inline void lookup_tile(const __m512i* word, int words, const float* tables, int64_t token_stride,
+inline void lookup_tile(const __m512i* word, int bytes, const float* tables, int64_t token_stride,
                         float* y, int64_t y_stride, bool more) {
   __m512 sum[T], other[T];
   for (int t = 0; t < T; ++t) {
     sum[t] = more ? _mm512_loadu_ps(y + t * y_stride) : _mm512_setzero_ps();
     other[t] = _mm512_setzero_ps();
   }
-  for (int w = 0; w < words; ++w) {
-    __m512i codes = word[w];
-    for (int nibble = 0; nibble < 8; nibble += 2) {
-      const __m512i next = _mm512_srli_epi32(codes, 4);
-      for (int t = 0; t < T; ++t) {
-        const float* table = tables + t * token_stride + (8 * w + nibble) * 16;
-        sum[t] = _mm512_add_ps(sum[t], _mm512_permutexvar_ps(codes, _mm512_load_ps(table)));
-        other[t] = _mm512_add_ps(other[t], _mm512_permutexvar_ps(next, _mm512_load_ps(table + 16)));
-      }
-      codes = _mm512_srli_epi32(codes, 8);
+  const auto add = [&](__m512i codes, const float* table) {
+    const __m512i next = _mm512_srli_epi32(codes, 4);
+    for (int t = 0; t < T; ++t, table += token_stride) {
+      sum[t] = _mm512_add_ps(sum[t], _mm512_permutexvar_ps(codes, _mm512_load_ps(table)));
+      other[t] = _mm512_add_ps(other[t], _mm512_permutexvar_ps(next, _mm512_load_ps(table + 16)));
     }
+  };
+  int byte = 0;
+  for (; byte + 4 <= bytes; byte += 4, tables += 128) {
+    const __m512i codes = word[byte / 4];
+    add(codes, tables);
+    add(_mm512_srli_epi32(codes, 8), tables + 32);
+    add(_mm512_srli_epi32(codes, 16), tables + 64);
+    add(_mm512_srli_epi32(codes, 24), tables + 96);
+  }
+  for (__m512i codes = word[byte / 4]; byte < bytes; ++byte, tables += 32) {
+    add(codes, tables);
+    codes = _mm512_srli_epi32(codes, 8);
   }
   for (int t = 0; t < T; ++t)
     _mm512_storeu_ps(y + t * y_stride, _mm512_add_ps(sum[t], other[t]));
+}
+
+// The words of 16 rows, `bytes` of each wanted, `left` bytes away from the end of the matrix.
+inline void load_panel(const uint8_t* packed, int64_t stride, int64_t bytes, int64_t left,
+                       __m512i* word) {
+  if (left >= (lookup_rows - 1) * stride + panel_bytes) {
+    load_words(packed, stride, word);
+    // The next rows lie a stride apart, which no hardware foresees.
+    for (int r = lookup_rows; r < 2 * lookup_rows; ++r)
+      _mm_prefetch(reinterpret_cast<const char*>(packed + r * stride), _MM_HINT_T0);
+  } else {
+    uint8_t copy[lookup_rows][panel_bytes] = {};
+    for (int r = 0; r < lookup_rows; ++r)
+      std::memcpy(copy[r], packed + r * stride, size_t(bytes));
+    load_words(copy[0], panel_bytes, word);
+  }
 }
 
 // y for rows [begin, end), a multiple of 16 rows.
@@ -119,9 +143,8 @@ void lookup(const PackedMatrix& m, const float* x, int64_t tokens, float* y, int
   alignas(64) float tables[table_budget * 16];
   for (int64_t first = 0; first < m.columns; first += panel) {
     const int64_t columns = m.columns - first < panel ? m.columns - first : panel;
-    const int64_t bytes = row_bytes(columns, Bits);
-    const int words = int((bytes + 3) / 4);
-    const int64_t token_stride = words * 8 * 16;
+    const int bytes = int(row_bytes(columns, Bits));
+    const int64_t token_stride = bytes * 2 * 16;
     const int64_t chunk = table_budget * 16 / token_stride;
     for (int64_t token = 0; token < tokens; token += chunk) {
       const int64_t count = tokens - token < chunk ? tokens - token : chunk;
@@ -131,22 +154,15 @@ void lookup(const PackedMatrix& m, const float* x, int64_t tokens, float* y, int
                           tables + t * token_stride);
       for (int64_t row = begin; row < end; row += lookup_rows) {
         __m512i word[panel_words];
-        const uint8_t* packed = m.packed + row * stride + first * Bits / 8;
-        if (bytes == panel_bytes) {
-          load_words(packed, stride, word);
-        } else {
-          uint8_t copy[lookup_rows][panel_bytes] = {};
-          for (int r = 0; r < lookup_rows; ++r)
-            std::memcpy(copy[r], packed + r * stride, size_t(bytes));
-          load_words(copy[0], panel_bytes, word);
-        }
-        int64_t t = 0;
+        const int64_t offset = row * stride + first * Bits / 8;
+        load_panel(m.packed + offset, stride, bytes, m.rows * stride - offset, word);
         float* out = y + token * m.rows + row;
+        int64_t t = 0;
         for (; t + 4 <= count; t += 4)
-          lookup_tile<4>(word, words, tables + t * token_stride, token_stride, out + t * m.rows,
+          lookup_tile<4>(word, bytes, tables + t * token_stride, token_stride, out + t * m.rows,
                          m.rows, first > 0);
         for (; t < count; ++t)
-          lookup_tile<1>(word, words, tables + t * token_stride, token_stride, out + t * m.rows,
+          lookup_tile<1>(word, bytes, tables + t * token_stride, token_stride, out + t * m.rows,
                          m.rows, first > 0);
       }
     }

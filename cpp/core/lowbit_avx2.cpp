@@ -27,7 +27,7 @@ Kernels make_avx2_kernels() {
   kernels.name = "avx2";
   fill_quantize(kernels);
   fill_linear(kernels);
-  fill_bank(kernels);
+  fill_bank<SumRows>(kernels);
   return kernels;
 }
 

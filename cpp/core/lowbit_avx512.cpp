@@ -15,9 +15,9 @@
 PETKIT_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #include "isa_avx512.h"
 
-#include "bank_impl.h"
 #include "linear_impl.h"
 #include "lookup_avx512.h"
+#include "lookup_bank_avx512.h"
 #include "quantize_impl.h"
 PETKIT_TARGET_END
 
@@ -28,7 +28,7 @@ Kernels make_avx512_kernels() {
   kernels.name = "avx512";
   fill_quantize(kernels);
   fill_linear(kernels);
-  fill_bank(kernels);
+  fill_bank<LookupRows>(kernels);
   fill_lookup(kernels);
   return kernels;
 }

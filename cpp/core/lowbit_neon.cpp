@@ -25,7 +25,7 @@ Kernels make_neon_kernels() {
   kernels.name = "neon";
   fill_quantize(kernels);
   fill_linear(kernels);
-  fill_bank(kernels);
+  fill_bank<SumRows>(kernels);
   return kernels;
 }
 

@@ -22,7 +22,7 @@ Kernels make_scalar_kernels() {
   kernels.name = "scalar";
   fill_quantize(kernels);
   fill_linear(kernels);
-  fill_bank(kernels);
+  fill_bank<SumRows>(kernels);
   return kernels;
 }
 

@@ -80,6 +80,7 @@ Tensor adapter_bank(const Tensor x_, const Tensor ids_, const Tensor down_, cons
   Tensor y = torch::stable::new_empty(x, std::array<int64_t, 2>{tokens, out_features});
   char* out = static_cast<char*>(y.mutable_data_ptr());
   const int64_t row = out_features * item_size(dtype);
+  prefer_huge_pages(y, tokens * row);
   for (int64_t i = 0; i < groups.idle; ++i)
     std::memset(out + groups.order[size_t(i)] * row, 0, size_t(row));
 

@@ -6,6 +6,10 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <array>
 #include <vector>
@@ -100,6 +104,21 @@ inline std::array<float, 256> bounds_of(const Tensor& codebook, float shift, flo
   return bounds;
 }
 
+// A new result of more than a few megabytes lies on memory that the system maps on first touch. In
+// pages of 2 MiB that costs a fraction of the writing itself; in pages of 4 KiB, several times as
+// much.
+inline void prefer_huge_pages(const Tensor& fresh, int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t page = 2 << 20;
+  const uintptr_t start = reinterpret_cast<uintptr_t>(fresh.mutable_data_ptr());
+  const uintptr_t first = (start + page - 1) / page * page,
+                  last = (start + uintptr_t(bytes)) / page * page;
+  // Advice only: where huge pages are off, nothing changes.
+  if (last >= first + 2 * page)
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
 constexpr int64_t block_size = 4096;
 
 // Weights of any dtype as blocks of float32: those of float32 in place, others converted into a
@@ -126,8 +145,10 @@ private:
 // Likewise for results: `place` gives where to compute a block, `write` puts it where it belongs.
 class Sink {
 public:
-  explicit Sink(const Tensor& tensor)
-      : dtype(dtype_of(tensor, "result")), data(static_cast<char*>(tensor.mutable_data_ptr())) {}
+  explicit Sink(const Tensor& fresh)
+      : dtype(dtype_of(fresh, "result")), data(static_cast<char*>(fresh.mutable_data_ptr())) {
+    prefer_huge_pages(fresh, fresh.numel() * item_size(dtype));
+  }
 
   float* place(int64_t offset, float* buffer) const {
     return dtype == DType::float32 ? reinterpret_cast<float*>(data) + offset : buffer;
