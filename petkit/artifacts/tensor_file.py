@@ -142,7 +142,7 @@ def _metadata(metadata: Any, path: Path) -> dict[str, str]:
 
 
 def _span(name: str, entry: Any, path: Path) -> tuple[str, tuple[int, ...], int, int]:
-    check_name(name, f"a tensor name in {path}")
+    check_name(name, "a tensor name")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ArtifactError(f"{path}: {name} must have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
