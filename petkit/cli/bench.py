@@ -40,7 +40,7 @@ def ops(
 ) -> None:
     """Time every op against its peers: ratios, and the fraction of the measured memory bandwidth."""
     from petkit.benchmarks import harness
-    from petkit.benchmarks.ops import GROUPS
+    from petkit.benchmarks.op_cases import GROUPS
     from petkit.report.tables import Table
 
     unknown = sorted(set(names or ()) - set(GROUPS))
