@@ -102,6 +102,7 @@ def run(config: BinaryAdapterConfig, context: RunContext) -> dict[str, Any] | No
         reloaded = load_adapted(folder, context.device, mode="packed").model
         check = _same_behaviour(ready, reloaded, context.device)
         write_checks(folder, [check])
+        log.info("evaluating the packed artifact on the test split")
         evaluation = _evaluate_split(config, reloaded, ready.splits.test, ready.splits.classes, context)
         sizes = size_ledger(packed, dense, ready.full_model_bytes)
         result = _summary(config, context, fitted, evaluation, check) | {"bytes": sizes}
