@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from petkit.quantization.config import QuantizationConfig
     from petkit.quantization.errors import OutputError
     from petkit.quantization.inputs import Inputs
+    from petkit.quantization.ledger import Ledger
 
 CALIBRATION_BATCHES = 8
 BATCH_SIZE = 16
@@ -103,9 +104,7 @@ def _settings(**flags: object) -> QuantizationConfig:
 
 def _amount(data: str | None, **given: int | None) -> dict[str, int]:
     if data is None and any(value is not None for value in given.values()):
-        raise ConfigError(
-            "--calibration-batches, --batch-size and --seed need --data: add it, or drop them"
-        )
+        raise ConfigError("--calibration-batches, --batch-size and --seed need --data: add it, or drop them")
     defaults = {"batches": CALIBRATION_BATCHES, "batch_size": BATCH_SIZE, "seed": 0}
     return defaults | {name: value for name, value in given.items() if value is not None}
 
@@ -144,8 +143,14 @@ class _Job:
 
     def run(self, max_error: float | None, overwrite: bool, as_json: bool) -> None:
         """Quantise, write, read back, compare, print."""
-        from petkit.artifacts import exit_code, write_checks, write_json
-        from petkit.quantization.artifact import gate_checks, quantize_artifact, write_quantized
+        from petkit.artifacts import atomic_write, exit_code, write_checks, write_json
+        from petkit.quantization.artifact import (
+            artifact_ledger,
+            gate_checks,
+            quantize_artifact,
+            write_quantized,
+        )
+        from petkit.quantization.card import quantization_card
 
         moments = self.inputs.second_moments() if self.inputs else None
         quantized = quantize_artifact(self.source, self.settings, moments)
@@ -155,9 +160,13 @@ class _Job:
             lost, same = _compare(quantized, reread, self.inputs)
             checks.append(same)
         checks += gate_checks(quantized.errors, max_error)
-        result = self._result(quantized, reread, lost, checks)
+        full = self.inputs.full_model_bytes() if self.inputs else _recorded_bytes(self.source.folder)
+        ledger = artifact_ledger(reread, full)
+        result = self._result(quantized, ledger, lost, checks)
         write_checks(self.folder, checks)
         write_json(self.folder / "result.json", result)
+        card = quantization_card(reread.manifest, self.settings, quantized.errors, ledger, lost)
+        atomic_write(self.folder / "README.md", card.encode("utf-8"))
         output.print_result(
             _text(result, checks, self.folder), {**result, "folder": str(self.folder)}, as_json
         )
@@ -166,13 +175,10 @@ class _Job:
             raise GateError(f"{failed.name}: {failed.detail} (see checks.json in {self.folder})")
 
     def _result(
-        self, quantized: Quantized, reread: Artifact, lost: OutputError | None, checks: Sequence[Check]
+        self, quantized: Quantized, ledger: Ledger, lost: OutputError | None, checks: Sequence[Check]
     ) -> dict[str, Any]:
         from petkit.artifacts.checks import checks_json
-        from petkit.quantization.artifact import artifact_ledger
 
-        full = self.inputs.full_model_bytes() if self.inputs else _recorded_bytes(self.source.folder)
-        ledger = artifact_ledger(reread, full)
         outputs = None
         if lost is not None and self.inputs is not None:
             outputs = {**lost.payload(), "held_out": self.inputs.held_out}

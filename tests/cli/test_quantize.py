@@ -29,6 +29,7 @@ def test_tables_and_files(petkit, source, tmp_path):
     assert all(check.ok for check in verify(out))
     assert json.loads((out / "checks.json").read_text())["ok"]
     assert json.loads((out / "result.json").read_text())["status"] == "completed"
+    assert "1 bit, for timm/test_vit" in (out / "README.md").read_text()
 
 
 def test_json_holds_errors_ledger_and_checks(petkit, source, tmp_path):

@@ -1,0 +1,85 @@
+"""The README.md of a quantised artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from petkit.artifacts import Manifest
+from petkit.quantization.config import QuantizationConfig
+from petkit.quantization.errors import MatrixError, OutputError
+from petkit.quantization.ledger import Ledger
+from petkit.quantization.registry import METHODS
+
+
+def quantization_card(
+    manifest: Manifest,
+    settings: QuantizationConfig,
+    errors: Sequence[MatrixError],
+    ledger: Ledger,
+    lost: OutputError | None = None,
+) -> str:
+    """Write the model card.
+
+    Args:
+        manifest: what the artifact is.
+        settings: how it was quantised.
+        errors: what each matrix lost, at least one.
+        ledger: where its bytes are.
+        lost: what the predictions lost, where inputs were given.
+
+    Returns:
+        Markdown.
+
+    Raises:
+        Nothing.
+
+    Source:
+        petkit.
+    """
+    base, sizes = manifest.base, ledger.summary()
+    mean = sum(error.relative_error for error in errors) / len(errors)
+    worst = max(errors, key=lambda error: error.relative_error)
+    rows = [
+        ("method", f"{settings.method}: {METHODS[settings.method].summary}"),
+        (
+            "relative error of the weights",
+            f"mean {mean:.3f}, largest {worst.relative_error:.3f} ({worst.name})",
+        ),
+        ("predictions", _predictions(lost)),
+        ("file", f"{ledger.nbytes:,} bytes, {sizes['ratio_to_float32']:.1f} times smaller than in float32"),
+        ("base", f"`{base.id}`" + (f" at revision `{base.revision}`" if base.revision else "")),
+        ("sha256 of the base's weights", f"`{base.sha256}`" if base.sha256 else "not recorded"),
+        ("licence of the base", "that of the base model: ask its publisher"),
+    ]
+    lineage = [
+        f"* `petkit {step.command}`, petkit {step.version}, {step.created}" for step in manifest.lineage
+    ]
+    return "\n".join(
+        [
+            f"# {manifest.adapter.get('method', 'adapter')}, {settings.bits} bit, for {base.id}",
+            "",
+            "A petkit adapter, quantised after training. It holds what was trained and not the base model.",
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {name} | {value} |" for name, value in rows),
+            "",
+            "## History",
+            "",
+            *lineage,
+            "",
+            "## Use",
+            "",
+            "```",
+            "petkit eval FOLDER",
+            "petkit predict FOLDER INPUT...",
+            "```",
+            "",
+        ]
+    )
+
+
+def _predictions(lost: OutputError | None) -> str:
+    if lost is None:
+        return "not compared: `petkit quantize --data` does"
+    return f"KL {lost.kl:.3g} nats, {lost.top1_agreement:.1%} of {lost.count:,} unchanged"
