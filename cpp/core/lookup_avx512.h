@@ -109,10 +109,8 @@ inline void lookup_tile(const __m512i* word, int bytes, const float* tables, int
     add(_mm512_srli_epi32(codes, 16), tables + 64);
     add(_mm512_srli_epi32(codes, 24), tables + 96);
   }
-  for (__m512i codes = word[byte / 4]; byte < bytes; ++byte, tables += 32) {
-    add(codes, tables);
-    codes = _mm512_srli_epi32(codes, 8);
-  }
+  for (int place = 0; byte < bytes; ++byte, place += 8, tables += 32)
+    add(_mm512_srl_epi32(word[byte / 4], _mm_cvtsi32_si128(place)), tables);
   for (int t = 0; t < T; ++t)
     _mm512_storeu_ps(y + t * y_stride, _mm512_add_ps(sum[t], other[t]));
 }
