@@ -42,42 +42,48 @@ def _group() -> None:
     """Fit a method to data from a YAML recipe."""
 
 
+FolderOption = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Folder of the run.")
+]
+MaxStepsOption = Annotated[
+    int | None, typer.Option("--max-steps", metavar="N", min=1, help="Stop after N optimiser steps.")
+]
+MaxTimeOption = Annotated[
+    str | None, typer.Option("--max-time", metavar="TIME", help="Stop after 90s, 30m or 2h.")
+]
+SkipBadFlag = Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable files out, naming each.")]
+ResumeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--resume",
+        metavar="[CHECKPOINT]",
+        help="Go on from the newest complete checkpoint of the output folder, or from this one.",
+        rich_help_panel=common.RUN_PANEL,
+    ),
+]
+DeterministicFlag = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic", help="Refuse kernels whose result varies.", rich_help_panel=common.RUN_PANEL
+    ),
+]
+
+
 @app.command(cls=_OptionalValue)
 def adapter(
     recipe: common.ConfigArgument = None,
     config: common.ConfigOption = None,
     settings: common.SetOption = None,
     seed: common.SeedOption = None,
-    folder: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Folder of the run.")
-    ] = None,
-    max_steps: Annotated[
-        int | None, typer.Option("--max-steps", metavar="N", min=1, help="Stop after N optimiser steps.")
-    ] = None,
-    max_time: Annotated[
-        str | None, typer.Option("--max-time", metavar="TIME", help="Stop after 90s, 30m or 2h.")
-    ] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave unreadable files out, naming each.")
-    ] = False,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            "--resume",
-            metavar="[CHECKPOINT]",
-            help="Go on from the newest complete checkpoint of the output folder, or from this one.",
-            rich_help_panel=common.RUN_PANEL,
-        ),
-    ] = None,
+    folder: FolderOption = None,
+    max_steps: MaxStepsOption = None,
+    max_time: MaxTimeOption = None,
+    skip_bad: SkipBadFlag = False,
+    resume: ResumeOption = None,
     dry_run: common.DryRunFlag = False,
     device: common.DeviceOption = "auto",
     threads: common.ThreadsOption = None,
-    deterministic: Annotated[
-        bool,
-        typer.Option(
-            "--deterministic", help="Refuse kernels whose result varies.", rich_help_panel=common.RUN_PANEL
-        ),
-    ] = False,
+    deterministic: DeterministicFlag = False,
     overwrite: common.OverwriteFlag = False,
     as_json: common.JsonFlag = False,
 ) -> None:

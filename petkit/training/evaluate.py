@@ -158,7 +158,8 @@ def evaluate(
     model.eval()
     started = time.perf_counter()
     try:
-        with torch.inference_mode():
+        # Not inference_mode: a model that caches a tensor here may need it for gradients afterwards.
+        with torch.no_grad():
             for batch in loader:
                 with autocast(device, precision):
                     totals.add(step(model, to_device(batch, device)))

@@ -136,11 +136,7 @@ class _Loop:
         validate: Callable[[], Evaluation] | None,
     ) -> None:
         self.model, self.step, self.train, self.config, self.context = model, step, train, config, context
-        self.seed, self.identity, self.validate = (
-            seed,
-            identity,
-            validate,
-        )
+        self.seed, self.identity, self.validate = seed, identity, validate
         self.plan: BatchPlan = plan_batches(config, len(train), seed, context.world.size)
         self.schedule: Schedule = make_schedule(config, self.plan.steps_per_epoch)
         self.parameters = trainable_parameters(model)
@@ -245,6 +241,7 @@ class _Loop:
         for gradient in gradients:
             gradient.div_(count)
         norm = nn.utils.get_total_norm(gradients)
+        _check_finite("the gradient's norm", float(norm), self.progress.step)
         if self.config.max_gradient_norm is not None:
             nn.utils.clip_grads_with_norm_(self.parameters.values(), self.config.max_gradient_norm, norm)
         for group in self.optimizer.param_groups:
@@ -274,11 +271,7 @@ class _Loop:
                 f"a batch must hold at least one target, got none in step {step}: "
                 "is everything masked or cut off? raise data.max_length or check the data"
             )
-        if not math.isfinite(sums.loss):
-            raise PetkitError(
-                f"the loss must stay finite, got {sums.loss} in step {step}: lower training.learning_rate or "
-                "adapter.scale, or set training.max_gradient_norm"
-            )
+        _check_finite("the loss", sums.loss, step)
 
     def _after_step(self) -> None:
         step, per_epoch = self.progress.step, self.plan.steps_per_epoch
@@ -343,4 +336,13 @@ class _Loop:
             best_score=self.progress.best_score,
             history=self.metrics.history,
             trainable=sum(parameter.numel() for parameter in self.parameters.values()),
+        )
+
+
+def _check_finite(what: str, value: float, step: int) -> None:
+    # Before the optimiser's step, so that no checkpoint ever holds the damage.
+    if not math.isfinite(value):
+        raise PetkitError(
+            f"{what} must stay finite, got {value} in step {step}: lower training.learning_rate or "
+            "adapter.scale, or set training.max_gradient_norm"
         )

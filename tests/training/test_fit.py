@@ -275,6 +275,18 @@ def test_a_loss_that_is_not_finite_is_an_error(run: Run, toy: Any) -> None:
         run(step=broken)
 
 
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(run: Run, toy: Any) -> None:
+    def step(model: nn.Module, batch: Any) -> StepOutput:
+        # The root's slope at zero is infinite, its value is not.
+        return StepOutput((model(batch[0]).square().sum() * 0).sqrt(), len(batch[1]))
+
+    model = toy.make_model()
+    before = weights(model)
+    with pytest.raises(PetkitError, match=r"gradient's norm must stay finite, got nan in step 0"):
+        run(model=model, step=step)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
+
+
 def test_unequal_counts_weigh_terms_not_batches(run: Run, toy: Any) -> None:
     # Tokens of long sequences must count as much as those of short ones, however the batch is cut.
     def tokens(model: nn.Module, batch: Any) -> StepOutput:

@@ -283,7 +283,7 @@ def _same_behaviour(ready: Ready, reloaded: nn.Module, device: torch.device) -> 
     """Compare the trained model with its reloaded artifact on the first training examples."""
     examples = [ready.train[index] for index in range(min(CHECKED_EXAMPLES, len(ready.train)))]
     batch = to_device(ready.train.collate(examples), device)
-    with torch.inference_mode():
+    with torch.no_grad():
         logits = [compute_logits(model.eval(), batch) for model in (ready.model, reloaded)]
     if batch["labels"].ndim == 2:
         # Behind padding a language model's logits mean nothing.
