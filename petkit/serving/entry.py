@@ -127,6 +127,8 @@ def read_for(shape: Shape, name: str, folder: str | os.PathLike[str]) -> Artifac
 
 def _base_fault(shape: Shape, artifact: Artifact) -> str | None:
     manifest, base = artifact.manifest, shape.base
+    if manifest.base.sha256 is None:
+        return "base.sha256 must be recorded, got none: convert it again with `petkit convert --base MODEL`"
     if manifest.base.sha256 != base.base_sha256:
         return (
             f"base.sha256 must be {base.base_sha256} of {base.base_id}, got {manifest.base.sha256} of "

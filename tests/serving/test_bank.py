@@ -3,7 +3,7 @@ import threading
 import pytest
 import torch
 
-from petkit.artifacts import read_artifact
+from petkit.artifacts import Base, read_artifact
 from petkit.errors import ArtifactError, InputError, SafetyError
 from petkit.models.config import AdapterConfig, ModelConfig
 from petkit.models.inserts import load_packed
@@ -198,6 +198,12 @@ def test_adapters_that_do_not_belong_are_refused_by_name(bank, tmp_path, changes
     with pytest.raises(InputError, match="adapter new: .*" + message):
         bank.add("new", folder)
     assert "new" not in bank
+
+
+def test_an_adapter_that_does_not_know_its_base_is_refused(bank, tmp_path):
+    folder, _ = write(tmp_path / "x", CONFIG, base=Base(id="timm/test_vit"))
+    with pytest.raises(InputError, match=r"base\.sha256 must be recorded, got none: convert it again"):
+        bank.add("new", folder)
 
 
 def test_damaged_artifacts_are_refused(bank, folders):
