@@ -141,8 +141,8 @@ class _Bar:
         if self._advance is None:
             left = report.total_steps - report.step + 1
             self._advance = self._stack.enter_context(output.progress("training", left))
-        rate = f"{report.examples_per_second:.3g} examples/s"
-        self._advance(1, note=f"loss {report.loss:.4f}, learning rate {report.learning_rate:.2e}, {rate}")
+        # Short, so that a bar of some length fits beside it on 80 columns.
+        self._advance(1, note=f"loss {report.loss:.4f}, {report.examples_per_second:,.0f} examples/s")
 
 
 def _check_output(folder: Path, overwrite: bool, resume: bool) -> None:
