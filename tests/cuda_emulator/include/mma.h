@@ -1,6 +1,6 @@
 // Stands in for CUDA's header: 16 x 16 x 16 products with float sums. Which lane holds what is the
-// device's secret, so code under test cannot depend on it; here lane l holds eight elements of row
-// l / 2.
+// device's secret, so code under test must not depend on it; here lane l holds eight elements of
+// row l % 16, deliberately unlike the order in which petkit's kernels read a stored matrix.
 #pragma once
 
 #include <cstdint>
@@ -31,8 +31,8 @@ template <class Use, int M, int N, int K, class T, class Layout = void> struct f
   float held[count];
 };
 
-inline int own_row() { return int(emulator::machine.current->linear % 32 / 2); }
-inline int own_column() { return int(emulator::machine.current->linear % 2 * 8); }
+inline int own_row() { return int(emulator::machine.current->linear % 16); }
+inline int own_column() { return int(emulator::machine.current->linear % 32 / 16 * 8); }
 
 template <class T> void check_matrix(const T* at, unsigned pitch) {
   __syncwarp();
