@@ -351,18 +351,28 @@ def torchrun(*arguments: Any) -> subprocess.Popen[str]:
     return start(*launcher, *arguments, module="torch.distributed.run")
 
 
+def accelerate(processes: int, *arguments: Any) -> subprocess.Popen[str]:
+    # The flag means "several processes" on machines without a GPU too; they then take gloo.
+    several = ["--multi_gpu"] if processes > 1 else ["--cpu"]
+    flags = [*several, "--num_processes", processes, "--num_machines", 1, "--mixed_precision", "no"]
+    flags += ["--dynamo_backend", "no", "--main_process_port", free_port(), "-m", "petkit"]
+    return start(*flags, *arguments, module="accelerate.commands.launch")
+
+
 def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_with_twice_the_batch(petkit: Petkit, tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_two_processes_equal_one_with_twice_the_batch(petkit: Petkit, tmp_path: Path, launcher: str) -> None:
     recipe = write_recipe(
         tmp_path / "recipe.yaml", adapter__dropout=0.0, adapter__bits=32, training__epochs=3
     )
     one = petkit("train", "adapter", recipe, "-o", tmp_path / "one", "--set", "training.batch_size=20")
     assert one.code == 0, one.err
-    process = torchrun("train", "adapter", recipe, "-o", tmp_path / "two", "--json")
+    arguments = ["train", "adapter", recipe, "-o", tmp_path / "two", "--json", "--device", "cpu"]
+    process = torchrun(*arguments) if launcher == "torchrun" else accelerate(2, *arguments)
     out, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     assert json.loads(out)["processes"] == 2
@@ -375,9 +385,7 @@ def test_two_processes_equal_one_with_twice_the_batch(petkit: Petkit, tmp_path: 
 @pytest.mark.slow
 def test_accelerate_launch_runs_the_same_command(petkit: Petkit, recipe: Path, tmp_path: Path) -> None:
     assert petkit("train", "adapter", recipe, "-o", tmp_path / "alone").code == 0
-    flags = ["--cpu", "--num_processes", 1, "--num_machines", 1, "--mixed_precision", "no"]
-    flags += ["--dynamo_backend", "no", "--main_process_port", free_port(), "-m", "petkit"]
-    process = start(*flags, "train", "adapter", recipe, module="accelerate.commands.launch")
+    process = accelerate(1, "train", "adapter", recipe)
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     assert (tmp_path / "run" / TENSORS).read_bytes() == (tmp_path / "alone" / TENSORS).read_bytes()
