@@ -32,7 +32,7 @@ DEFINITIONS = [
 ]
 # Without contraction: a fused multiply-add here and there would give other codes and sums per compiler.
 FLAGS = ["-O3", "-g0", "-std=c++17", "-ffp-contract=off", "-fvisibility=hidden"]
-NVCC_FLAGS = ["-O3", "-std=c++17", "-lineinfo"]
+NVCC_FLAGS = ["-O3", "-std=c++17"]
 
 
 def wanted(part: str) -> bool | None:

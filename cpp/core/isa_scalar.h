@@ -13,13 +13,23 @@ struct Isa {
   struct Int {
     int32_t lane[width];
   };
-  using Mask = unsigned;
+  // A lane is all ones or all zeros, as compilers do comparisons in vectors.
+  struct Mask {
+    uint32_t lane[width];
+  };
 
   template <class F> static Float each(F f) {
     Float result;
     for (int i = 0; i < width; ++i)
       result.lane[i] = f(i);
     return result;
+  }
+
+  template <class F> static Mask mask_where(F f) {
+    Mask mask;
+    for (int i = 0; i < width; ++i)
+      mask.lane[i] = f(i) ? 0xffffffff : 0;
+    return mask;
   }
 
   static Float set(float value) {
@@ -45,18 +55,26 @@ struct Isa {
   }
 
   static Mask greater(Float a, Float b) {
-    Mask mask = 0;
-    for (int i = 0; i < width; ++i)
-      mask |= unsigned(a.lane[i] > b.lane[i]) << i;
-    return mask;
+    return mask_where([&](int i) { return a.lane[i] > b.lane[i]; });
   }
-  static Mask load_mask(const uint8_t* p) { return *p; }
-  static void store_mask(uint8_t* p, Mask mask) { *p = uint8_t(mask); }
+  static Mask load_mask(const uint8_t* p) {
+    const uint32_t byte = *p;
+    return mask_where([=](int i) { return (byte & (1u << i)) != 0; });
+  }
+  static void store_mask(uint8_t* p, Mask mask) {
+    uint32_t byte = 0;
+    for (int i = 0; i < width; ++i)
+      byte |= mask.lane[i] & (1u << i);
+    *p = uint8_t(byte);
+  }
   static Float select(Mask mask, Float set, Float clear) {
-    return each([&](int i) { return mask >> i & 1 ? set.lane[i] : clear.lane[i]; });
+    return each([&](int i) {
+      return float_of((bits_of(set.lane[i]) & mask.lane[i]) |
+                      (bits_of(clear.lane[i]) & ~mask.lane[i]));
+    });
   }
   static Float add_where(Mask mask, Float sum, Float x) {
-    return each([&](int i) { return sum.lane[i] + (mask >> i & 1 ? x.lane[i] : 0.0f); });
+    return each([&](int i) { return sum.lane[i] + float_of(bits_of(x.lane[i]) & mask.lane[i]); });
   }
 
   static Int codes(int value) {
@@ -65,12 +83,16 @@ struct Isa {
       lane = value;
     return result;
   }
-  static Int or_where(Mask mask, Int a, Int b) {
+  static Int or_codes(Int a, Int b) {
     for (int i = 0; i < width; ++i)
-      a.lane[i] |= mask >> i & 1 ? b.lane[i] : 0;
+      a.lane[i] |= b.lane[i];
     return a;
   }
-  static Int or_codes(Int a, Int b) { return or_where(0xff, a, b); }
+  static Int or_where(Mask mask, Int a, Int b) {
+    for (int i = 0; i < width; ++i)
+      a.lane[i] |= int32_t(mask.lane[i]) & b.lane[i];
+    return a;
+  }
 
   template <int Bits> static Int unpack(const uint8_t* p) {
     Int result;

@@ -153,21 +153,28 @@ void sum_tile(const Weights<Bits>& weights, const uint8_t* packed, int64_t rows,
   }
 }
 
-// The last columns, fewer than a vector, one token at a time. Each row's bytes are copied out, so
-// that nothing behind the row's end is read.
-template <int Bits>
+// The last columns, fewer than a vector. Each row's bytes are copied out, so that nothing behind
+// the row's end is read.
+template <int Bits, int T>
 void sum_rest(const Weights<Bits>& weights, const uint8_t* packed, int64_t rows, int64_t row_stride,
-              const float* a, float total, int64_t rest, float* y, bool more) {
-  Isa::Float sum = Isa::set(0);
+              const float* a, int64_t stride, const float* totals, int64_t rest, float* const* y,
+              bool more) {
+  Isa::Float sum[T];
+  for (int t = 0; t < T; ++t)
+    sum[t] = Isa::set(0);
   for (int64_t r = 0; r < rows; ++r) {
     uint8_t buffer[W] = {};
     std::memcpy(buffer, packed + r * row_stride, size_t(row_bytes(rest, Bits)));
-    sum = Weights<Bits>::add(sum, weights.load(buffer), Isa::set(a[r]));
+    const auto w = weights.load(buffer);
+    for (int t = 0; t < T; ++t)
+      sum[t] = Weights<Bits>::add(sum[t], w, Isa::set(a[t * stride + r]));
   }
-  float result[W];
-  Isa::store(result, weights.finish(sum, total));
-  for (int64_t i = 0; i < rest; ++i)
-    y[i] = more ? y[i] + result[i] : result[i];
+  for (int t = 0; t < T; ++t) {
+    float result[W];
+    Isa::store(result, weights.finish(sum[t], totals[t]));
+    for (int64_t i = 0; i < rest; ++i)
+      y[t][i] = more ? y[t][i] + result[i] : result[i];
+  }
 }
 
 // y[t][0 .. columns) for T tokens; `packed` is at the first row and column.
@@ -195,9 +202,11 @@ void sum_rows(const Weights<Bits>& weights, const uint8_t* packed, int64_t rows,
     sum_tile<Bits, T, 1>(weights, packed + c * Bits / 8, rows, row_stride, a, stride, totals, place,
                          more);
   }
-  for (int t = 0; c < columns && t < T; ++t)
-    sum_rest<Bits>(weights, packed + c * Bits / 8, rows, row_stride, a + t * stride, totals[t],
-                   columns - c, y[t] + c, more);
+  if (c < columns) {
+    move();
+    sum_rest<Bits, T>(weights, packed + c * Bits / 8, rows, row_stride, a, stride, totals,
+                      columns - c, place, more);
+  }
 }
 
 template <int Bits>
