@@ -44,9 +44,11 @@ def give_up(part: str, reason: object) -> None:
     """Say loudly that a part is left out; fail instead when it was demanded."""
     if wanted(part):
         raise SystemExit(f"PETKIT_{part}=1 demands these kernels, but they cannot be built: {reason}")
+    line = "!" * 78
     print(
-        f"\n{'!' * 78}\npetkit: the compiled {part} kernels are left out; pure-torch defaults run instead.\n"
-        f"reason: {reason}\n`petkit doctor` shows what runs. PETKIT_{part}=1 makes this an error.\n{'!' * 78}\n",
+        f"\n{line}\npetkit: the compiled {part} kernels are left out; pure-torch defaults run instead.\n"
+        f"reason: {reason}\n"
+        f"`petkit doctor` shows what runs. PETKIT_{part}=1 makes this an error.\n{line}\n",
         file=sys.stderr,
     )
 
