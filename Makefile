@@ -26,10 +26,10 @@ $(VENV)/installed: $(VENV)/requirements setup.py pyproject.toml $(CPP)
 	$(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@
 
-$(VENV)/requirements: requirements/dev.txt
+$(VENV)/requirements: requirements/dev.txt requirements/demo.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade "setuptools>=77" wheel
 	$(BIN)/pip install --quiet --requirement requirements/dev.txt
+	$(BIN)/pip install --quiet --no-deps --requirement requirements/demo.txt
 	@touch $@
 
 test: install

@@ -5,9 +5,9 @@
     ├── InputError             exit 2   a path, shape or data set that cannot be used (also ValueError)
     │   └── ArtifactError      exit 2   an artifact that is damaged or that petkit did not write
     ├── GateError              exit 3   the work ran, but a check of its result failed (also RuntimeError)
-    ├── MissingError           exit 4   an optional dependency, device or backend is not here (also ImportError)
+    ├── MissingError           exit 4   a dependency, device or backend is not here (also ImportError)
     ├── SafetyError            exit 5   refused: pickle, path traversal, remote code (also PermissionError)
-    └── OfflineError           exit 6   offline, and the file is not in the cache (also FileNotFoundError)
+    └── OfflineError           exit 6   offline and not in the cache (also FileNotFoundError)
 
 The command line turns a PetkitError into one line and its exit code; anything else keeps its traceback.
 """
@@ -18,7 +18,7 @@ from typing import ClassVar
 
 
 class PetkitError(Exception):
-    """Base of petkit's errors. The message is one line: what was expected, what came, which field, what to do."""
+    """Base of petkit's errors. One line: what was expected, what came, which field, what to do."""
 
     exit_code: ClassVar[int] = 1
 

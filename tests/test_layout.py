@@ -60,9 +60,7 @@ def test_a_method_has_all_its_files(folder):
 
 
 def test_no_file_is_too_long():
-    files = sources(
-        "petkit/**/*.py", "tests/**/*.py", "cpp/**/*.[ch]*", "csrc_cuda/**/*.c*"
-    )
+    files = sources("petkit/**/*.py", "tests/**/*.py", "cpp/**/*.[ch]*", "csrc_cuda/**/*.c*")
     long = {relative(file): len(file.read_text().splitlines()) for file in files}
     assert not {name: lines for name, lines in long.items() if lines > LINE_LIMIT}
 

@@ -23,6 +23,37 @@ struct SumRows {
   }
 };
 
+// Asks for a row of x that the next block will read, because where it lies only the list of tokens
+// knows.
+inline void prefetch_row(const char* row, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64)
+    __builtin_prefetch(row + i, 0, 2);
+}
+
+// Where the tokens of a block are read and written: in place when they are float32, else in
+// buffers.
+struct BlockRows {
+  const float* x[bank_block];
+  float* y[bank_block];
+
+  BlockRows(const Bank& bank, const char* x_data, char* y_data, DType dtype, const BankBlock& block,
+            float* inputs, float* outputs) {
+    for (int64_t t = 0; t < block.count; ++t) {
+      const int64_t from = block.tokens[t] * bank.in_features,
+                    to = block.tokens[t] * bank.out_features;
+      if (dtype == DType::float32) {
+        x[t] = reinterpret_cast<const float*>(x_data) + from;
+        y[t] = reinterpret_cast<float*>(y_data) + to;
+      } else {
+        float* row = inputs + t * bank.in_features;
+        to_float(x_data + from * item_size(dtype), dtype, row, bank.in_features);
+        x[t] = row;
+        y[t] = outputs + t * bank.out_features;
+      }
+    }
+  }
+};
+
 template <int Bits, class Up>
 void bank_block_of(const Bank& bank, const void* x, DType dtype, const BankBlock& block, void* y,
                    float* scratch) {
@@ -30,35 +61,33 @@ void bank_block_of(const Bank& bank, const void* x, DType dtype, const BankBlock
   float* inputs = hidden + bank_block * bank.hidden;
   float* outputs = inputs + bank_block * bank.in_features;
   float* values = outputs + bank_block * bank.out_features;
-  const int64_t item = item_size(dtype), wide = dtype == DType::float32 ? 1 : 0;
+  const char* x_data = static_cast<const char*>(x);
+  char* y_data = static_cast<char*>(y);
+  const BlockRows rows(bank, x_data, y_data, dtype, block, inputs, outputs);
   const float* constants = bank.constants + block.adapter * bank_constants;
-
-  const float* rows[bank_block];
-  float* places[bank_block];
-  for (int64_t t = 0; t < block.count; ++t) {
-    const char* source = static_cast<const char*>(x) + block.tokens[t] * bank.in_features * item;
-    char* target = static_cast<char*>(y) + block.tokens[t] * bank.out_features * item;
-    rows[t] = wide ? reinterpret_cast<const float*>(source) : inputs + t * bank.in_features;
-    places[t] = wide ? reinterpret_cast<float*>(target) : outputs + t * bank.out_features;
-    if (!wide)
-      to_float(source, dtype, inputs + t * bank.in_features, bank.in_features);
-  }
-
   const int64_t down_bytes = bank.hidden * row_bytes(bank.in_features, Bits);
-  const int64_t up_stride = row_bytes(bank.out_features, Bits);
+  const int64_t up_bytes = bank.hidden * row_bytes(bank.out_features, Bits);
+  const int64_t x_bytes = bank.in_features * item_size(dtype);
+
   spread<Bits>(bank.levels, constants[0], constants[1], values);
-  dot_tokens<Bits>(Weights<Bits>(values), bank.down + block.adapter * down_bytes, bank.hidden,
-                   bank.in_features, rows, block.count, hidden, bank.hidden);
+  const Weights<Bits> down(values);
+  for (int64_t first = 0; first < block.count; first += 4) {
+    const int64_t count = block.count - first < 4 ? block.count - first : 4;
+    for (int64_t t = first; t < first + count && t < block.following; ++t)
+      prefetch_row(x_data + block.tokens[block.count + t] * x_bytes, x_bytes);
+    dot_tokens<Bits>(down, bank.down + block.adapter * down_bytes, bank.hidden, bank.in_features,
+                     rows.x + first, count, hidden + first * bank.hidden, bank.hidden);
+  }
   const float scaling = constants[4];
   for (int64_t i = 0; i < block.count * bank.hidden; ++i)
     hidden[i] = scaling * (bank.relu && hidden[i] < 0 ? 0.0f : hidden[i]);
   spread<Bits>(bank.levels, constants[2], constants[3], values);
-  Up::template run<Bits>(values, bank.up + block.adapter * bank.hidden * up_stride, bank.hidden,
-                         bank.out_features, hidden, block.count, places);
+  Up::template run<Bits>(values, bank.up + block.adapter * up_bytes, bank.hidden, bank.out_features,
+                         hidden, block.count, rows.y);
 
-  for (int64_t t = 0; !wide && t < block.count; ++t) {
-    char* target = static_cast<char*>(y) + block.tokens[t] * bank.out_features * item;
-    from_float(places[t], dtype, target, bank.out_features);
+  for (int64_t t = 0; dtype != DType::float32 && t < block.count; ++t) {
+    const int64_t to = block.tokens[t] * bank.out_features * item_size(dtype);
+    from_float(rows.y[t], dtype, y_data + to, bank.out_features);
   }
 }
 

@@ -52,7 +52,8 @@ constexpr int bank_constants = 5;
 struct BankBlock {
   int64_t adapter;
   const int64_t* tokens;
-  int64_t count; // 1 to bank_block
+  int64_t count;     // 1 to bank_block
+  int64_t following; // tokens of later blocks behind these in the list
 };
 
 constexpr int64_t bank_block = 16;
