@@ -17,17 +17,17 @@ template <int Bits> void spread(const float* codebook, float shift, float scale,
 struct SumRows {
   template <int Bits>
   static void run(const float* values, const uint8_t* packed, int64_t rows, int64_t columns,
-                  const float* a, int64_t tokens, float* const* y) {
+                  const float* a, int64_t tokens, float* const* y, bool add) {
     sum_tokens<Bits>(Weights<Bits>(values), packed, rows, row_bytes(columns, Bits), columns, a,
-                     rows, tokens, y, false);
+                     rows, tokens, y, add);
   }
 };
 
-// Asks for a row of x that the next block will read, because where it lies only the list of tokens
-// knows.
-inline void prefetch_row(const char* row, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64)
-    __builtin_prefetch(row + i, 0, 2);
+// Asks for a row of y some time before it is written. Rows of x are read in order, which the
+// hardware foresees; stores to fresh lines it does not.
+inline void prefetch_row(const float* row, int64_t count) {
+  for (int64_t i = 0; i < count; i += 16)
+    __builtin_prefetch(row + i, 1, 2);
 }
 
 // Where the tokens of a block are read and written: in place when they are float32, else in
@@ -49,6 +49,8 @@ struct BlockRows {
         to_float(x_data + from * item_size(dtype), dtype, row, bank.in_features);
         x[t] = row;
         y[t] = outputs + t * bank.out_features;
+        if (add)
+          to_float(y_data + to * item_size(dtype), dtype, y[t], bank.out_features);
       }
     }
   }
@@ -56,25 +58,24 @@ struct BlockRows {
 
 template <int Bits, class Up>
 void bank_block_of(const Bank& bank, const void* x, DType dtype, const BankBlock& block, void* y,
-                   float* scratch) {
+                   bool add, float* scratch) {
   float* hidden = scratch;
   float* inputs = hidden + bank_block * bank.hidden;
   float* outputs = inputs + bank_block * bank.in_features;
   float* values = outputs + bank_block * bank.out_features;
   const char* x_data = static_cast<const char*>(x);
   char* y_data = static_cast<char*>(y);
-  const BlockRows rows(bank, x_data, y_data, dtype, block, inputs, outputs);
+  const BlockRows rows(bank, x_data, y_data, dtype, block, add, inputs, outputs);
   const float* constants = bank.constants + block.adapter * bank_constants;
   const int64_t down_bytes = bank.hidden * row_bytes(bank.in_features, Bits);
   const int64_t up_bytes = bank.hidden * row_bytes(bank.out_features, Bits);
-  const int64_t x_bytes = bank.in_features * item_size(dtype);
 
   spread<Bits>(bank.levels, constants[0], constants[1], values);
   const Weights<Bits> down(values);
   for (int64_t first = 0; first < block.count; first += 4) {
     const int64_t count = block.count - first < 4 ? block.count - first : 4;
-    for (int64_t t = first; t < first + count && t < block.following; ++t)
-      prefetch_row(x_data + block.tokens[block.count + t] * x_bytes, x_bytes);
+    for (int64_t t = first; t < first + count; ++t)
+      prefetch_row(rows.y[t], bank.out_features);
     dot_tokens<Bits>(down, bank.down + block.adapter * down_bytes, bank.hidden, bank.in_features,
                      rows.x + first, count, hidden + first * bank.hidden, bank.hidden);
   }
@@ -83,7 +84,7 @@ void bank_block_of(const Bank& bank, const void* x, DType dtype, const BankBlock
     hidden[i] = scaling * (bank.relu && hidden[i] < 0 ? 0.0f : hidden[i]);
   spread<Bits>(bank.levels, constants[2], constants[3], values);
   Up::template run<Bits>(values, bank.up + block.adapter * up_bytes, bank.hidden, bank.out_features,
-                         hidden, block.count, rows.y);
+                         hidden, block.count, rows.y, add);
 
   for (int64_t t = 0; dtype != DType::float32 && t < block.count; ++t) {
     const int64_t to = block.tokens[t] * bank.out_features * item_size(dtype);

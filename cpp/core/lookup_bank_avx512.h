@@ -42,71 +42,69 @@ inline __m512i gather_codes(const uint8_t* packed, int64_t rows, int64_t stride,
 }
 
 struct LookupRows {
-  static constexpr int tables = 8;   // whose sums are added to y in one go
-  static constexpr int vectors = 16; // of columns in one go
+  static constexpr int tables = 8;         // whose sums are added to y in one go
+  static constexpr int code_vectors = 256; // 16 KiB in the first-level cache
+
+  using Tables = const float (*)[16]; // of one token
 
   template <int Bits>
   static void run(const float* values, const uint8_t* packed, int64_t rows, int64_t columns,
-                  const float* a, int64_t tokens, float* const* y) {
+                  const float* a, int64_t tokens, float* const* y, bool add) {
     if constexpr (Bits == 8) {
-      SumRows::run<Bits>(values, packed, rows, columns, a, tokens, y);
+      SumRows::run<Bits>(values, packed, rows, columns, a, tokens, y, add);
     } else {
       constexpr int step = 4 / Bits;
       const Tabulate<Bits> tabulate(values);
-      const int64_t stride = row_bytes(columns, Bits);
       if (rows == 0)
-        SumRows::run<Bits>(values, packed, rows, columns, a, tokens, y);
+        SumRows::run<Bits>(values, packed, rows, columns, a, tokens, y, add);
       for (int64_t row = 0; row < rows; row += tables * step) {
         const int64_t count = rows - row < tables * step ? rows - row : tables * step;
         alignas(64) float table[bank_block][tables][16] = {};
         for (int64_t t = 0; t < tokens; ++t)
           fill_tables<Bits>(tabulate, a + t * rows + row, count, table[t][0]);
-        for (int64_t column = 0; column < columns; column += 16 * vectors) {
-          const int64_t width = columns - column < 16 * vectors ? columns - column : 16 * vectors;
-          add_columns<Bits>(packed + row * stride + column * Bits / 8, count, stride, width, table,
-                            tokens, y, column, row > 0);
-        }
+        add_rows<Bits>(packed + row * row_bytes(columns, Bits), count, columns, table, tokens, y,
+                       add || row > 0);
       }
     }
   }
 
-  using Tables = const float (*)[tables][16]; // of each token
-  using Codes = const __m512i (*)[tables];    // of each vector of columns
-
+  // Columns go in panels as wide as the codes of all their lookups fit, so that rows of y are
+  // written in long runs.
   template <int Bits>
-  static void add_columns(const uint8_t* packed, int64_t rows, int64_t stride, int64_t width,
-                          Tables table, int64_t tokens, float* const* y, int64_t column,
-                          bool more) {
+  static void add_rows(const uint8_t* packed, int64_t rows, int64_t columns,
+                       const float (*table)[tables][16], int64_t tokens, float* const* y,
+                       bool more) {
     constexpr int step = 4 / Bits;
-    const int used = int((rows + step - 1) / step);
-    __m512i codes[vectors][tables];
-    for (int64_t c = 0; c < width; c += 16) {
-      for (int i = 0; i < used; ++i) {
-        const int64_t left = rows - i * step;
-        codes[c / 16][i] =
-            gather_codes<Bits>(packed + i * step * stride + c * Bits / 8, left < step ? left : step,
-                               stride, row_bytes(width - c, Bits));
-      }
-    }
     constexpr decltype(&add_tables<1>) by_count[tables] = {
         add_tables<1>, add_tables<2>, add_tables<3>, add_tables<4>,
         add_tables<5>, add_tables<6>, add_tables<7>, add_tables<8>};
-    for (int64_t t = 0; t < tokens; ++t)
-      by_count[used - 1](table[t], codes, width, y[t] + column, more);
+    const int used = int((rows + step - 1) / step);
+    const int64_t stride = row_bytes(columns, Bits), panel = code_vectors / used * 16;
+    for (int64_t first = 0; first < columns; first += panel) {
+      const int64_t width = columns - first < panel ? columns - first : panel;
+      __m512i codes[code_vectors];
+      __m512i* next = codes;
+      for (int64_t c = first; c < first + width; c += 16)
+        for (int64_t row = 0; row < rows; row += step, ++next)
+          *next = gather_codes<Bits>(packed + row * stride + c * Bits / 8,
+                                     rows - row < step ? rows - row : step, stride,
+                                     row_bytes(columns - c, Bits));
+      for (int64_t t = 0; t < tokens; ++t)
+        by_count[used - 1](table[t], codes, width, y[t] + first, more);
+    }
   }
 
   // With their number known, the tables of the token stay in registers.
   template <int Used>
-  static void add_tables(const float (*table)[16], Codes codes, int64_t width, float* y,
-                         bool more) {
+  static void add_tables(Tables table, const __m512i* codes, int64_t width, float* y, bool more) {
     __m512 entries[Used];
     for (int i = 0; i < Used; ++i)
       entries[i] = _mm512_load_ps(table[i]);
-    for (int64_t c = 0; c < width; c += 16) {
+    for (int64_t c = 0; c < width; c += 16, codes += Used) {
       const __mmask16 lanes = width - c < 16 ? __mmask16((1 << (width - c)) - 1) : 0xffff;
-      __m512 sum = _mm512_permutexvar_ps(codes[c / 16][0], entries[0]);
+      __m512 sum = _mm512_permutexvar_ps(codes[0], entries[0]);
       for (int i = 1; i < Used; ++i)
-        sum = _mm512_add_ps(sum, _mm512_permutexvar_ps(codes[c / 16][i], entries[i]));
+        sum = _mm512_add_ps(sum, _mm512_permutexvar_ps(codes[i], entries[i]));
       if (more)
         sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(lanes, y + c));
       _mm512_mask_storeu_ps(y + c, lanes, sum);

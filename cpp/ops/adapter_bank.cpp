@@ -37,7 +37,7 @@ Groups group(const int64_t* ids, int64_t tokens, int64_t adapters) {
     while (count < bank_block && place + count < tokens &&
            ids[groups.order[size_t(place + count)]] == adapter)
       ++count;
-    groups.blocks.push_back({adapter, groups.order.data() + place, count, tokens - place - count});
+    groups.blocks.push_back({adapter, groups.order.data() + place, count});
     place += count;
   }
   return groups;

@@ -96,7 +96,7 @@ void bank(const Kernels& k, int bits, int64_t count, int64_t hidden, int64_t in,
   std::vector<int64_t> tokens;
   for (int64_t t = count - 1; t >= 0; --t)
     tokens.push_back(t);
-  k.bank[variant(bits)](b, x.data(), DType::float32, {1, tokens.data(), count, 0}, y.data(),
+  k.bank[variant(bits)](b, x.data(), DType::float32, {1, tokens.data(), count}, y.data(), false,
                         scratch.data());
   const auto weight = [&](const std::vector<uint8_t>& packed, int64_t width, int64_t h, int64_t c,
                           int at) {

@@ -52,8 +52,7 @@ constexpr int bank_constants = 5;
 struct BankBlock {
   int64_t adapter;
   const int64_t* tokens;
-  int64_t count;     // 1 to bank_block
-  int64_t following; // tokens of later blocks behind these in the list
+  int64_t count; // 1 to bank_block
 };
 
 constexpr int64_t bank_block = 16;
@@ -91,9 +90,9 @@ struct Kernels {
   void (*linear_backward[4])(const PackedMatrix& matrix, const float* g, int64_t tokens, float* gx,
                              int64_t begin, int64_t end);
 
-  // `scratch` holds bank_scratch(bank) floats.
+  // Sets, or with `add` increases, the block's rows of y. `scratch` holds bank_scratch(bank) floats.
   void (*bank[4])(const Bank& bank, const void* x, DType dtype, const BankBlock& block, void* y,
-                  float* scratch);
+                  bool add, float* scratch);
 };
 
 constexpr int64_t row_group = 64;
