@@ -60,9 +60,6 @@ def adapter_matrices(source: Artifact) -> dict[str, Tensor]:
 
     Raises:
         InputError: the adapters are quantised already, or there are none.
-
-    Source:
-        petkit.
     """
     done = sorted(name for name in source.packed if name != "head")
     if done:
@@ -141,9 +138,6 @@ def write_quantized(
 
     Raises:
         InputError: the folder is not empty or cannot be written.
-
-    Source:
-        petkit.
     """
     folder = write_artifact(
         out,
@@ -168,12 +162,6 @@ def reload_check(quantized: Quantized, reread: Artifact) -> Check:
 
     Returns:
         The check; it holds when all values are equal bit for bit.
-
-    Raises:
-        Nothing.
-
-    Source:
-        petkit.
     """
     differing = [
         name
@@ -203,9 +191,6 @@ def artifact_ledger(artifact: Artifact, full_model_bytes: int | None = None) -> 
     Returns:
         The ledger, its header what the file holds besides tensors.
 
-    Raises:
-        Nothing.
-
     Source:
         The file format of petkit (docs/format.md).
     """
@@ -223,12 +208,6 @@ def gate_checks(errors: Sequence[MatrixError], max_error: float | None) -> list[
 
     Returns:
         One check, or none without a limit.
-
-    Raises:
-        Nothing.
-
-    Source:
-        petkit.
     """
     if max_error is None:
         return []

@@ -92,9 +92,6 @@ def predictions(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
 
     Raises:
         InputError: there is no batch.
-
-    Source:
-        petkit.
     """
     training = model.training
     model.eval()

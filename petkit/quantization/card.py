@@ -29,12 +29,6 @@ def quantization_card(
 
     Returns:
         Markdown.
-
-    Raises:
-        Nothing.
-
-    Source:
-        petkit.
     """
     base, sizes = manifest.base, ledger.summary()
     mean = sum(error.relative_error for error in errors) / len(errors)

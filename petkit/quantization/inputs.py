@@ -93,9 +93,6 @@ def load_inputs(
     Raises:
         InputError: the artifact has no task, or the data no training example.
         PetkitError: model or data cannot be loaded.
-
-    Source:
-        petkit.
     """
     if source.manifest.task is None:
         raise InputError(f"{source.folder} does not say what its head predicts: leave --data out")
@@ -130,12 +127,6 @@ def draw(available: int, wanted: int, seed: int) -> tuple[list[int], list[int]]:
 
     Returns:
         Two lists of row numbers: disjoint when there are enough, else the same one twice.
-
-    Raises:
-        Nothing.
-
-    Source:
-        petkit.
     """
     order = torch.randperm(available, generator=torch.Generator().manual_seed(seed)).tolist()
     first = order[:wanted]

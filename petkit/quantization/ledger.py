@@ -111,9 +111,6 @@ def make_ledger(
     Returns:
         The ledger; packed modules come first, in their order.
 
-    Raises:
-        Nothing.
-
     Source:
         The file format of petkit (docs/format.md).
     """

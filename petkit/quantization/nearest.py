@@ -37,14 +37,8 @@ def check_matrix(weight: Tensor) -> None:
     Args:
         weight: any tensor.
 
-    Returns:
-        Nothing.
-
     Raises:
         InputError: with the shape, the dtype or the count of values that are not finite.
-
-    Source:
-        petkit.
     """
     if weight.ndim != 2 or not weight.is_floating_point():
         got = f"{weight.dtype} of shape {tuple(weight.shape)}"

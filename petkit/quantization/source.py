@@ -27,9 +27,6 @@ def read_source(folder: str | os.PathLike[str], scratch: Path) -> Artifact:
         ArtifactError: it is damaged.
         InputError: it is neither of the two, or has a PEFT feature that petkit cannot keep.
         SafetyError: a pickle, or a path that leaves the folder.
-
-    Source:
-        petkit.
     """
     path = Path(folder)
     if not path.is_dir():

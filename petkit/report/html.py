@@ -65,9 +65,6 @@ def write_page(path: Path, title: str, sections: Sequence[Section], subtitle: st
 
     Raises:
         InputError: an image that is missing or not a PNG.
-
-    Source:
-        petkit.
     """
     body = "\n".join(_section(section) for section in sections)
     lead = f'<p class="soft">{escape(subtitle)}</p>' if subtitle else ""
@@ -94,9 +91,6 @@ def write_report(run_folder: Path) -> Path:
 
     Raises:
         ArtifactError: result.json is missing or one of the JSON files is damaged.
-
-    Source:
-        petkit.
     """
     result = _read_json(run_folder / "result.json", required=True)
     _draw_curves(run_folder)
@@ -203,12 +197,6 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
     Returns:
         The leaves, in order; lists stay leaves.
-
-    Raises:
-        Nothing.
-
-    Source:
-        petkit.
     """
     leaves: dict[str, Any] = {}
     for name, value in tree.items():

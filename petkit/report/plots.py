@@ -103,9 +103,6 @@ def lines(
 
     Raises:
         InputError: no series, or a series of another length than the positions.
-
-    Source:
-        petkit.
     """
     _need(series, "series")
     figure, (axes,) = _figure(1)
@@ -135,9 +132,6 @@ def grouped_intervals(
 
     Raises:
         InputError: no group.
-
-    Source:
-        petkit.
     """
     _need(groups, "groups")
     labels = list(dict.fromkeys(label for group in groups.values() for label in group))
@@ -168,9 +162,6 @@ def training_curves(metrics_path: Path, out_png: Path) -> Path:
 
     Raises:
         InputError: a line that is not a JSON object, or no number to draw.
-
-    Source:
-        petkit.
     """
     curves = _curves(read_metrics(metrics_path))
     families = [
@@ -207,9 +198,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
     Raises:
         InputError: the file is missing, or another line is not a JSON object.
-
-    Source:
-        petkit.
     """
     if not path.is_file():
         raise InputError(f"{path} must be a metrics.jsonl of a run, got no such file")

@@ -103,9 +103,6 @@ def format_cell(cell: Cell, specification: str = "") -> str:
 
     Raises:
         ValueError: a specification that Python's format refuses.
-
-    Source:
-        petkit.
     """
     if cell is None:
         return ""
@@ -145,9 +142,6 @@ def bytes_text(count: int | float) -> str:
 
     Returns:
         Text such as "512 B", "72.2 KiB" or "3.4 GiB".
-
-    Raises:
-        Nothing.
 
     Source:
         IEC 80000-13 binary prefixes.

@@ -323,9 +323,6 @@ def artifact_folders(folder: str | os.PathLike[str]) -> dict[str, Path]:
 
     Raises:
         InputError: the folder is missing or holds no artifact.
-
-    Source:
-        petkit.
     """
     root = Path(folder)
     if not root.is_dir():

@@ -114,9 +114,6 @@ def read_for(shape: Shape, name: str, folder: str | os.PathLike[str]) -> Artifac
     Raises:
         ArtifactError: the artifact is damaged.
         InputError: another base, task, image size, method, codebook, bit width or shape, or 32-bit weights.
-
-    Source:
-        petkit.
     """
     artifact = read_artifact(folder)
     fault = _base_fault(shape, artifact) or _adapter_fault(shape, artifact) or _head_fault(artifact)
@@ -187,9 +184,6 @@ def make_head(artifact: Artifact, device: torch.device) -> DenseHead | BinaryHea
 
     Raises:
         KeyError: the artifact has no head; `read_for` refuses those.
-
-    Source:
-        petkit.
     """
     matrix: PackedMatrix | None = artifact.packed.get("head")
     if matrix is not None:

@@ -145,9 +145,6 @@ def classify(
 
     Raises:
         InputError: a picture that cannot be read; the message names it.
-
-    Source:
-        petkit.
     """
     for start in range(0, len(samples), batch_size):
         chunk, batch = _batch(model, samples[start : start + batch_size], skip_bad)

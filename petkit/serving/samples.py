@@ -52,9 +52,6 @@ def read_samples(
 
     Raises:
         InputError: a path that is missing or of no use, a faulty row, or no input at all.
-
-    Source:
-        petkit.
     """
     samples: list[Sample] = []
     for text in inputs:

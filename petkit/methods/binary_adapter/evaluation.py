@@ -172,9 +172,6 @@ def weight_noise(model: nn.Module, relative: float, seed: int) -> Iterator[None]
         relative: r, in standard deviations of each matrix; 0 changes nothing.
         seed: which draw.
 
-    Yields:
-        Nothing.
-
     Raises:
         InputError: the adapters are packed, or relative is negative.
 
