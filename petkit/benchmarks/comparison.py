@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +168,7 @@ def _gather(row: Row, result: dict[str, Any]) -> None:
 def summary_table(rows: list[Row]) -> Table:
     """The rows as a table for people: accuracy with interval, bytes, ratio to full fine-tuning, rates."""
     seeds = len(rows[0].accuracies)
-    return Table.from_records(
+    table = Table.from_records(
         [
             {
                 "system": row.name,
@@ -185,6 +185,7 @@ def summary_table(rows: list[Row]) -> Table:
         if seeds > 1
         else "one seed: no interval",
     )
+    return replace(table, formats={"test accuracy": ".1%", "full model / artifact": ".0f"})
 
 
 def _median(values: list[float]) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from petkit.report.statistics import mean_interval
 
 
 def write_results(folder: Path, title: str, rows: list[Row], facts: dict[str, Any]) -> Path:
-    """Write results.json, the plots and report.html.
+    """Write results.json, table.md, the plots and report.html.
 
     Args:
         folder: the experiment's folder.
@@ -28,7 +27,8 @@ def write_results(folder: Path, title: str, rows: list[Row], facts: dict[str, An
     """
     payload = {"experiment": title, **facts, "rows": [row.to_dict() for row in rows]}
     atomic_write(folder / "results.json", json.dumps(payload, indent=2).encode())
-    table = replace(summary_table(rows), formats={"test accuracy": ".1%"})
+    table = summary_table(rows)
+    atomic_write(folder / "table.md", (table.markdown() + "\n").encode())
     sections = [
         Section("Results", tables=(table,), images=_plots(folder, rows)),
         Section("How to repeat it", text=json.dumps(facts, indent=2)),

@@ -136,8 +136,6 @@ def adapters(
 
     Shipped experiments: demo, constant-bytes, quantization, noise.
     """
-    from dataclasses import replace
-
     from petkit.benchmarks import comparison, page
     from petkit.benchmarks.experiment import load_experiment
     from petkit.training.context import RunContext
@@ -155,8 +153,7 @@ def adapters(
     command = f"petkit bench adapters {experiment}" + (f" --seeds {seeds}" if seeds else "")
     facts = {"command": command, "environment": _environment(), "settings": config.model_dump(mode="json")}
     report = page.write_results(folder, f"petkit: {Path(experiment).stem}", rows, facts)
-    table = replace(comparison.summary_table(rows), formats={"test accuracy": ".1%"})
-    _show(table, json.loads((folder / "results.json").read_text()), save, as_json)
+    _show(comparison.summary_table(rows), json.loads((folder / "results.json").read_text()), save, as_json)
     output.log(f"report: {report}")
 
 

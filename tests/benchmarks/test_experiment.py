@@ -106,4 +106,4 @@ def test_the_table_says_over_how_many_seeds():
     row.accuracies.append(0.6)
     table = summary_table([row])
     assert "over 2 seeds" in table.note
-    assert "0.55 ±" in table.plain()
+    assert "55.0% ±" in table.plain()
