@@ -24,4 +24,6 @@ STABLE_TORCH_LIBRARY(petkit, m) {
   m.def("lowbit_transpose(Tensor packed, int bits, int columns) -> Tensor");
   m.def("adapter_bank(Tensor x, Tensor adapter_ids, Tensor down, Tensor up, Tensor constants, "
         "Tensor levels, int bits, int out_features, bool relu) -> Tensor");
+  m.def("adapter_bank_add_(Tensor(a!) y, Tensor x, Tensor adapter_ids, Tensor down, Tensor up, "
+        "Tensor constants, Tensor levels, int bits, bool relu) -> ()");
 }

@@ -46,9 +46,19 @@ Tensor bank_outputs(const Tensor x, const Tensor adapter_ids, const Tensor down,
   return y;
 }
 
+void add_bank_outputs(Tensor y, const Tensor x, const Tensor adapter_ids, const Tensor down,
+                      const Tensor up, const Tensor constants, const Tensor levels, int64_t bits,
+                      bool relu) {
+  check_dimensions(y, "y", 2);
+  const Tensor outputs =
+      bank_outputs(x, adapter_ids, down, up, constants, levels, bits, y.size(1), relu);
+  torch::stable::copy_(y, torch::stable::subtract(y, outputs, -1.0));
+}
+
 } // namespace
 } // namespace petkit::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(petkit, CUDA, m) {
   m.impl("adapter_bank", TORCH_BOX(&petkit::cuda::bank_outputs));
+  m.impl("adapter_bank_add_", TORCH_BOX(&petkit::cuda::add_bank_outputs));
 }

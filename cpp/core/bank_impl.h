@@ -37,7 +37,7 @@ struct BlockRows {
   float* y[bank_block];
 
   BlockRows(const Bank& bank, const char* x_data, char* y_data, DType dtype, const BankBlock& block,
-            float* inputs, float* outputs) {
+            bool add, float* inputs, float* outputs) {
     for (int64_t t = 0; t < block.count; ++t) {
       const int64_t from = block.tokens[t] * bank.in_features,
                     to = block.tokens[t] * bank.out_features;

@@ -61,41 +61,60 @@ void check_bank(const Tensor& x, const Tensor& ids, const Tensor& down, const Te
                   "constants must be (", down.size(0), ", ", bank_constants, ")");
 }
 
-Tensor adapter_bank(const Tensor x_, const Tensor ids_, const Tensor down_, const Tensor up_,
-                    const Tensor constants_, const Tensor codebook, int64_t bits,
-                    int64_t out_features, bool relu) {
-  check_bits(bits, codebook);
-  check_bank(x_, ids_, down_, up_, constants_, bits, out_features);
+// Computes y, or with `add` increases what it holds; y is contiguous.
+void run_bank(const Tensor& x_, const Tensor& ids_, const Tensor& down_, const Tensor& up_,
+              const Tensor& constants_, const Tensor& codebook, int64_t bits, bool relu,
+              const Tensor& y, bool add) {
   const Tensor x = torch::stable::contiguous(x_), ids = torch::stable::contiguous(ids_);
   const Tensor down = torch::stable::contiguous(down_), up = torch::stable::contiguous(up_);
   const Tensor constants = torch::stable::contiguous(constants_);
   const DType dtype = dtype_of(x, "x");
   const Bank bank{bytes(down),      bytes(up),    floats(constants),
                   floats(codebook), down.size(1), x.size(1),
-                  out_features,     int(bits),    relu};
+                  y.size(1),        int(bits),    relu};
   const int64_t tokens = x.size(0);
   const Groups groups =
       group(static_cast<const int64_t*>(ids.const_data_ptr()), tokens, down.size(0));
-
-  Tensor y = torch::stable::new_empty(x, std::array<int64_t, 2>{tokens, out_features});
   char* out = static_cast<char*>(y.mutable_data_ptr());
-  const int64_t row = out_features * item_size(dtype);
-  prefer_huge_pages(y, tokens * row);
-  for (int64_t i = 0; i < groups.idle; ++i)
+  const int64_t row = bank.out_features * item_size(dtype);
+  for (int64_t i = 0; !add && i < groups.idle; ++i)
     std::memset(out + groups.order[size_t(i)] * row, 0, size_t(row));
 
   const auto kernel = kernels().bank[variant(int(bits))];
   const void* inputs = x.const_data_ptr();
   const int64_t blocks = int64_t(groups.blocks.size());
-  const double work =
-      double(tokens) * double(bank.hidden) * double(bank.in_features + out_features);
+  const double work = double(tokens) * double(bank.hidden) * double(x.size(1) + y.size(1));
   const int64_t grain = std::max<int64_t>(1, int64_t(grain_products * double(blocks) / (work + 1)));
   torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
     std::vector<float> scratch(size_t(bank_scratch(bank)));
     for (int64_t i = begin; i < end; ++i)
-      kernel(bank, inputs, dtype, groups.blocks[size_t(i)], out, scratch.data());
+      kernel(bank, inputs, dtype, groups.blocks[size_t(i)], out, add, scratch.data());
   });
+}
+
+Tensor adapter_bank(const Tensor x, const Tensor ids, const Tensor down, const Tensor up,
+                    const Tensor constants, const Tensor codebook, int64_t bits,
+                    int64_t out_features, bool relu) {
+  check_bits(bits, codebook);
+  check_bank(x, ids, down, up, constants, bits, out_features);
+  Tensor y = torch::stable::new_empty(x, std::array<int64_t, 2>{x.size(0), out_features});
+  prefer_huge_pages(y, y.numel() * item_size(dtype_of(x, "x")));
+  run_bank(x, ids, down, up, constants, codebook, bits, relu, y, false);
   return y;
+}
+
+void adapter_bank_add_(Tensor y, const Tensor x, const Tensor ids, const Tensor down,
+                       const Tensor up, const Tensor constants, const Tensor codebook, int64_t bits,
+                       bool relu) {
+  check_bits(bits, codebook);
+  check_rank(y, "y", 2);
+  check_bank(x, ids, down, up, constants, bits, y.size(1));
+  check_dtype(y, "y", x.scalar_type());
+  STD_TORCH_CHECK(y.size(0) == x.size(0), "y must have ", x.size(0), " rows, got ", y.size(0));
+  Tensor target = torch::stable::contiguous(y);
+  run_bank(x, ids, down, up, constants, codebook, bits, relu, target, true);
+  if (!y.is_contiguous())
+    torch::stable::copy_(y, target);
 }
 
 } // namespace
@@ -103,4 +122,5 @@ Tensor adapter_bank(const Tensor x_, const Tensor ids_, const Tensor down_, cons
 
 STABLE_TORCH_LIBRARY_IMPL(petkit, CPU, m) {
   m.impl("adapter_bank", TORCH_BOX(&petkit::adapter_bank));
+  m.impl("adapter_bank_add_", TORCH_BOX(&petkit::adapter_bank_add_));
 }

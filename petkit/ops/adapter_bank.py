@@ -16,6 +16,7 @@ from petkit.ops.lowbit_codebook import levels_on
 from petkit.ops.lowbit_dequantize import transpose_packed
 from petkit.ops.lowbit_quantize import lowbit_quantize
 
+NO_GRADIENT = "adapter_bank has no gradient, a bank serves finished adapters: use torch.no_grad()"
 CONSTANTS = ("down_shift", "down_scale", "up_shift", "up_scale", "scaling")
 
 
@@ -242,16 +243,18 @@ class AdapterBank:
             raise InputError(f"index must be a slot of this bank, 0 to {self.n - 1}, got {wrong.tolist()}")
 
 
-def adapter_bank(x: Tensor, adapter_ids: Tensor, bank: AdapterBank) -> Tensor:
+def adapter_bank(x: Tensor, adapter_ids: Tensor, bank: AdapterBank, add_to: Tensor | None = None) -> Tensor:
     """Row i of the result is the output of adapter `adapter_ids[i]` on row i of x.
 
     Args:
         x: (tokens, in) float32, bfloat16 or float16.
         adapter_ids: integers (tokens,); -1 means no adapter.
         bank: the adapters, on x's device.
+        add_to: (tokens, out) of x's dtype, or None for a new tensor. The outputs are added to it in place,
+            which saves writing and reading them once more, and it is returned.
 
     Returns:
-        (tokens, out) of x's dtype, summed in float32; zeros where the id is -1.
+        (tokens, out) of x's dtype, summed in float32; zeros (nothing added) where the id is -1.
 
     Raises:
         InputError: shapes, dtypes or ids that do not fit; and, on backward, always: there is no gradient.
@@ -266,18 +269,24 @@ def adapter_bank(x: Tensor, adapter_ids: Tensor, bank: AdapterBank) -> Tensor:
         raise InputError(f"adapter_ids must be integers, got {adapter_ids.dtype}")
     ids = adapter_ids.to(torch.int64)
     _check_ids(ids, bank.n)
-    y: Tensor = torch.ops.petkit.adapter_bank(
-        x,
-        ids,
-        bank.down,
-        bank.up,
-        bank.constants,
-        levels_on(bank.bits, bank.kind, x.device),
-        bank.bits,
-        bank.out_features,
-        bank.activation == "relu",
-    )
-    return y
+    levels, relu = levels_on(bank.bits, bank.kind, x.device), bank.activation == "relu"
+    packed = (bank.down, bank.up, bank.constants, levels, bank.bits)
+    if add_to is None:
+        y: Tensor = torch.ops.petkit.adapter_bank(x, ids, *packed, bank.out_features, relu)
+        return y
+    _check_target(add_to, x, bank.out_features)
+    torch.ops.petkit.adapter_bank_add_(add_to, x, ids, *packed, relu)
+    return add_to
+
+
+def _check_target(add_to: Tensor, x: Tensor, out_features: int) -> None:
+    if add_to.shape != (x.shape[0], out_features) or add_to.dtype != x.dtype:
+        raise InputError(
+            f"add_to must be {x.dtype} ({x.shape[0]}, {out_features}), "
+            f"got {add_to.dtype} {tuple(add_to.shape)}"
+        )
+    if torch.is_grad_enabled() and (add_to.requires_grad or x.requires_grad):
+        raise InputError(NO_GRADIENT)
 
 
 def _check_ids(ids: Tensor, n: int) -> None:
@@ -328,8 +337,36 @@ def _fake(
     return x.new_empty((x.shape[0], out_features))
 
 
+def _add_default(
+    y: Tensor,
+    x: Tensor,
+    adapter_ids: Tensor,
+    down: Tensor,
+    up: Tensor,
+    constants: Tensor,
+    levels: Tensor,
+    bits: int,
+    relu: bool,
+) -> None:
+    y += _default(x, adapter_ids, down, up, constants, levels, bits, y.shape[1], relu)
+
+
+def _add_fake(
+    y: Tensor,
+    x: Tensor,
+    adapter_ids: Tensor,
+    down: Tensor,
+    up: Tensor,
+    constants: Tensor,
+    levels: Tensor,
+    bits: int,
+    relu: bool,
+) -> None:
+    pass
+
+
 def _backward(ctx: Any, grad: Tensor) -> None:
-    raise InputError("adapter_bank has no gradient, a bank serves finished adapters: use torch.no_grad()")
+    raise InputError(NO_GRADIENT)
 
 
 _library.define(
@@ -337,5 +374,11 @@ _library.define(
     "int bits, int out_features, bool relu) -> Tensor",
     _default,
     _fake,
+)
+_library.define(
+    "adapter_bank_add_(Tensor(a!) y, Tensor x, Tensor adapter_ids, Tensor down, Tensor up, Tensor constants, "
+    "Tensor levels, int bits, bool relu) -> ()",
+    _add_default,
+    _add_fake,
 )
 torch.library.register_autograd("petkit::adapter_bank", _backward)

@@ -69,6 +69,38 @@ def test_half_precision(kernels, bits, dtype):
     assert sum_error(y.double().numpy(), exact, magnitude, str(dtype)[6:]) <= 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bits", BITS)
+def test_adding_in_place(kernels, bits, dtype):
+    bank, *_ = make(4, 33, 70, 50, bits)
+    x, ids = normal(30, 70, seed=9).to(dtype), random_ids(30, 4)
+    base = normal(30, 50, seed=3).to(dtype)
+    target = base.clone()
+    assert adapter_bank(x, ids, bank, add_to=target) is target
+    wide = adapter_bank(x.float(), ids, bank)
+    expected = (base.float() + wide).to(dtype)
+    # float32 results may differ by the order of additions, others by one rounding on top.
+    tolerance = max(1e-5, torch.finfo(dtype).eps)
+    torch.testing.assert_close(target, expected, rtol=tolerance, atol=tolerance * wide.abs().max().item())
+    assert torch.equal(target[ids == -1], base[ids == -1])
+
+
+def test_adding_to_a_view(kernels):
+    bank, *_ = make(3, 4, 20, 30, 1)
+    x, ids, base = normal(12, 20), random_ids(12, 3), normal(30, 12)
+    target = base.clone().T
+    adapter_bank(x, ids, bank, add_to=target)
+    torch.testing.assert_close(target, base.T + adapter_bank(x, ids, bank), rtol=1e-5, atol=1e-5)
+
+
+def test_adding_opcheck(kernels):
+    bank, *_ = make(3, 4, 19, 22, 1)
+    arguments = (normal(4, 19), torch.tensor([0, 2, -1, 1]), bank.down, bank.up, bank.constants)
+    torch.library.opcheck(
+        torch.ops.petkit.adapter_bank_add_.default, (normal(4, 22), *arguments, lowbit_codebook(1), 1, True)
+    )
+
+
 def test_no_adapter_gives_zeros(kernels):
     bank, *_ = make(3, 4, 20, 30, 1)
     y = adapter_bank(normal(6, 20), torch.full((6,), -1), bank)
@@ -212,6 +244,12 @@ def test_refusals():
         adapter_bank(x, ids.float(), bank)
     with pytest.raises(InputError, match=r"x must be float32, bfloat16 or float16, got torch\.int64"):
         adapter_bank(x.long(), ids, bank)
+    with pytest.raises(
+        InputError, match=r"add_to must be torch\.float32 \(2, 30\), got torch\.float32 \(2, 29\)"
+    ):
+        adapter_bank(x, ids, bank, add_to=normal(2, 29))
+    with pytest.raises(InputError, match="adapter_bank has no gradient"):
+        adapter_bank(x.requires_grad_(), ids, bank, add_to=normal(2, 30))
     with pytest.raises(InputError, match=r"index must be a slot of this bank, 0 to 2, got \[3\]"):
         bank.clear(3)
     with pytest.raises(InputError, match="activation must be relu or identity, got 'gelu'"):

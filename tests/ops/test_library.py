@@ -13,6 +13,7 @@ from petkit.ops import _library
 
 OPERATORS = [
     "adapter_bank",
+    "adapter_bank_add_",
     "lowbit_dequantize",
     "lowbit_fake_quantize",
     "lowbit_fake_quantize_backward",
