@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,8 +21,6 @@ from petkit.report.statistics import Interval, mean_interval
 from petkit.report.tables import Table
 from petkit.training.context import RunContext
 from petkit.training.outcome import size_ledger
-
-log = logging.getLogger(__name__)
 
 MakeContext = Callable[[Path], RunContext]
 RESULT = "result.json"
@@ -64,6 +61,7 @@ def run_experiment(
     folder: Path,
     make_context: MakeContext,
     seeds: int | None = None,
+    done: Callable[[str], None] = lambda name: None,
 ) -> list[Row]:
     """Train, quantise and evaluate every variant with every seed; finished runs in `folder` are kept.
 
@@ -73,6 +71,7 @@ def run_experiment(
         folder: holds one run per variant and seed.
         make_context: gives a run its device and progress, from its folder.
         seeds: runs per variant, in place of the experiment's own number.
+        done: called with a run's name when it is finished.
 
     Returns:
         One row per variant, in the experiment's order.
@@ -86,7 +85,6 @@ def run_experiment(
     for seed in range(seeds or experiment.seeds):
         for row, variant in zip(rows, experiment.variants, strict=True):
             run = folder / variant.folder / f"seed-{seed}"
-            log.info("%s, seed %d", variant.name, seed)
             if variant.quantize is None:
                 result = _trained(experiment, variant, recipe_file, seed, make_context(run))
             else:
@@ -95,6 +93,7 @@ def run_experiment(
             _gather(row, result)
             for level in experiment.noise:
                 row.noise.setdefault(level, []).append(_under_noise(make_context(run), level, seed))
+            done(f"{variant.name}, seed {seed}")
     return rows
 
 

@@ -149,7 +149,13 @@ def adapters(
         return RunContext(run, chosen, overwrite=True)
 
     folder.mkdir(parents=True, exist_ok=True)
-    rows = comparison.run_experiment(config, recipe, folder, context, seeds)
+    runs = len(config.variants) * (seeds or config.seeds)
+    with output.progress(experiment, runs, "runs") as advance:
+
+        def done(name: str) -> None:
+            advance(note=name)
+
+        rows = comparison.run_experiment(config, recipe, folder, context, seeds, done)
     command = f"petkit bench adapters {experiment}" + (f" --seeds {seeds}" if seeds else "")
     facts = {"command": command, "environment": _environment(), "settings": config.model_dump(mode="json")}
     report = page.write_results(folder, f"petkit: {Path(experiment).stem}", rows, facts)
