@@ -15,7 +15,8 @@ namespace {
 constexpr int lookup_rows = 16;
 constexpr int panel_bytes = 32; // of a row, at most
 constexpr int panel_words = panel_bytes / 4;
-constexpr int table_budget = 256; // tables of one panel, 16 KiB in the first-level cache
+constexpr int table_budget = 1024;        // tables at a time, 64 KiB in the second-level cache
+constexpr int64_t lookup_block_rows = 64; // share the tables of a panel in the first-level cache
 
 // The contributions of one table's columns: entry n is the sum over columns c of value[code c of n]
 // * x[c].
@@ -120,9 +121,6 @@ inline void load_panel(const uint8_t* packed, int64_t stride, int64_t bytes, int
                        __m512i* word) {
   if (left >= (lookup_rows - 1) * stride + panel_bytes) {
     load_words(packed, stride, word);
-    // The next rows lie a stride apart, which no hardware foresees.
-    for (int r = lookup_rows; r < 2 * lookup_rows; ++r)
-      _mm_prefetch(reinterpret_cast<const char*>(packed + r * stride), _MM_HINT_T0);
   } else {
     uint8_t copy[lookup_rows][panel_bytes] = {};
     for (int r = 0; r < lookup_rows; ++r)
@@ -131,38 +129,73 @@ inline void load_panel(const uint8_t* packed, int64_t stride, int64_t bytes, int
   }
 }
 
+// The tables of some tokens for a span of columns, and what they are looked up with.
+struct Span {
+  const float* tables; // of token t from t * token_stride on, two for each byte of a row
+  int64_t token_stride;
+  const uint8_t* packed; // at the span's first column
+  int64_t bytes, stride; // of the span in a row, and from row to row
+  int64_t left;          // bytes from `packed` to the end of the matrix
+};
+
+// Asks for a panel of a later block: its rows lie a stride apart, which no hardware foresees. A
+// cache line holds two panels.
+inline void prefetch_panel(const Span& span, int64_t row, int64_t first) {
+  if (first % 64 != 0 || (row + lookup_rows) * span.stride > span.left)
+    return;
+  const uint8_t* place = span.packed + row * span.stride + first;
+  for (int r = 0; r < lookup_rows; ++r)
+    _mm_prefetch(reinterpret_cast<const char*>(place + r * span.stride), _MM_HINT_T1);
+}
+
+// y of `tokens` tokens for a block of rows, panel by panel.
+inline void lookup_block(const Span& span, int64_t tokens, int64_t begin, int64_t end, float* y,
+                         int64_t y_stride, bool more) {
+  for (int64_t first = 0; first < span.bytes; first += panel_bytes) {
+    const int bytes = int(span.bytes - first < panel_bytes ? span.bytes - first : panel_bytes);
+    const float* tables = span.tables + first * 2 * 16;
+    for (int64_t row = begin; row < end; row += lookup_rows) {
+      __m512i word[panel_words];
+      const int64_t offset = row * span.stride + first;
+      load_panel(span.packed + offset, span.stride, bytes, span.left - offset, word);
+      const bool later = more || first > 0;
+      int64_t t = 0;
+      for (; t + 4 <= tokens; t += 4)
+        lookup_tile<4>(word, bytes, tables + t * span.token_stride, span.token_stride,
+                       y + t * y_stride + row, y_stride, later);
+      for (; t < tokens; ++t)
+        lookup_tile<1>(word, bytes, tables + t * span.token_stride, span.token_stride,
+                       y + t * y_stride + row, y_stride, later);
+      prefetch_panel(span, row + lookup_block_rows, first);
+    }
+  }
+}
+
 // y for rows [begin, end), a multiple of 16 rows.
 template <int Bits>
 void lookup(const PackedMatrix& m, const float* x, int64_t tokens, float* y, int64_t begin,
             int64_t end) {
-  constexpr int64_t panel = panel_bytes * 8 / Bits;
+  alignas(64) float tables[table_budget * 16];
   const Tabulate<Bits> tabulate(m.values);
   const int64_t stride = row_bytes(m.columns, Bits);
-  alignas(64) float tables[table_budget * 16];
-  for (int64_t first = 0; first < m.columns; first += panel) {
-    const int64_t columns = m.columns - first < panel ? m.columns - first : panel;
-    const int bytes = int(row_bytes(columns, Bits));
-    const int64_t token_stride = bytes * 2 * 16;
-    const int64_t chunk = table_budget * 16 / token_stride;
+  // Whole panels for as many tokens as go together. Where spans end has no influence on the sums.
+  const int64_t width = table_budget / (tokens > 2 ? 4 : tokens) * (4 / Bits);
+  for (int64_t first = 0; first < m.columns; first += width) {
+    const int64_t columns = m.columns - first < width ? m.columns - first : width;
+    const int64_t offset = first * Bits / 8, bytes = row_bytes(columns, Bits);
+    const Span span{tables, bytes * 2 * 16, m.packed + offset,
+                    bytes,  stride,         m.rows * stride - offset};
+    const int64_t chunk = table_budget * 16 / span.token_stride;
     for (int64_t token = 0; token < tokens; token += chunk) {
       const int64_t count = tokens - token < chunk ? tokens - token : chunk;
-      std::memset(tables, 0, size_t(count * token_stride) * sizeof(float));
+      std::memset(tables, 0, size_t(count * span.token_stride) * sizeof(float));
       for (int64_t t = 0; t < count; ++t)
         fill_tables<Bits>(tabulate, x + (token + t) * m.columns + first, columns,
-                          tables + t * token_stride);
-      for (int64_t row = begin; row < end; row += lookup_rows) {
-        __m512i word[panel_words];
-        const int64_t offset = row * stride + first * Bits / 8;
-        load_panel(m.packed + offset, stride, bytes, m.rows * stride - offset, word);
-        float* out = y + token * m.rows + row;
-        int64_t t = 0;
-        for (; t + 4 <= count; t += 4)
-          lookup_tile<4>(word, bytes, tables + t * token_stride, token_stride, out + t * m.rows,
-                         m.rows, first > 0);
-        for (; t < count; ++t)
-          lookup_tile<1>(word, bytes, tables + t * token_stride, token_stride, out + t * m.rows,
-                         m.rows, first > 0);
-      }
+                          tables + t * span.token_stride);
+      for (int64_t row = begin; row < end; row += lookup_block_rows)
+        lookup_block(span, count, row,
+                     end - row < lookup_block_rows ? end : row + lookup_block_rows,
+                     y + token * m.rows, m.rows, first > 0);
     }
   }
 }
