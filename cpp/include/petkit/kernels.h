@@ -90,7 +90,8 @@ struct Kernels {
   void (*linear_backward[4])(const PackedMatrix& matrix, const float* g, int64_t tokens, float* gx,
                              int64_t begin, int64_t end);
 
-  // Sets, or with `add` increases, the block's rows of y. `scratch` holds bank_scratch(bank) floats.
+  // Sets, or with `add` increases, the block's rows of y. `scratch` holds bank_scratch(bank)
+  // floats.
   void (*bank[4])(const Bank& bank, const void* x, DType dtype, const BankBlock& block, void* y,
                   bool add, float* scratch);
 };
