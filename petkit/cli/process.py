@@ -49,8 +49,10 @@ class _PatientStream(io.TextIOWrapper):
 def _patient(stream: TextIO) -> TextIO:
     if not isinstance(stream, io.TextIOWrapper):
         return stream
-    encoding, line_buffering = stream.encoding, stream.line_buffering
-    return _PatientStream(stream.detach(), encoding=encoding, errors="replace", line_buffering=line_buffering)
+    encoding = stream.encoding
+    # A log must not wait in a buffer: stderr off a terminal writes through, and so must what replaces it.
+    lines = stream.line_buffering or stream.write_through
+    return _PatientStream(stream.detach(), encoding=encoding, errors="replace", line_buffering=lines)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -263,3 +263,17 @@ def test_only_rank_0_prints(petkit, monkeypatch):
 def test_json_is_one_versioned_object(petkit):
     payload = json.loads(petkit("recipes", "ls", "--json").out)
     assert payload["schema_version"] == 1
+
+
+def test_a_log_line_leaves_at_once():
+    code = (
+        "import sys, time; from petkit.cli import process; process.adopt_manners()\n"
+        "print('now', file=sys.stderr); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as child:
+        assert child.stderr is not None
+        # Blocks for a minute when the line waits in a buffer; the test's own time-out is no judge of that.
+        line = child.stderr.readline()
+        assert child.poll() is None
+        child.kill()
+    assert line == b"now\n"
