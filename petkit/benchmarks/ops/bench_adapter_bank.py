@@ -15,7 +15,10 @@ LOOP, BMM = "peft's loop", "gather + bmm"
 
 
 def cases() -> list[Case]:
-    """One token a sample, as in decoding, and 197, as in a ViT; the add-on alone, without the base layer."""
+    """One token a sample, as in decoding, and 197, as in a ViT.
+
+    The add-on alone, without the base layer: added to that layer's output, and as a new tensor.
+    """
     generator = torch.Generator().manual_seed(0)
     adapters, hidden, width = 256, 8, 768
     down = torch.randn(adapters, hidden, width, generator=generator) * 0.03
@@ -24,21 +27,20 @@ def cases() -> list[Case]:
     made = []
     for tokens, goal in ((1, {LOOP: 10.0}), (197, {BMM: 3.0})):
         x = torch.randn(adapters, tokens, width, generator=generator)
-        ids = order.repeat_interleave(tokens)
+        flat, y, ids = x.view(-1, width), torch.zeros_like(x), order.repeat_interleave(tokens)
+        peers = {
+            LOOP: partial(_peft_loop, x, _groups(order), down, up, y),
+            BMM: partial(_gather_bmm, x, order, down, up, y),
+        }
         for bits in (1, 4):
             bank = ops.AdapterBank.from_dense(down, up, torch.ones(adapters), bits, activation="identity")
-            made.append(
-                Case(
-                    f"adapter_bank {bits} bit, 256 samples x {tokens} tokens of 256 adapters",
-                    partial(ops.adapter_bank, x.view(-1, width), ids, bank),
-                    {
-                        LOOP: partial(_peft_loop, x, _groups(order), down, up, torch.zeros_like(x)),
-                        BMM: partial(_gather_bmm, x, order, down, up),
-                    },
-                    2 * x.nbytes,
-                    goal if bits == 1 else {},
-                )
-            )
+            name = f"adapter_bank {bits} bit, 256 samples x {tokens} tokens of 256 adapters"
+            add = partial(ops.adapter_bank, flat, ids, bank, add_to=y.view(-1, width))
+            made.append(Case(f"{name}, added", add, peers, 3 * x.nbytes, goal if bits == 1 else {}))
+        new = partial(_gather_bmm, x, order, down, up, None)
+        bank = ops.AdapterBank.from_dense(down, up, torch.ones(adapters), 1, activation="identity")
+        name = f"adapter_bank 1 bit, 256 samples x {tokens} tokens of 256 adapters, new tensor"
+        made.append(Case(name, partial(ops.adapter_bank, flat, ids, bank), {BMM: new}, 2 * x.nbytes))
     return made
 
 
@@ -56,5 +58,6 @@ def _peft_loop(x: Tensor, groups: dict[int, list[int]], down: Tensor, up: Tensor
     return out
 
 
-def _gather_bmm(x: Tensor, order: Tensor, down: Tensor, up: Tensor) -> Tensor:
-    return torch.bmm(torch.bmm(x, down[order].transpose(1, 2)), up[order].transpose(1, 2))
+def _gather_bmm(x: Tensor, order: Tensor, down: Tensor, up: Tensor, add_to: Tensor | None) -> Tensor:
+    result = torch.bmm(torch.bmm(x, down[order].transpose(1, 2)), up[order].transpose(1, 2))
+    return result if add_to is None else add_to.add_(result)
