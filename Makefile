@@ -21,9 +21,10 @@ demo: install
 
 install: $(VENV)/installed
 
-# The extension is rebuilt when a native source changes; Python sources are used in place.
+# The extension is rebuilt when a native source changes; Python sources are used in place. The CUDA module takes
+# minutes to compile and needs a GPU to run: `make cuda` builds it.
 $(VENV)/installed: $(VENV)/requirements setup.py pyproject.toml $(CPP)
-	$(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
+	PETKIT_CUDA=$${PETKIT_CUDA:-0} $(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@
 
 $(VENV)/requirements: requirements/dev.txt requirements/demo.txt
