@@ -12,6 +12,11 @@ from petkit.report.html import Section, write_page
 from petkit.report.plots import SizePoint, accuracy_bytes, noise_curve
 from petkit.report.statistics import mean_interval
 
+CAPTIONS = {
+    "accuracy_bytes.png": "Test accuracy against the bytes of what was trained, head included.",
+    "noise.png": "Test accuracy with Gaussian noise on every adapter matrix.",
+}
+
 
 def write_results(folder: Path, title: str, rows: list[Row], facts: dict[str, Any]) -> Path:
     """Write results.json, table.md, the plots and report.html.
@@ -30,10 +35,23 @@ def write_results(folder: Path, title: str, rows: list[Row], facts: dict[str, An
     table = summary_table(rows)
     atomic_write(folder / "table.md", (table.markdown() + "\n").encode())
     sections = [
-        Section("Results", tables=(table,), images=_plots(folder, rows)),
+        Section("Results", (_about(facts),), (table,), _plots(folder, rows), captions=CAPTIONS),
         Section("How to repeat it", text=json.dumps(facts, indent=2)),
     ]
     return write_page(folder / "report.html", title, sections)
+
+
+def _about(facts: dict[str, Any]) -> str:
+    """One sentence on what was run and where; facts that a caller left out are left out."""
+    settings, machine = facts.get("settings", {}), facts.get("environment", {})
+    parts = {
+        "recipe": settings.get("recipe"),
+        "changes": ", ".join(settings.get("set", ())),
+        "kernels": machine.get("kernels"),
+        "processor": machine.get("cpu"),
+        "torch": machine.get("torch"),
+    }
+    return "; ".join(f"{name} {value}" for name, value in parts.items() if value)
 
 
 def _plots(folder: Path, rows: list[Row]) -> tuple[Path, ...]:
