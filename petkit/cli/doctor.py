@@ -43,7 +43,9 @@ def examine() -> list[Finding]:
     torch_finding = _torch()
     checks: list[Callable[[], Finding]] = [_disk, _offline, _extras]
     if torch_finding.status != "fail":
-        checks = [_kernels, _agreement, _cuda, _threads, *checks]
+        # When the kernels asked for are not here, no operator can run.
+        operators = [_kernels] if "error" in facts.kernel_facts() else [_kernels, _agreement, _cuda]
+        checks = [*operators, _threads, *checks]
     return [torch_finding, *(check() for check in checks)]
 
 
@@ -62,6 +64,10 @@ def _torch() -> Finding:
 def _kernels() -> Finding:
     """Which CPU kernels run. Without the extension petkit works, slowly; the compiled ones are promised."""
     kernels = facts.kernel_facts()
+    if "error" in kernels:
+        return Finding(
+            "CPU kernels", "fail", kernels["error"], "set PETKIT_CPU_KERNELS to one of these, or unset it"
+        )
     choice = ", ".join(kernels["available"])
     running = f"{kernels['cpu_kernels']} (of {choice}): {kernels['why']}"
     if kernels["compiled"]:

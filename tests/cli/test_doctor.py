@@ -1,6 +1,11 @@
 """`petkit doctor`: what it promises, and what it says when a promise is not kept."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -111,3 +116,26 @@ def test_the_cache_and_the_extras(machine, petkit, monkeypatch, tmp_path):
     checks = {finding.name: finding for finding in doctor.examine()}
     assert (checks["cache"].status, checks["network"].status) == ("note", "note")
     assert checks["extras"].fix == 'pip install "petkit[demo]"'
+
+
+@pytest.mark.parametrize("verb", ["doctor", "env"])
+def test_kernels_that_are_not_here_are_named_without_a_traceback(verb):
+    # A process of its own, since the choice is read when the operators are first imported.
+    environment = {**os.environ, "PETKIT_CPU_KERNELS": "sse"}
+    command = [sys.executable, "-m", "petkit", verb, "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == (4 if verb == "doctor" else 0), done.stderr
+    assert "Traceback" not in done.stderr
+    payload = json.loads(done.stdout)
+    if verb == "env":
+        assert "got 'sse'" in payload["kernels"]["error"]
+    else:
+        failed = [check for check in payload["checks"] if check["status"] == "fail"]
+        assert [check["name"] for check in failed] == ["CPU kernels"]
+        assert "got 'sse'" in failed[0]["detail"]
+
+
+def test_every_extra_is_looked_for():
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    section = project.partition("[project.optional-dependencies]")[2].partition("\n\n")[0]
+    assert [*facts.EXTRAS, "dev"] == re.findall(r"^(\w+) = \[", section, re.MULTILINE)
