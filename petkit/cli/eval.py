@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from petkit.cli import common, output
-from petkit.cli.train import measured
+from petkit.cli.train import SkipBadFlag, measured
 from petkit.errors import ConfigError, GateError
 
 if TYPE_CHECKING:
@@ -62,6 +62,11 @@ def command(
         float | None,
         typer.Option("--min-accuracy", metavar="X", min=0.0, max=1.0, help="Exit with 3 below this."),
     ] = None,
+    max_loss: Annotated[
+        float | None,
+        typer.Option("--max-loss", metavar="X", min=0.0, help="Nats an example or token; exit with 3 above."),
+    ] = None,
+    skip_bad: SkipBadFlag = False,
     device: common.DeviceOption = "auto",
     threads: common.ThreadsOption = None,
     as_json: common.JsonFlag = False,
@@ -77,9 +82,9 @@ def command(
     chosen_mode = mode or (Mode.DENSE if noise else Mode.PACKED)
     devices.configure(threads, deterministic=False)
     place = devices.resolve_device(device)
-    config = data_config(read_artifact(artifact), data, settings or ())
+    config = data_config(read_artifact(artifact), data, settings or (), skip_bad)
     if min_accuracy is not None and config.task == "causal_lm":
-        raise ConfigError("--min-accuracy is for classifiers, and this is a language model: leave it out")
+        raise ConfigError("--min-accuracy is for classifiers, and this is a language model: use --max-loss")
     adapted = load_adapted(artifact, place, chosen_mode.value)
     dataset = evaluation.load_split(adapted, config.data, split.value, config.seed)
 
@@ -93,16 +98,19 @@ def command(
     if noise:
         result["noise"] = [_under_noise(r, [measure(r, k) for k in range(noise_seeds)]) for r in noise]
     output.print_result(output.table(("", ""), _rows(result)), result, as_json)
-    _gate(result.get("accuracy"), min_accuracy)
+    _gate(result, min_accuracy, max_loss)
 
 
-def data_config(artifact: Artifact, data: str | None, settings: Sequence[str]) -> BinaryAdapterConfig:
+def data_config(
+    artifact: Artifact, data: str | None, settings: Sequence[str], skip_bad: bool = False
+) -> BinaryAdapterConfig:
     """Resolve where the examples are: as the artifact's recipe says, another recipe, or a folder.
 
     Args:
         artifact: its recipe, task and base fill in what the data does not say.
         data: value of `--data`; None takes the artifact's own data.
         settings: values of `--set`.
+        skip_bad: leave unreadable files out.
 
     Returns:
         The configuration whose `data` section holds.
@@ -117,6 +125,7 @@ def data_config(artifact: Artifact, data: str | None, settings: Sequence[str]) -
     task = manifest.task.type if manifest.task else "image_classification"
     # Keys that an evaluation does not use are the artifact's, so that a recipe for another model serves too.
     flags: dict[str, Any] = {"output": str(artifact.folder), "task": task, "model.name": manifest.base.id}
+    flags["data.skip_bad"] = skip_bad or None
     files: list[Path] = []
     if data is None:
         if "data" not in artifact.config:
@@ -158,6 +167,13 @@ def _rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _gate(accuracy: float | None, min_accuracy: float | None) -> None:
+def _gate(result: Mapping[str, Any], min_accuracy: float | None, max_loss: float | None) -> None:
+    faults = []
+    accuracy, loss = result.get("accuracy"), result["loss"]
     if min_accuracy is not None and accuracy is not None and accuracy < min_accuracy:
-        raise GateError(f"accuracy must be at least {min_accuracy:g} (--min-accuracy), got {accuracy:.4f}")
+        faults.append(f"accuracy must be at least {min_accuracy:g} (--min-accuracy), got {accuracy:.4f}")
+    # Written so that a loss that is no number fails too.
+    if max_loss is not None and not loss <= max_loss:
+        faults.append(f"loss must be at most {max_loss:g} nats (--max-loss), got {loss:.4f}")
+    if faults:
+        raise GateError("\n".join(faults))

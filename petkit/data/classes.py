@@ -44,7 +44,8 @@ def class_numbers(labels: Sequence[str], names: Sequence[str], split: str) -> li
         if label not in positions:
             raise InputError(
                 f"class {label!r} of the {split} split is none of the {len(names)} that were trained "
-                f"({', '.join(names[:8])}{', ...' if len(names) > 8 else ''}): remove its examples"
+                f"({', '.join(names[:8])}{', ...' if len(names) > 8 else ''}): remove its examples, "
+                "or train with data.allow_unseen_classes"
             )
     return [positions[label] for label in labels]
 

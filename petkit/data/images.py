@@ -200,7 +200,8 @@ class ImageDataset:
         try:
             self[index]
         except InputError as error:
-            log.warning("left out: %s", error)
+            # What to do about it was done: the picture is left out.
+            log.warning("left out: %s", str(error).rpartition("; ")[0])
             return False
         return True
 

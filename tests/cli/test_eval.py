@@ -86,6 +86,21 @@ def test_a_folder_of_images_is_evaluated_with_the_artifacts_classes(
     refused = petkit("eval", trained, "--data", tmp_path)
     assert refused.code == 2
     assert "'spaceship'" in refused.err
+    assert "data.allow_unseen_classes" in refused.err
+
+
+def test_unreadable_files_are_left_out_on_demand(petkit: Petkit, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "test" / "bag").mkdir(parents=True)
+    Image.new("RGB", (28, 28)).save(tmp_path / "test" / "bag" / "0.png")
+    (tmp_path / "test" / "bag" / "1.png").write_bytes(b"no picture")
+    refused = petkit("eval", trained, "--data", tmp_path)
+    assert refused.code == 2
+    assert "set data.skip_bad" in refused.err
+    result = petkit("eval", trained, "--data", tmp_path, "--skip-bad", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["n"] == 1
+    assert "left out" in result.err
+    assert "set data.skip_bad" not in result.err
 
 
 def test_the_gate_prints_the_result_and_exits_with_3(petkit: Petkit, trained: Path) -> None:
@@ -95,6 +110,15 @@ def test_the_gate_prints_the_result_and_exits_with_3(petkit: Petkit, trained: Pa
     assert result.code == 3
     assert json.loads(result.out)["accuracy"] == accuracy
     assert "error: accuracy must be at least 1 (--min-accuracy), got" in result.err
+
+
+def test_the_gate_on_the_loss_exits_with_3(petkit: Petkit, trained: Path) -> None:
+    assert petkit("eval", trained, "--max-loss", 100).code == 0
+    result = petkit("eval", trained, "--max-loss", 0.001, "--min-accuracy", 1.0, "--json")
+    assert result.code == 3
+    assert f"got {json.loads(result.out)['loss']:.4f}" in result.err
+    assert "error: loss must be at most 0.001 nats (--max-loss)" in result.err
+    assert "error: accuracy must be" in result.err
 
 
 def test_noise_gives_the_flat_minimum_curve(petkit: Petkit, trained: Path) -> None:

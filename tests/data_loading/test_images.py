@@ -91,6 +91,7 @@ def test_unreadable_files_are_named_and_left_out_on_request(tmp_path, preprocess
     assert (readable.labels, readable.rows) == ([5], [0])
     assert "bad.png" in caplog.text
     assert "missing.png" in caplog.text
+    assert "data.skip_bad" not in caplog.text
     assert "2 of 3 images are unreadable" in caplog.text
 
 
