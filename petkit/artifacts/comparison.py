@@ -11,7 +11,11 @@ import numpy as np
 from petkit.artifacts.dense import to_float32
 from petkit.artifacts.packed import PackedMatrix
 from petkit.artifacts.reader import Artifact
+from petkit.artifacts.summary import natural
 from petkit.artifacts.tensor_file import RawTensor
+
+# How an artifact came to be and where it was written; neither changes what it computes.
+INCIDENTAL = {("petkit.json", "lineage"), ("petkit.json", "source"), ("config.yaml", "output")}
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,11 @@ class Difference:
     second: str
     detail: str = ""
 
+    @property
+    def is_incidental(self) -> bool:
+        """Whether only the history or the place of the artifacts differs, not what they hold."""
+        return (self.where, self.name.partition(".")[0]) in INCIDENTAL
+
 
 def compare(first: Artifact, second: Artifact) -> list[Difference]:
     """List where two artifacts differ; an empty list means that they say and compute the same.
@@ -40,7 +49,7 @@ def compare(first: Artifact, second: Artifact) -> list[Difference]:
         first, second: the artifacts.
 
     Returns:
-        Differences in the order petkit.json, config.yaml, tensors; by name within each.
+        Differences in the order petkit.json, config.yaml, tensors; naturally sorted names within each.
 
     Raises:
         ConfigError: a `config.yaml` is broken.
@@ -55,7 +64,7 @@ def compare(first: Artifact, second: Artifact) -> list[Difference]:
 
 def _compare_values(where: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[Difference]:
     left, right = dict(_flatten(first)), dict(_flatten(second))
-    for name in sorted(left.keys() | right.keys()):
+    for name in sorted(left.keys() | right.keys(), key=natural):
         # Compared as text, so that 1 and 1.0, or false and 0, count as different: they do in the file.
         shown = [repr(values[name]) if name in values else "-" for values in (left, right)]
         if shown[0] != shown[1]:
@@ -72,7 +81,7 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 def _compare_tensors(first: Artifact, second: Artifact) -> Iterator[Difference]:
     left, right = _tensors(first), _tensors(second)
-    for name in sorted(left.keys() | right.keys()):
+    for name in sorted(left.keys() | right.keys(), key=natural):
         one, other = left.get(name), right.get(name)
         shown = ["-" if tensor is None else _describe(tensor) for tensor in (one, other)]
         detail = _detail(one, other)

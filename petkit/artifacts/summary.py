@@ -57,7 +57,7 @@ class Summary:
 
 def summarize(artifact: Artifact) -> Summary:
     """Return the tensors of an artifact as rows, and its sizes."""
-    modules = tuple(sorted(_modules(artifact), key=lambda module: _natural(module.name)))
+    modules = tuple(sorted(_modules(artifact), key=lambda module: natural(module.name)))
     return Summary(
         modules,
         nbytes=artifact.nbytes,
@@ -66,7 +66,7 @@ def summarize(artifact: Artifact) -> Summary:
     )
 
 
-def _natural(name: str) -> list[tuple[bool, int, str]]:
+def natural(name: str) -> list[tuple[bool, int, str]]:
     """Return a key that sorts blocks.2 before blocks.10."""
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]
 

@@ -37,3 +37,33 @@ def test_a_difference_is_shown_and_changes_the_exit_code_only_when_asked(petkit,
 def test_a_missing_artifact(petkit, tmp_path):
     first, _ = pair(tmp_path)
     assert petkit("diff", first, tmp_path / "none").code == 2
+
+
+def test_values_are_whole_off_a_terminal_and_names_in_natural_order(petkit, tmp_path):
+    sites = {f"blocks.{number}": (4, 2, 4) for number in (0, 2, 10)}
+    first = write_small(
+        tmp_path / "a", packed=adapter_matrices(sites, 1), dense=head(), config={"x": "a" * 90}
+    )
+    second = write_small(
+        tmp_path / "b", packed=adapter_matrices(sites, 2), dense=head(), config={"x": "b" * 90}
+    )
+    out = petkit("diff", first, second).out
+    assert "a" * 90 in out
+    assert "…" not in out
+    names = [row["name"] for row in json.loads(petkit("diff", first, second, "--json").out)["differences"]]
+    ups = [name for name in names if name.endswith(".up")]
+    assert ups == ["blocks.0.up", "blocks.2.up", "blocks.10.up"]
+
+
+def test_two_runs_that_differ_only_in_their_folder_hold_the_same(petkit, tmp_path):
+    common = {"packed": adapter_matrices(SITES, 1), "dense": head()}
+    first = write_small(tmp_path / "a", **common, config={"output": "runs/a", "seed": 1})
+    second = write_small(tmp_path / "b", **common, config={"output": "runs/b", "seed": 1})
+    result = petkit("diff", first, second, "--exit-code")
+    assert result.code == 0
+    assert "runs/b" in result.out
+    assert "bit-identical" in result.out
+    payload = json.loads(petkit("diff", first, second, "--json").out)
+    assert (payload["same"], payload["same_content"]) == (False, True)
+    third = write_small(tmp_path / "c", **common, config={"output": "runs/c", "seed": 2})
+    assert petkit("diff", first, third, "--exit-code").code == 3
