@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
@@ -10,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from petkit.cli.process import is_main_process
 
@@ -80,8 +81,10 @@ def print_result(result: RenderableType, payload: Mapping[str, Any], as_json: bo
         print(json.dumps({"schema_version": SCHEMA_VERSION, **_jsonable(payload)}, indent=2, allow_nan=False))
     elif isinstance(result, str):
         print(result)
+    elif sys.stdout.isatty():
+        _console(sys.stdout).print(result)
     else:
-        _console().print(result)
+        print(_plain(result))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> Table:
@@ -101,13 +104,14 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str |
 
 
 @contextmanager
-def progress(label: str, total: int | None, unit: str = "steps") -> Iterator[Advance]:
+def progress(label: str, total: int | None, unit: str = "steps", done: int = 0) -> Iterator[Advance]:
     """Show how far a loop is, with rate and time left: a bar on a terminal, else a line every ten seconds.
 
     Args:
         label: what is being done.
         total: number of units, or None when it is not known.
         unit: what is counted, in the plural.
+        done: how many of the total an earlier process did; the rate leaves them out.
 
     Returns:
         A context manager that yields `advance(count=1, note="")`.
@@ -115,18 +119,18 @@ def progress(label: str, total: int | None, unit: str = "steps") -> Iterator[Adv
     if not _LOGGER.isEnabledFor(logging.INFO):
         yield lambda count=1, note="": None
     elif sys.stderr.isatty():
-        with _bar(label, total, unit) as advance:
+        with _bar(label, total, unit, done) as advance:
             yield advance
     else:
-        yield _Lines(label, total, unit)
+        yield _Lines(label, total, unit, done)
 
 
 class _Lines:
     """Progress as log lines, for files and CI."""
 
-    def __init__(self, label: str, total: int | None, unit: str) -> None:
+    def __init__(self, label: str, total: int | None, unit: str, done: int = 0) -> None:
         self.label, self.total, self.unit = label, total, unit
-        self.done = 0
+        self.before = self.done = done
         self.start = self.last = time.monotonic()
 
     def __call__(self, count: int = 1, note: str = "") -> None:
@@ -139,14 +143,14 @@ class _Lines:
         log(", ".join(part for part in (self._state(now), note) if part))
 
     def _state(self, now: float) -> str:
-        rate = self.done / max(now - self.start, 1e-9)
+        rate = (self.done - self.before) / max(now - self.start, 1e-9)
         text = f"{self.label} {self.done}" + (f"/{self.total}" if self.total else "")
         left = f", {duration((self.total - self.done) / rate)} left" if self.total and rate > 0 else ""
         return f"{text} ({rate:.3g} {self.unit}/s{left})"
 
 
 @contextmanager
-def _bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
+def _bar(label: str, total: int | None, unit: str, done: int) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -172,7 +176,7 @@ def _bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
         TimeRemainingColumn(),
     ]
     with Progress(*columns, note_column, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=total, note="")
+        task = bar.add_task(label, total=total, completed=done, note="")
 
         def advance(count: int = 1, note: str = "") -> None:
             bar.update(task, advance=count, note=note)
@@ -190,11 +194,17 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
-def _console() -> Any:
+def _console(file: IO[str], width: int | None = None) -> Any:
     from rich.console import Console
 
-    # Off a terminal nothing may be cut to 80 columns: a pipe has no width.
-    return Console(file=sys.stdout) if sys.stdout.isatty() else Console(file=sys.stdout, width=10_000)
+    return Console(file=file, width=width)
+
+
+def _plain(result: RenderableType) -> str:
+    """Draw for a pipe, which has no width: nothing is cut, and no line ends in blanks."""
+    drawn = io.StringIO()
+    _console(drawn, width=10_000).print(result)
+    return "\n".join(line.rstrip() for line in drawn.getvalue().splitlines())
 
 
 def _cell(value: object) -> str:

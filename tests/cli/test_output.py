@@ -31,7 +31,15 @@ def test_a_table_is_not_cut_off_a_terminal(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     assert lines[2].startswith(long.strip())
-    assert lines[3].rstrip().endswith("12")
+    assert lines[3].endswith("12")
+
+
+def test_lines_off_a_terminal_have_no_trailing_blanks(capsys):
+    rows = [("a", "long text"), ("b", "x"), ("c", "")]
+    output.print_result(output.table(("one", "two"), rows), {}, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert all(line == line.rstrip() for line in lines)
 
 
 def test_a_table_prints_square_brackets_as_they_are(capsys):
@@ -50,6 +58,19 @@ def test_progress_off_a_terminal_is_lines_with_rate_and_time_left(capsys, monkey
     assert lines[0] == "train 2/4 (0.167 steps/s, 12s left), loss 1"
     assert lines[-1] == "train 4/4 (0.167 steps/s, 0s left), loss 3"
     assert len(lines) == 2
+
+
+def test_progress_goes_on_from_what_was_done_before(capsys, monkeypatch):
+    output.configure_logging()
+    clock = iter(range(0, 1000, 20))
+    monkeypatch.setattr(output.time, "monotonic", lambda: next(clock))
+    with output.progress("train", total=160, done=158) as advance:
+        advance()
+        advance()
+    assert capsys.readouterr().err.splitlines() == [
+        "train 159/160 (0.05 steps/s, 20s left)",
+        "train 160/160 (0.05 steps/s, 0s left)",
+    ]
 
 
 def test_progress_is_silent_when_quiet(capsys):
