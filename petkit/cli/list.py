@@ -78,5 +78,11 @@ def _timm_models(pattern: str) -> list[tuple[str, str, str]]:
 
 
 def _vtab_row(name: str, task: dict[str, Any]) -> tuple[object, ...]:
-    cells = (f"{numbers['accuracy'] or '-'} ({numbers['scale']:g})" for numbers in task["recipes"].values())
+    cells = (
+        f"{_percent(numbers['accuracy'])} ({numbers['scale']:g})" for numbers in task["recipes"].values()
+    )
     return (name, task["group"], task["classes"], *cells)
+
+
+def _percent(accuracy: float | None) -> str:
+    return f"{accuracy:.1f}" if accuracy else "-"

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pathlib
+import re
 
 import petkit.methods
 from petkit.cli.catalog import METHODS, configuration_of
@@ -40,4 +41,8 @@ def test_tasks(petkit):
     kinds = configuration_of("train adapter").model_json_schema()["properties"]["task"]["enum"]
     assert [task["name"] for task in payload["tasks"]] == kinds
     assert len(payload["vtab1k"]) == 19
-    assert "kitti" in petkit("list", "tasks").out
+    out = petkit("list", "tasks").out
+    assert "kitti" in out
+    # One decimal in all rows.
+    assert "89.0 (10)" in out
+    assert not re.search(r" \d+ \(", out)
