@@ -139,8 +139,9 @@ class _Bar:
     def watch(self, report: StepReport) -> None:
         """Show one optimiser step."""
         if self._advance is None:
-            left = report.total_steps - report.step + 1
-            self._advance = self._stack.enter_context(output.progress("training", left))
+            before = report.step - 1
+            bar = output.progress("training", report.total_steps, done=before)
+            self._advance = self._stack.enter_context(bar)
         # Short, so that a bar of some length fits beside it on 80 columns.
         self._advance(1, note=f"loss {report.loss:.4f}, {report.examples_per_second:,.0f} examples/s")
 

@@ -96,11 +96,7 @@ def load_data(
         InputError: A split is missing or empty, an example is malformed, or a class is unknown.
         SafetyError: A path leaves the data folder.
     """
-    formats = TASK_FORMATS.get(task, ())
-    if config.format not in formats:
-        raise ConfigError(
-            f"data.format for task {task} must be {' or '.join(formats)}, got {config.format!r}"
-        )
+    check_data(config, task)
     if config.format == "text":
         return _load_texts(config, tokenizer, classes, splits, seed)
     if config.format == "chat":
@@ -108,6 +104,26 @@ def load_data(
     if preprocess is None:
         raise ConfigError("images need the model's preprocess: image_size, mean, std and interpolation")
     return _load_images(config, preprocess, classes, splits, seed)
+
+
+def check_data(config: DataConfig, task: str) -> None:
+    """Refuse what cannot be loaded with any model, at no cost: the wrong format, or no folder.
+
+    Args:
+        config: The `data:` section.
+        task: image_classification, text_classification or causal_lm.
+
+    Raises:
+        ConfigError: The format does not serve the task, or `data.path` is missing.
+        InputError: `data.path` is not a folder.
+    """
+    formats = TASK_FORMATS.get(task, ())
+    if config.format not in formats:
+        raise ConfigError(
+            f"data.format for task {task} must be {' or '.join(formats)}, got {config.format!r}"
+        )
+    if config.format != "sample":
+        data_folder(config)
 
 
 def _load_images(

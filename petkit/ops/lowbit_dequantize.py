@@ -23,12 +23,16 @@ def lowbit_dequantize(
 ) -> Tensor:
     """The dense matrix that packed codes stand for: shift + scale * level.
 
+    `in_features` must be the width that was packed. Rows are padded to whole bytes, so another width that
+    needs as many bytes a row (at 1 bit 57 to 64, say) cannot be told apart: rows are then cut off, or their
+    padding is decoded.
+
     Args:
         packed: uint8 (out, ceil(in_features * bits / 8)) of `lowbit_quantize`.
         shift: float32 scalar.
         scale: float32 scalar.
         bits: 1, 2, 4 or 8.
-        in_features: codes in a row.
+        in_features: codes in a row, as many as were packed.
         kind: the codebook, see `lowbit_codebook`.
         dtype: float32, bfloat16 or float16; the float32 value is rounded once.
 
@@ -36,7 +40,7 @@ def lowbit_dequantize(
         (out, in_features) of the dtype.
 
     Raises:
-        InputError: shapes or dtypes that do not fit.
+        InputError: dtypes that do not fit, or a width that needs another number of bytes a row.
     """
     levels = levels_on(bits, kind, packed.device)
     check_packed(packed, shift, scale, bits, in_features)

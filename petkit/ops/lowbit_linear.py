@@ -18,8 +18,11 @@ def lowbit_linear(
 ) -> Tensor:
     """y = x W^T with W kept in packed codes; no dense weight is ever made. Differentiable in x.
 
+    x must be as wide as the matrix that was packed. Rows are padded to whole bytes, so another width that
+    needs as many bytes a row (at 1 bit 57 to 64, say) cannot be told apart: it is taken, and wrong.
+
     Args:
-        x: (..., in) float32, bfloat16 or float16.
+        x: (..., in) float32, bfloat16 or float16; in is the width that was packed.
         packed: uint8 (out, ceil(in * bits / 8)) of `lowbit_quantize`.
         shift: float32 scalar.
         scale: float32 scalar.
@@ -30,7 +33,7 @@ def lowbit_linear(
         (..., out) of x's dtype, summed in float32.
 
     Raises:
-        InputError: shapes or dtypes that do not fit.
+        InputError: dtypes that do not fit, or a width that needs another number of bytes a row.
     """
     check_float("x", x)
     levels = levels_on(bits, kind, x.device)

@@ -207,6 +207,11 @@ def newest(folder: Path) -> Path:
     Raises:
         ConfigError: there is none.
     """
+    if not folder.is_dir():
+        raise ConfigError(
+            f"--resume needs a complete checkpoint, and {folder} does not exist: there is nothing to resume "
+            "from, leave --resume out"
+        )
     for path in checkpoints(folder):
         try:
             state = _read_state(path)

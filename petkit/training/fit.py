@@ -45,7 +45,7 @@ class Fitted:
     """The limit that ended the run early: max_steps or max_time."""
 
     examples_per_second: float
-    """Training rate over all processes, without evaluation and saving."""
+    """Training rate over all processes and resumed parts, without evaluation and saving."""
 
     best_step: int | None
     """The selected step, when validation selects."""
@@ -325,13 +325,18 @@ class _Loop:
                 for name, parameter in self.parameters.items():
                     parameter.copy_(self.progress.best_weights[name])
 
+    def _whole_rate(self) -> float:
+        """Examples a second since step 0, also when a resumed run had nothing left to do."""
+        done = sum(self.plan.step_examples(step) for step in range(self.progress.step))
+        return done / self.progress.seconds if self.progress.seconds else 0.0
+
     def fitted(self, stopped: str | None) -> Fitted:
         """Sum the run up."""
         return Fitted(
             steps=self.progress.step,
             total_steps=self.plan.total_steps,
             stopped=stopped,
-            examples_per_second=self.examples / self.timed if self.timed else 0.0,
+            examples_per_second=self._whole_rate(),
             best_step=self.progress.best_step,
             best_score=self.progress.best_score,
             history=self.metrics.history,

@@ -173,7 +173,7 @@ BAD: dict[str, tuple[dict[str, Any], list[str], int, str]] = {
     "odd override": ({}, ["--set", "training.epochs"], 2, "--set must be KEY=VALUE"),
     "wrong task": ({"task": "causal_lm"}, [], 2, "data.format must be chat for task causal_lm"),
     "both": ({}, ["--resume", "--overwrite"], 2, "--overwrite and --resume exclude each other"),
-    "nothing to resume": ({}, ["--resume"], 2, "--resume needs a complete checkpoint"),
+    "nothing to resume": ({}, ["--resume"], 2, "nothing to resume from, leave --resume out"),
     "pickle": ({"model__weights": "x.pth", "model__pretrained": None}, [], 5, "pickle"),
     "not cached": (
         {"model__name": "timm/vit_base_patch16_224", "model__pretrained": None},
@@ -260,6 +260,11 @@ def test_resume_goes_on_from_the_newest_or_the_named_checkpoint(
     newest = petkit("train", "adapter", "--resume", recipe)
     assert newest.code == 0, newest.err
     assert (tmp_path / "run" / TENSORS).read_bytes() == whole
+    assert "training 8/8" in newest.err
+    finished = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert petkit("train", "adapter", "--resume", recipe).code == 0
+    again = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert again["images_per_second"]["train"] == finished["images_per_second"]["train"] > 0
     named = ["--resume", tmp_path / "whole" / "checkpoint-4", "-o", tmp_path / "named"]
     assert petkit("train", "adapter", recipe, *named).code == 0
     assert (tmp_path / "named" / TENSORS).read_bytes() == whole

@@ -95,9 +95,9 @@ def test_newest_passes_over_damaged_checkpoints(
 def test_no_checkpoint_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-3").mkdir()
     (tmp_path / "checkpoint-x").mkdir()
-    with pytest.raises(ConfigError, match="needs a complete checkpoint"):
-        newest(tmp_path)
     with pytest.raises(ConfigError, match="afresh with --overwrite"):
+        newest(tmp_path)
+    with pytest.raises(ConfigError, match="leave --resume out"):
         newest(tmp_path / "absent")
 
 

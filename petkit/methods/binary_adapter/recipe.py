@@ -28,7 +28,7 @@ from petkit.artifacts import (
     write_checks,
 )
 from petkit.configuration.effects import effective
-from petkit.data.loading import Dataset, Splits, load_data
+from petkit.data.loading import Dataset, Splits, check_data, load_data
 from petkit.data.tokens import IGNORED
 from petkit.errors import ConfigError, GateError
 from petkit.methods.binary_adapter.algorithm import insert_adapters, pack_adapters, step_function
@@ -193,6 +193,8 @@ def prepare(config: BinaryAdapterConfig, context: RunContext) -> Ready:
         ConfigError: the recipe does not fit the model or the data.
         PetkitError: model or data cannot be loaded.
     """
+    # Before a model is fetched, for minutes perhaps, in vain.
+    check_data(config.data, config.task)
     # How many classes there are is known only after the data, whose form in turn depends on the model.
     loaded = load_model(config.model, config.task, num_classes=1)
     splits = load_data(config.data, config.task, loaded.preprocess, loaded.tokenizer, seed=config.seed)

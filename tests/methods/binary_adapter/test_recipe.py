@@ -265,3 +265,14 @@ def test_a_missing_validation_split_is_named(image_recipe: Make, tmp_path: Path)
     with pytest.raises(InputError, match=r"bad\.png"):
         run(image_recipe("other", data=data, training={"batch_size": 2}))
     assert not (tmp_path / "other").exists()
+
+
+def test_missing_data_is_named_before_a_model_is_loaded(
+    image_recipe: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(recipe, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    data = {"format": "vtab", "path": str(tmp_path / "absent"), "train_size": None, "test_size": None}
+    config = image_recipe(data=data)
+    for start in (recipe.plan, recipe.run):
+        with pytest.raises(InputError, match=r"data\.path .*absent is not a folder"):
+            start(config, RunContext(Path(config.output)))
