@@ -28,6 +28,8 @@ class LoadedYaml:
     data: dict[str, Any]
     lines: dict[str, int]
     path: Path
+    duplicates: tuple[str, ...] = ()
+    """One error line per key that stands twice; the data holds the first of them."""
 
 
 _INTEGER = r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"
@@ -74,12 +76,27 @@ def load_yaml(path: Path | str) -> LoadedYaml:
         InputError: the file is missing, a folder, unreadable or too large.
         ConfigError: not YAML, not a mapping, a duplicate key, a tag, or too many nodes.
     """
+    return _unique(load_with_duplicates(path))
+
+
+def load_with_duplicates(path: Path | str) -> LoadedYaml:
+    """Like `load_yaml`, but keys that stand twice are left to the caller, who has other errors to tell."""
     path = Path(path)
-    return parse_yaml(_read_text(path), path)
+    return _parse(_read_text(path), path)
 
 
 def parse_yaml(text: str, path: Path) -> LoadedYaml:
     """Like `load_yaml`, from text that is already in memory; `path` only names it in errors."""
+    return _unique(_parse(text, path))
+
+
+def _unique(loaded: LoadedYaml) -> LoadedYaml:
+    if loaded.duplicates:
+        raise ConfigError("\n".join(loaded.duplicates))
+    return loaded
+
+
+def _parse(text: str, path: Path) -> LoadedYaml:
     node = _compose(text, path.name)
     if node is None:
         return LoadedYaml({}, {}, path)
@@ -89,9 +106,7 @@ def parse_yaml(text: str, path: Path) -> LoadedYaml:
         return LoadedYaml({}, {}, path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path.name} must hold a mapping of keys to values, got {type(data).__name__}")
-    if converter.duplicates:
-        raise ConfigError("\n".join(converter.duplicates))
-    return LoadedYaml(data, converter.lines, path)
+    return LoadedYaml(data, converter.lines, path, tuple(converter.duplicates))
 
 
 def parse_value(text: str, where: str) -> Any:
@@ -180,8 +195,8 @@ class _Converter:
                 self.duplicates.append(
                     f"duplicate key {name} ({self.where}:{first[key]} and {line}); keep one"
                 )
-            first.setdefault(key, line)
-            self.lines[name] = line
+                continue
+            first[key] = self.lines[name] = line
             result[key] = self.convert(value_node, name, depth + 1)
         return result
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from petkit.configuration import messages
 from petkit.configuration.effects import blockers_of, lookup_in
-from petkit.configuration.reader import LoadedYaml, load_yaml, parse_value
+from petkit.configuration.reader import LoadedYaml, load_with_duplicates, parse_value
 from petkit.configuration.sections import (
     Config,
     KeyPath,
@@ -76,14 +76,16 @@ def resolve(
         The configuration, the origin of every key, and notes on keys that a higher layer switched off.
 
     Raises:
-        ConfigError: one line for every unknown, invalid, missing or ineffective key.
+        ConfigError: one line for every duplicate, unknown, invalid, missing or ineffective key.
         InputError: a file that does not exist or cannot be read.
     """
     variables = os.environ if environment is None else environment
     merged: _Settings = {}
-    for data, origin, layer in _layers(model, files, overrides, flags or {}, variables):
+    loaded = [load_with_duplicates(file) for file in files]
+    for data, origin, layer in _layers(model, loaded, overrides, flags or {}, variables):
         merged.update(_flatten(model, data, origin, layer))
-    settings, errors = _known(model, merged)
+    settings, unknown = _known(model, merged)
+    errors = [*(line for file in loaded for line in file.duplicates), *unknown]
     config, invalid = _validate(model, settings)
     errors += invalid.values()
     dropped = []
@@ -118,15 +120,14 @@ def parse_override(text: str) -> tuple[KeyPath, str]:
 
 def _layers(
     model: type[Config],
-    files: Sequence[Path | str],
+    files: Sequence[LoadedYaml],
     overrides: Sequence[str],
     flags: Mapping[str, Any],
     variables: Mapping[str, str],
 ) -> Iterator[tuple[dict[str, Any], Callable[[KeyPath], str], int]]:
     """Every source, lowest precedence first: nested data, the origin of a path in it, its layer number."""
     layer = 0
-    for layer, file in enumerate(files, start=1):
-        loaded = load_yaml(file)
+    for layer, loaded in enumerate(files, start=1):
         yield loaded.data, partial(_file_origin, loaded), layer
     for name in sorted(variables):
         if name.startswith(ENVIRONMENT_PREFIX):

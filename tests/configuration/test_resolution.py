@@ -212,3 +212,17 @@ def test_what_was_dumped_resolves_to_the_same(tmp_path):
     assert "gradient" not in load_yaml(file).data["inner"]
     assert build(file).config == config
     assert effective(config)["inner"] == {"mode": "fast", "bits": 32, "rate": 1e-7}
+
+
+def test_a_duplicate_key_is_told_together_with_the_other_errors(tmp_path):
+    recipe = tmp_path / "bad.yaml"
+    recipe.write_text("output: x\nseed: 1\ncolour: red\nseed: -2\ninner:\n  rate: -1\n  rate: 1\n")
+    with pytest.raises(ConfigError) as caught:
+        resolve(Outer, [recipe], environment={})
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "duplicate key seed (bad.yaml:2 and 4); keep one"
+    assert lines[1] == "duplicate key inner.rate (bad.yaml:6 and 7); keep one"
+    assert lines[2].startswith("unknown key colour (bad.yaml:3)")
+    # The first of the two counts.
+    assert lines[3].startswith("inner.rate must be")
+    assert len(lines) == 4
