@@ -1,7 +1,7 @@
 import json
 
 from petkit.artifacts import PackedMatrix
-from tests.artifacts.support import adapter_matrices, head, write_small
+from tests.artifacts.support import adapter_matrices, head, manifest, write_small
 
 SITES = {"s": (4, 2, 4)}
 
@@ -41,12 +41,15 @@ def test_a_missing_artifact(petkit, tmp_path):
 
 def test_values_are_whole_off_a_terminal_and_names_in_natural_order(petkit, tmp_path):
     sites = {f"blocks.{number}": (4, 2, 4) for number in (0, 2, 10)}
-    first = write_small(
-        tmp_path / "a", packed=adapter_matrices(sites, 1), dense=head(), config={"x": "a" * 90}
-    )
-    second = write_small(
-        tmp_path / "b", packed=adapter_matrices(sites, 2), dense=head(), config={"x": "b" * 90}
-    )
+    for folder, bits in (("a", 1), ("b", 2)):
+        write_small(
+            tmp_path / folder,
+            packed=adapter_matrices(sites, bits),
+            dense=head(),
+            manifest=manifest(bits=bits),
+            config={"x": folder * 90},
+        )
+    first, second = tmp_path / "a", tmp_path / "b"
     out = petkit("diff", first, second).out
     assert "a" * 90 in out
     assert "…" not in out
