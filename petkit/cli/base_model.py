@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from petkit.cli import output
+from petkit.errors import PetkitError
 
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -50,7 +51,13 @@ def hash_base(name: str, model: Mapping[str, Any], task: str | None) -> str:
     from petkit.models.config import ModelConfig
     from petkit.models.loading import load_model
 
+    kind = task or "image_classification"
     output.log(f"hashing the weights of {name}")
     # The name may be another place of the same weights: revision and file belong to the recorded one.
     config = ModelConfig(**{**model, "name": name, "revision": None, "weights": None})
-    return load_model(config, task or "image_classification").base_sha256  # type: ignore[arg-type]
+    try:
+        return load_model(config, kind).base_sha256  # type: ignore[arg-type]
+    except PetkitError as error:
+        # Here the model stands in a flag, not in a recipe.
+        reason = str(error).replace("model.name", "--base")
+        raise type(error)(f"--base {name} does not load as the artifact's kind ({kind}): {reason}") from error

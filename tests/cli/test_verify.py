@@ -63,6 +63,19 @@ def test_the_base_is_compared_by_loading_it(petkit, tmp_path):
     assert petkit("verify", folder, "--base", "nowhere").code == 2
 
 
+def test_a_base_of_another_kind_names_the_flag(petkit, sound, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text('{"model_type": "bert"}')
+    for base in (other, "nowhere", "timm/no_such_vit"):
+        result = petkit("verify", sound, "--base", base)
+        assert (result.code, result.out) == (2, "")
+        assert (
+            f"error: --base {base} does not load as the artifact's kind (image_classification)" in result.err
+        )
+        assert "model.name" not in result.err
+
+
 def test_a_missing_folder(petkit, tmp_path):
     result = petkit("verify", tmp_path / "none")
     assert (result.code, result.out) == (2, "")
