@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from petkit.artifacts.provenance import state_dict_sha256
 from petkit.errors import ConfigError, InputError, OfflineError, SafetyError
 from petkit.models.config import ModelConfig
+from petkit.models.hub import hub_or_cache, offline_advice
 from petkit.models.inserts import base_state, set_head
 from petkit.models.loaded import LoadedModel, new_head, randomly_initialized
 
@@ -73,7 +75,7 @@ def _create(name: str, config: ModelConfig, published: bool, options: Mapping[st
     if pretrained:
         options["pretrained_cfg_overlay"] = _published_file(name, config)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), hub_or_cache() if pretrained else nullcontext():
             # Renamed models (the paper's vit_base_patch16_224_in21k) load under their new name and say so.
             warnings.filterwarnings("ignore", message="Mapping deprecated model name")
             model: nn.Module = randomly_initialized(
@@ -83,7 +85,7 @@ def _create(name: str, config: ModelConfig, published: bool, options: Mapping[st
         where = f" of {options['pretrained_cfg_overlay'].get('hf_hub_id', name)}" if pretrained else ""
         raise OfflineError(
             f"model.name {config.name}: the file model.safetensors{where} is not in the Hugging Face cache "
-            "and cannot be fetched; give a local file as model.weights or go online"
+            f"{offline_advice('a local file as model.weights')}"
         ) from error
     except OSError as error:
         reason = " ".join(str(error).split())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from petkit.artifacts.provenance import state_dict_sha256
 from petkit.errors import ConfigError, InputError, MissingError, OfflineError, PetkitError, SafetyError
 from petkit.models.config import ModelConfig
 from petkit.models.encoder import EncoderClassifier, Pooling, accepts
+from petkit.models.hub import hub_or_cache, offline_advice
 from petkit.models.loaded import Kind, LoadedModel, Task, new_head, randomly_initialized
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
@@ -47,7 +48,8 @@ def load_transformers(
         SafetyError: The weights are a pickle, or need code from the repository.
     """
     source = _Source(config)
-    with _quiet(), source.named_errors():
+    fetching = nullcontext() if source.folder else hub_or_cache()
+    with _quiet(), source.named_errors(), fetching:
         settings = _settings(config, source)
         kind: Kind = "causal_lm" if task == "causal_lm" else "encoder"
         base = _load_base(config, source, settings, kind)
@@ -107,7 +109,7 @@ class _Source:
             if any(type(link).__name__ in OFFLINE_ERRORS for link in _chain(error)):
                 raise OfflineError(
                     f"model.name {self.config.name}: config.json or the weights are not in the Hugging Face "
-                    "cache and cannot be fetched; give a local folder or go online"
+                    f"cache {offline_advice('the path of a local folder')}"
                 ) from error
             if "trust_remote_code" in text:
                 raise SafetyError(
