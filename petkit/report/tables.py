@@ -15,6 +15,9 @@ from rich.text import Text
 from petkit.errors import InputError
 from petkit.report.statistics import Interval
 
+# As the tables of the command line have it.
+GAP = "   "
+
 Cell = str | int | float | bool | Interval | None
 
 
@@ -53,20 +56,25 @@ class Table:
         return [all(_is_numeric(row[index]) for row in self.rows) for index in range(len(self.columns))]
 
     def plain(self) -> str:
-        """Aligned text without colour or drawn lines, the same on every terminal and in every log."""
+        """Aligned text without colour, the same on every terminal and in every log."""
         cells, numeric = self.text_cells(), self.numeric()
         widths = [
             max([len(column), *(len(row[index]) for row in cells)])
             for index, column in enumerate(self.columns)
         ]
-        lines = [_aligned(self.columns, widths, numeric), "  ".join("-" * width for width in widths)]
+        lines = [_aligned(self.columns, widths, numeric), "─" * (sum(widths) + len(GAP) * (len(widths) - 1))]
         lines += [_aligned(row, widths, numeric) for row in cells]
         return "\n".join([*([self.title] if self.title else []), *lines, *([self.note] if self.note else [])])
 
     def rich(self) -> RichTable:
         """The same table for a colour terminal."""
         table = RichTable(
-            title=self.title or None, caption=self.note or None, box=SIMPLE_HEAD, title_justify="left"
+            title=self.title or None,
+            caption=self.note or None,
+            box=SIMPLE_HEAD,
+            title_justify="left",
+            show_edge=False,
+            pad_edge=False,
         )
         for column, is_numeric in zip(self.columns, self.numeric(), strict=True):
             table.add_column(Text(column), justify="right" if is_numeric else "left", overflow="fold")
@@ -131,7 +139,7 @@ def _aligned(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool
         cell.rjust(width) if right else cell.ljust(width)
         for cell, width, right in zip(cells, widths, numeric, strict=True)
     ]
-    return "  ".join(parts).rstrip()
+    return GAP.join(parts).rstrip()
 
 
 def bytes_text(count: int | float) -> str:

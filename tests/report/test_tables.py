@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from petkit.cli import output
 from petkit.errors import InputError
 from petkit.report.statistics import Interval
 from petkit.report.tables import Table, bytes_text, format_cell
@@ -21,13 +22,19 @@ TABLE = Table(
 def test_plain_text_is_aligned_and_has_no_colour():
     assert TABLE.plain().splitlines() == [
         "Runs",
-        "system            accuracy   bytes",
-        "------------  ------------  ------",
-        "linear probe  71.3% ± 1.3%  15,400",
-        "1 bit                83.0%",
+        "system             accuracy    bytes",
+        "────────────────────────────────────",
+        "linear probe   71.3% ± 1.3%   15,400",
+        "1 bit                 83.0%",
         "three seeds",
     ]
     assert TABLE.render(tty=False) == TABLE.plain()
+
+
+def test_tables_of_the_command_line_look_the_same(capsys):
+    columns, rows = ("name", "count"), (("a", 3), ("long name", 12))
+    output.print_result(output.table(columns, rows), {}, as_json=False)
+    assert capsys.readouterr().out.rstrip("\n") == Table(columns, rows).plain()
 
 
 def test_terminal_text_is_drawn_and_shows_the_same_cells():
