@@ -200,6 +200,7 @@ def _result_rows(result: Mapping[str, Any], folder: Path) -> list[tuple[str, str
         ("bytes", f"adapter {sizes['adapter']:,}, head {sizes['head']:,}"),
         ("full model", f"{sizes['full_model_fp32']:,} bytes in float32, {sizes['ratio']:.0f} times as much"),
         ("examples/s", f"{rates['train']:.3g} in training, {rates['eval']:.3g} in evaluation"),
+        *([("processes", str(result["processes"]))] if result["processes"] > 1 else []),
     ]
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -165,6 +166,7 @@ class Ready:
     train: Dataset
     sites: Sequence[Site]
     full_model_bytes: int
+    data_sha256: str
 
     @property
     def model(self) -> nn.Module:
@@ -205,14 +207,16 @@ def prepare(config: BinaryAdapterConfig, context: RunContext) -> Ready:
     full_model_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
     sites = insert_adapters(model, config.adapter, stream(config.seed, "init", "adapters"))
     train = _training_split(config, splits)
-    _read_everything([train, splits.test])
+    data_sha256 = _fingerprint([train, splits.validation if train is splits.train else None])
+    for _ in _read_up_front(splits.test):
+        pass
     trainable_parameters(model)
     plan_batches(config.training, len(train), config.seed, context.world.size)
     model.to(context.device)
     log.info("%s", _matched(sites))
     for site in sites:
         log.debug("adapter at %s (%d -> %d)", site.name, site.in_features, site.out_features)
-    ready = Ready(loaded, splits, train, sites, full_model_bytes)
+    ready = Ready(loaded, splits, train, sites, full_model_bytes, data_sha256)
     if context.resume is not None:
         check_drift(context.resume, _identity(config, ready, context))
     return ready
@@ -232,12 +236,25 @@ def _training_split(config: BinaryAdapterConfig, splits: Splits) -> Dataset:
     return chosen
 
 
-def _read_everything(splits: Sequence[Dataset | None]) -> None:
+def _read_up_front(split: Dataset | None) -> Iterator[dict[str, Any]]:
     """Find a file that cannot be read now and not after hours; small images stay decoded for the run."""
+    if split is not None and len(split) <= READ_UP_FRONT:
+        for index in range(len(split)):
+            yield split[index]
+
+
+def _fingerprint(splits: Sequence[Dataset | None]) -> str:
+    """Hash what decides the weights: labels, and the examples of splits that are read up front anyway."""
+    digest = hashlib.sha256()
     for split in splits:
-        if split is not None and len(split) <= READ_UP_FRONT:
-            for index in range(len(split)):
-                split[index]
+        digest.update(json.dumps([] if split is None else [split.labels, split.rows]).encode())
+        for example in _read_up_front(split):
+            for key, value in sorted(example.items()):
+                digest.update(key.encode())
+                digest.update(
+                    value.numpy().tobytes() if isinstance(value, torch.Tensor) else json.dumps(value).encode()
+                )
+    return digest.hexdigest()
 
 
 def _validation_of(
@@ -305,6 +322,7 @@ def _identity(config: BinaryAdapterConfig, ready: Ready, context: RunContext) ->
     found = {
         "model.sha256": ready.loaded.base_sha256,
         "data.training_examples": len(ready.train),
+        "data.sha256": ready.data_sha256,
         "processes": context.world.size,
     }
     return lasting_settings(config) | found

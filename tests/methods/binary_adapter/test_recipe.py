@@ -276,3 +276,20 @@ def test_missing_data_is_named_before_a_model_is_loaded(
     for start in (recipe.plan, recipe.run):
         with pytest.raises(InputError, match=r"data\.path .*absent is not a folder"):
             start(config, RunContext(Path(config.output)))
+
+
+def test_changed_data_are_refused_on_resume(image_recipe: Make, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / "images" / split / name / "0.png")
+    data = {"format": "image_folder", "path": str(tmp_path / "images"), "train_size": None, "test_size": None}
+    config = image_recipe(data=data, training={"batch_size": 2, "max_steps": 1})
+    run(config)
+    context = RunContext(Path(config.output), resume=newest(Path(config.output)))
+    recipe.prepare(config, context)
+    Image.new("RGB", (8, 8), (0, 0, 255)).save(tmp_path / "images" / "train" / "a" / "0.png")
+    with pytest.raises(ConfigError, match=r"data\.sha256"):
+        recipe.prepare(config, context)
