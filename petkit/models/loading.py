@@ -121,7 +121,9 @@ def check_base(artifact: Artifact, base: LoadedModel) -> None:
     """
     expected = artifact.manifest.base.sha256
     if expected is None:
-        log.warning("%s does not record its base's hash: %s is used unchecked", artifact.folder, base.base_id)
+        # By name: a PEFT folder is read from a temporary copy that has the name, not the path, the user gave.
+        name = artifact.folder.resolve().name
+        log.warning("%s does not record its base's hash: %s is used unchecked", name, base.base_id)
     elif expected != base.base_sha256:
         raise ArtifactError(
             f"{artifact.folder} was trained on a base with sha256 {expected}, but {base.base_id} has "
