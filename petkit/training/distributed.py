@@ -84,6 +84,10 @@ def start(device: torch.device) -> World:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return World()
+    # This module takes the group of all processes as a default argument when it is imported. Imported after
+    # the group exists, it would keep gloo's threads alive beyond `finish`, and one of them that still holds a
+    # tensor when the interpreter goes down aborts the process.
+    import torch.distributed.nn  # noqa: F401
     from accelerate import PartialState
 
     state = PartialState(cpu=device.type == "cpu")
