@@ -23,7 +23,7 @@ from petkit.models.projections import (
     make_projection,
     pack_projection,
 )
-from petkit.models.sites import Site, find_sites
+from petkit.models.sites import Site, find_sites, is_linear, linear_weight
 
 __all__ = [
     "Insert",
@@ -236,16 +236,15 @@ def merge_into_base(model: nn.Module) -> None:
     """
     for name, adapter in inserts(model).items():
         linear = model.get_submodule(adapter.site.add)
-        if adapter.activation != "identity" or not isinstance(linear, nn.Linear):
+        if adapter.activation != "identity" or not is_linear(linear):
             raise InputError(
                 f"{name} cannot be merged: only lora beside a linear map is a change of its weight"
             )
         up, down = effective_weight(adapter.up).double(), effective_weight(adapter.down).double()
         rows = slice(adapter.site.offset, adapter.site.offset + adapter.site.out_features)
         # One rounding at the end: the sum is made in float64.
-        linear.weight[rows] = (linear.weight[rows].double() + adapter.scale * (up @ down)).to(
-            linear.weight.dtype
-        )
+        weight = linear_weight(linear)
+        weight[rows] = (weight[rows].double() + adapter.scale * (up @ down)).to(weight.dtype)
     remove(model)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from petkit.errors import ConfigError, InputError
 from petkit.models.config import AdapterConfig
@@ -125,7 +125,7 @@ ALIASES = {
     "q": ("q", "q_proj", "query", "q_lin"),
     "k": ("k", "k_proj", "key", "k_lin"),
     "v": ("v", "v_proj", "value", "v_lin"),
-    "o": ("attn.proj", "o_proj", "out_proj", "out_lin", "attention.output.dense", "attn.o"),
+    "o": ("attn.proj", "o_proj", "out_proj", "out_lin", "attention.output.dense", "attn.o", "attn.c_proj"),
     "mlp": (
         "fc1",
         "fc2",
@@ -138,9 +138,13 @@ ALIASES = {
         "output.dense",
         "fc1_g",
         "fc1_x",
+        "c_fc",
+        "mlp.c_proj",
     ),
 }
 FUSED_SLICES = {"q": 0, "k": 1, "v": 2}
+# Maps to q, k and v one after the other: timm's, and GPT-2's.
+FUSED_MAPS = ("qkv", "c_attn")
 
 
 def find_sites(model: nn.Module, config: AdapterConfig) -> list[Site]:
@@ -234,8 +238,8 @@ def _width(block: nn.Module, rule: BlockRule) -> int:
     residual = _child(block, rule.residual)
     modules = [residual, *block.modules()] if residual is not None else list(block.modules())
     for module in modules:
-        if isinstance(module, nn.Linear):
-            return module.in_features
+        if is_linear(module):
+            return linear_shape(module)[1]
         weight = getattr(module, "weight", None)
         if weight is not None and weight.dim() == 1:
             return int(weight.numel())
@@ -256,7 +260,33 @@ def _lora_sites(model: nn.Module, targets: tuple[str, ...] | None) -> list[Site]
     return sorted(sites.values(), key=lambda site: (order[site.add], site.offset, site.out_features))
 
 
-def linear_modules(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module multiplies its last axis by a matrix: nn.Linear, or the Conv1D of GPT-2's family."""
+    return isinstance(module, nn.Linear) or _is_transposed(module)
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int]:
+    """The sizes (out, in) of a linear map."""
+    rows, columns = linear_weight(module).shape
+    return rows, columns
+
+
+def linear_weight(module: nn.Module) -> Tensor:
+    """The weight (out, in) of a linear map: the parameter itself, or a view of it.
+
+    Args:
+        module: A module for which `is_linear` holds.
+    """
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return weight.T if _is_transposed(module) else weight
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    # transformers' Conv1D is a linear map whose weight is (in, out).
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def linear_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The linear maps that lora can sit beside, by dotted path.
 
     Args:
@@ -269,32 +299,30 @@ def linear_modules(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     for path, module in model.named_modules():
         never_called = type(module).__name__ == "NonDynamicallyQuantizableLinear"
         apart = never_called or path.split(".")[0] in ("head", "head_dist")
-        if isinstance(module, nn.Linear) and not apart:
+        if is_linear(module) and not apart:
             yield path, module
 
 
-def _match(target: str, path: str, linear: nn.Linear) -> list[Site]:
+def _match(target: str, path: str, linear: nn.Module) -> list[Site]:
     last = path.rsplit(".", 1)[-1]
     if target in ALIASES:
-        if last == "qkv" and target in FUSED_SLICES:
+        if last in FUSED_MAPS and target in FUSED_SLICES:
             return [_slice_site(target, path, linear)]
         named = any(path == ending or path.endswith(f".{ending}") for ending in ALIASES[target])
         # BERT's attention.output.dense ends like the MLP's output.dense and is not part of the MLP.
         matches = named and not (target == "mlp" and path.endswith("attention.output.dense"))
     else:
         matches = fnmatch.fnmatchcase(path, target) or fnmatch.fnmatchcase(last, target)
-    return [Site(f"{path}.lora", path, path, linear.in_features, linear.out_features)] if matches else []
+    out_features, in_features = linear_shape(linear)
+    return [Site(f"{path}.lora", path, path, in_features, out_features)] if matches else []
 
 
-def _slice_site(target: str, path: str, linear: nn.Linear) -> Site:
-    if linear.out_features % 3:
-        raise InputError(
-            f"{path} has {linear.out_features} outputs, which are not three equal parts q, k and v"
-        )
-    third = linear.out_features // 3
-    return Site(
-        f"{path}.lora_{target}", path, path, linear.in_features, third, offset=third * FUSED_SLICES[target]
-    )
+def _slice_site(target: str, path: str, linear: nn.Module) -> Site:
+    out_features, in_features = linear_shape(linear)
+    if out_features % 3:
+        raise InputError(f"{path} has {out_features} outputs, which are not three equal parts q, k and v")
+    third = out_features // 3
+    return Site(f"{path}.lora_{target}", path, path, in_features, third, offset=third * FUSED_SLICES[target])
 
 
 def _no_match(target: str, paths: list[str]) -> str:

@@ -14,6 +14,7 @@ from petkit.artifacts.exporting import export_peft
 from petkit.artifacts.importing import import_peft, write_imported
 from petkit.artifacts.peft_lora import CONFIG_FILE, TENSOR_FILE
 from petkit.errors import ArtifactError, InputError, SafetyError
+from petkit.models.inserts import merge_into_base
 from petkit.models.loading import load_adapted
 
 pytestmark = [
@@ -45,6 +46,12 @@ def llama():
 def llama_classifier():
     return transformers.LlamaForSequenceClassification(
         transformers.LlamaConfig(**SIZES, vocab_size=30, pad_token_id=0, num_labels=3)
+    )
+
+
+def gpt2():
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=30, n_embd=16, n_layer=2, n_head=2, pad_token_id=0)
     )
 
 
@@ -81,6 +88,11 @@ CASES = {
         {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"], "task_type": "CAUSAL_LM"},
     ),
     "decoder classifier": (llama_classifier, TOKENS, {"target_modules": ["v_proj"], "task_type": "SEQ_CLS"}),
+    "transposed weights": (
+        gpt2,
+        TOKENS,
+        {"target_modules": ["c_attn"], "task_type": "CAUSAL_LM", "fan_in_fan_out": True},
+    ),
     "timm": (timm_vit, torch.ones(2, 3, 32, 32), {"target_modules": ["qkv"], "modules_to_save": ["head"]}),
 }
 
@@ -164,14 +176,27 @@ def test_half_precision_tensors_come_back_as_they_were(tmp_path, dtype):
     )
 
 
-def test_petkit_computes_what_peft_computes_on_a_vit(tmp_path):
-    original = save_adapter(tmp_path / "peft", vit, CASES["rslora, both patterns"][2])
-    fresh(vit).save_pretrained(tmp_path / "base")
+def load_in_petkit(tmp_path, make, options):
+    """The same adapter in PEFT and, from its artifact, in petkit."""
+    original = save_adapter(tmp_path / "peft", make, options)
+    fresh(make).save_pretrained(tmp_path / "base")
     write_imported(import_peft(tmp_path / "peft"), tmp_path / "artifact")
-    adapted = load_adapted(tmp_path / "artifact", base_override=str(tmp_path / "base"))
-    with torch.no_grad():
-        ours = adapted.model(IMAGES["pixel_values"])
-    torch.testing.assert_close(ours, logits(original, IMAGES), rtol=0, atol=1e-5)
+    return original, load_adapted(tmp_path / "artifact", base_override=str(tmp_path / "base")).model
+
+
+@torch.no_grad()
+def test_petkit_computes_what_peft_computes_on_a_vit(tmp_path):
+    original, ours = load_in_petkit(tmp_path, vit, CASES["rslora, both patterns"][2])
+    torch.testing.assert_close(ours(IMAGES["pixel_values"]), logits(original, IMAGES), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_petkit_computes_what_peft_computes_on_transposed_weights(tmp_path):
+    original, ours = load_in_petkit(tmp_path, gpt2, CASES["transposed weights"][2])
+    expected = logits(original, TOKENS)
+    torch.testing.assert_close(ours(**TOKENS).logits, expected, rtol=0, atol=1e-5)
+    merge_into_base(ours)
+    torch.testing.assert_close(ours(**TOKENS).logits, expected, rtol=0, atol=1e-5)
 
 
 def test_petkit_computes_what_peft_computes_on_a_decoder(tmp_path):

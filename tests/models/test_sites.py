@@ -104,7 +104,7 @@ def test_parallel_adapters_of_post_norm_blocks_act_before_the_norm(name):
 
 
 @pytest.mark.parametrize("method", ["adaptformer", "houlsby", "lora"])
-@pytest.mark.parametrize("name", [name for name in (*TIMM, *ENCODERS) if name != "GPT2"])
+@pytest.mark.parametrize("name", [*TIMM, *ENCODERS])
 def test_every_adapter_takes_part(name, method):
     """A hook on a module that the model never calls would leave its adapter silent."""
     model = make(name)
@@ -153,6 +153,9 @@ def test_slices_of_a_fused_map(vit):
         ("Llama", "mlp", ["gate_proj", "up_proj", "down_proj"]),
         ("Llama", "o", ["o_proj"]),
         ("ViT", "v", ["v_proj"]),
+        ("GPT2", "v", ["attn.c_attn"]),
+        ("GPT2", "o", ["attn.c_proj"]),
+        ("GPT2", "mlp", ["mlp.c_fc", "mlp.c_proj"]),
     ],
 )
 def test_aliases_across_families(name, alias, endings):
