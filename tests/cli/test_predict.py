@@ -80,6 +80,19 @@ def test_an_adapter_that_the_bank_lacks_is_named_with_its_line(petkit, pictures,
     assert petkit("predict", "--bank", bank, inputs, "--skip-bad").code == 0
 
 
+def test_all_faulty_rows_are_reported_at_once(petkit, pictures, bank):
+    good = {"image": "0.png", "adapter": "dogs"}
+    inputs = rows(
+        pictures / "in.jsonl", good, {"image": "0.png", "adapter": "dog"}, good, {"adapter": "cats"}
+    )
+    code, out, err = petkit("predict", "--bank", bank, inputs)
+    assert (code, out) == (2, "")
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "in.jsonl:2: adapter 'dog' is not in the bank" in errors[0]
+    assert "in.jsonl:4: image must be a string that is not empty, got None" in errors[1]
+    assert errors[2:] == ["error: repair the 2 lines or pass --skip-bad"]
+
+
 def test_an_unreadable_picture_ends_with_2_unless_it_is_skipped(petkit, pictures, bank):
     (pictures / "bad.png").write_bytes(b"nothing")
     code, _, err = petkit("predict", bank / "cats", pictures)

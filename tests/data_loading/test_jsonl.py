@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from petkit.data.jsonl import read_rows
+from petkit.data.jsonl import convert, placed_rows, read_rows
 from petkit.errors import InputError
 
 
@@ -39,3 +39,53 @@ def test_line_separators_inside_strings_do_not_split_rows(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": "one\u2028two"}\r\n', encoding="utf-8", newline="")
     assert read_rows(path, dict) == [{"a": "one\u2028two"}]
+
+
+def test_every_faulty_line_is_named_at_once(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n[]\n{"a": 2}\n[]\n')
+    with pytest.raises(InputError) as caught:
+        read_rows(path, dict)
+    assert str(caught.value).splitlines() == [
+        f"{path}:2: expected a JSON object, got list",
+        f"{path}:4: expected a JSON object, got list",
+        "repair the 2 lines or set data.skip_bad",
+    ]
+
+
+def test_one_faulty_line_is_one_line_of_message(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("[]\n")
+    with pytest.raises(InputError) as caught:
+        read_rows(path, dict)
+    assert (
+        str(caught.value)
+        == f"{path}:1: expected a JSON object, got list; repair the line or set data.skip_bad"
+    )
+
+
+@pytest.mark.parametrize(("count", "last"), [(20, "repair the 20"), (23, "and 3 more; repair the 23")])
+def test_faults_beyond_the_twentieth_are_counted(tmp_path, count, last):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("[]\n" * count)
+    with pytest.raises(InputError) as caught:
+        read_rows(path, dict)
+    lines = str(caught.value).splitlines()
+    assert [line.partition(": ")[0] for line in lines[:-1]] == [f"{path}:{n}" for n in range(1, 21)]
+    assert lines[-1] == f"{last} lines or set data.skip_bad"
+
+
+def test_rows_that_are_worked_on_further_keep_their_place(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 2}\n\n{"a": 0}\n')
+    rows = placed_rows(path, lambda row: row["a"])
+    assert rows == [(f"{path}:1", 2), (f"{path}:3", 0)]
+
+    def half(number):
+        if number == 0:
+            raise ValueError("must be positive,\ngot 0")
+        return number // 2
+
+    assert convert(rows, half, skip_bad=True) == [(f"{path}:1", 1)]
+    with pytest.raises(InputError, match=r"rows\.jsonl:3: must be positive, got 0; repair the line"):
+        convert(rows, half)

@@ -74,6 +74,17 @@ def test_faulty_rows_are_named_by_line(tmp_path, line, message):
         read_samples([rows], IMAGES, lambda name: None if name == "x" else f"{name} is not here")
 
 
+def test_every_faulty_row_is_named_at_once(tmp_path):
+    rows = jsonl(tmp_path / "r.jsonl", *['{"image": "a.png", "adapter": "y"}', "{}"] * 11)
+    with pytest.raises(InputError) as caught:
+        read_samples([rows], IMAGES, lambda name: f"{name} is not here")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 21
+    assert lines[0] == f"{rows}:1: y is not here"
+    assert lines[1] == f"{rows}:2: adapter must be the name of an adapter in the bank, got None"
+    assert lines[20] == "and 2 more; repair the 22 lines or pass --skip-bad"
+
+
 def test_an_adapter_without_a_bank_is_refused(tmp_path):
     rows = jsonl(tmp_path / "r.jsonl", '{"text": "x", "adapter": "a"}')
     with pytest.raises(InputError, match="adapter has an effect with --bank only"):
