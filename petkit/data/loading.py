@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from petkit.data.chat import check_tokenizer, cut_chats, encode_chat, parse_chat
+from petkit.data.chat import Message, check_tokenizer, cut_chats, encode_chat, parse_chat
 from petkit.data.classes import check_seen, class_names, class_numbers
 from petkit.data.config import DataConfig
 from petkit.data.images import ImageDataset, JoinedImages, effective_preprocess
-from petkit.data.jsonl import read_rows
+from petkit.data.jsonl import convert, placed_rows, read_rows
 from petkit.data.listings import Listing, list_folders, list_sample, list_vtab
 from petkit.data.subsets import choose
 from petkit.data.text import encode_texts, parse_text
@@ -67,6 +67,10 @@ class Splits:
     preprocess: dict[str, Any] | None = None
 
 
+# From the model's `preprocess` (images) and `tokenizer` (text) to the splits.
+Finish = Callable[[Mapping[str, Any] | None, Any | None], Splits]
+
+
 def load_data(
     config: DataConfig,
     task: str,
@@ -96,14 +100,34 @@ def load_data(
         InputError: A split is missing or empty, an example is malformed, or a class is unknown.
         SafetyError: A path leaves the data folder.
     """
+    return list_data(config, task, classes=classes, splits=splits, seed=seed)(preprocess, tokenizer)
+
+
+def list_data(
+    config: DataConfig,
+    task: str,
+    *,
+    classes: Sequence[str] | None = None,
+    splits: Sequence[str] = SPLITS,
+    seed: int = 0,
+) -> Finish:
+    """Find the examples of a task, check and number them: all of loading that needs no model.
+
+    List files and JSONL rows are read here, once. Decoding and tokenising are left to what is returned, and
+    so are the faults that only they can find: an unreadable image, a chat that the template refuses.
+
+    Args:
+        config, task, classes, splits, seed: As in `load_data`.
+
+    Returns:
+        A function that takes the model's `preprocess` and `tokenizer` and returns the splits.
+
+    Raises:
+        ConfigError, InputError, SafetyError: As `load_data`.
+    """
     check_data(config, task)
-    if config.format == "text":
-        return _load_texts(config, tokenizer, classes, splits, seed)
-    if config.format == "chat":
-        return _load_chats(config, tokenizer, splits, seed)
-    if preprocess is None:
-        raise ConfigError("images need the model's preprocess: image_size, mean, std and interpolation")
-    return _load_images(config, preprocess, classes, splits, seed)
+    make = {"text": _list_texts, "chat": _list_chats}.get(config.format, _list_images)
+    return make(config, classes, splits, seed)
 
 
 def check_data(config: DataConfig, task: str) -> None:
@@ -126,34 +150,30 @@ def check_data(config: DataConfig, task: str) -> None:
         data_folder(config)
 
 
-def _load_images(
-    config: DataConfig,
-    preprocess: Mapping[str, Any],
-    classes: Sequence[str] | None,
-    splits: Sequence[str],
-    seed: int,
-) -> Splits:
-    listings, known = _list_images(config, splits)
-    require_splits({split: len(listing.labels) for split, listing in listings.items()}, splits, config)
-    labels = {split: listing.labels for split, listing in listings.items()}
-    names = tuple(
-        classes or known or class_names(labels, config.format == "vtab", config.allow_unseen_classes)
-    )
-    numbers = {split: class_numbers(values, names, split) for split, values in labels.items()}
-    if not config.allow_unseen_classes:
-        check_seen(numbers, names)
-    effective = effective_preprocess(preprocess, config)
-
-    def build(parts: Sequence[str]) -> Dataset:
-        source = JoinedImages(tuple(listings[part].source for part in parts))
-        dataset = ImageDataset(source, [number for part in parts for number in numbers[part]], effective)
-        return dataset.readable() if config.skip_bad else dataset
-
-    sizes = {split: len(values) for split, values in numbers.items()}
-    return assemble(build, sizes, names, config, seed, effective)
-
-
 def _list_images(
+    config: DataConfig, classes: Sequence[str] | None, splits: Sequence[str], seed: int
+) -> Finish:
+    listings, known = _image_listings(config, splits)
+    labels = {split: listing.labels for split, listing in listings.items()}
+    numbered = config.format == "vtab"
+    names, numbers = _number(config, labels, splits, classes or known, numbered)
+
+    def finish(preprocess: Mapping[str, Any] | None, tokenizer: Any) -> Splits:
+        if preprocess is None:
+            raise ConfigError("images need the model's preprocess: image_size, mean, std and interpolation")
+        effective = effective_preprocess(preprocess, config)
+
+        def build(parts: Sequence[str]) -> Dataset:
+            source = JoinedImages(tuple(listings[part].source for part in parts))
+            dataset = ImageDataset(source, [number for part in parts for number in numbers[part]], effective)
+            return dataset.readable() if config.skip_bad else dataset
+
+        return assemble(build, _sizes(labels), names, config, seed, effective)
+
+    return finish
+
+
+def _image_listings(
     config: DataConfig, splits: Sequence[str]
 ) -> tuple[dict[str, Listing], tuple[str, ...] | None]:
     if config.format == "sample":
@@ -162,51 +182,83 @@ def _list_images(
     return read(data_folder(config), splits), None
 
 
-def _load_texts(
-    config: DataConfig, tokenizer: Any, classes: Sequence[str] | None, splits: Sequence[str], seed: int
-) -> Splits:
-    if tokenizer is None:
-        raise ConfigError("data.format text needs a model with a tokenizer: hf/ORG/NAME or a local folder")
+def _list_texts(
+    config: DataConfig, classes: Sequence[str] | None, splits: Sequence[str], seed: int
+) -> Finish:
     found = {
         split: read_rows(path, parse_text, config.skip_bad) for split, path in _row_files(config, splits)
     }
-    require_splits({split: len(rows) for split, rows in found.items()}, splits, config)
-    numbered = all(row.numbered for rows in found.values() for row in rows)
     labels = {split: [row.label for row in rows] for split, rows in found.items()}
+    numbered = all(row.numbered for rows in found.values() for row in rows)
+    names, numbers = _number(config, labels, splits, classes, numbered)
+
+    def finish(preprocess: Mapping[str, Any] | None, tokenizer: Any) -> Splits:
+        if tokenizer is None:
+            raise ConfigError(
+                "data.format text needs a model with a tokenizer: hf/ORG/NAME or a local folder"
+            )
+
+        def build(parts: Sequence[str]) -> Dataset:
+            texts = [row.text for part in parts for row in found[part]]
+            targets = [number for part in parts for number in numbers[part]]
+            encoded = encode_texts(texts, tokenizer, config.max_length)
+            pairs = zip(encoded, targets, strict=True)
+            return TokenDataset(
+                [{"input_ids": ids, "labels": label} for ids, label in pairs], padding_token(tokenizer)
+            )
+
+        return assemble(build, _sizes(found), names, config, seed)
+
+    return finish
+
+
+def _number(
+    config: DataConfig,
+    labels: Mapping[str, Sequence[str]],
+    splits: Sequence[str],
+    classes: Sequence[str] | None,
+    numbered: bool,
+) -> tuple[tuple[str, ...], dict[str, list[int]]]:
+    """Name the classes, number every example's, and refuse splits and classes that cannot be used."""
+    require_splits(_sizes(labels), splits, config)
     names = tuple(classes or class_names(labels, numbered, config.allow_unseen_classes))
     numbers = {split: class_numbers(values, names, split) for split, values in labels.items()}
     if not config.allow_unseen_classes:
         check_seen(numbers, names)
-
-    def build(parts: Sequence[str]) -> Dataset:
-        texts = [row.text for part in parts for row in found[part]]
-        targets = [number for part in parts for number in numbers[part]]
-        encoded = encode_texts(texts, tokenizer, config.max_length)
-        pairs = zip(encoded, targets, strict=True)
-        return TokenDataset(
-            [{"input_ids": ids, "labels": label} for ids, label in pairs], padding_token(tokenizer)
-        )
-
-    return assemble(build, {split: len(rows) for split, rows in found.items()}, names, config, seed)
+    return names, numbers
 
 
-def _load_chats(config: DataConfig, tokenizer: Any, splits: Sequence[str], seed: int) -> Splits:
-    check_tokenizer(tokenizer)
-    found = {}
-    for split, path in _row_files(config, splits):
-        rows = read_rows(path, lambda row: encode_chat(parse_chat(row), tokenizer), config.skip_bad)
-        found[split] = cut_chats(rows, config.max_length)
+def _list_chats(
+    config: DataConfig, classes: Sequence[str] | None, splits: Sequence[str], seed: int
+) -> Finish:
+    files = _row_files(config, splits)
+    found = {split: placed_rows(path, parse_chat, config.skip_bad) for split, path in files}
     # Fine-tuning data often comes without a test part.
-    require_splits(
-        {split: len(rows) for split, rows in found.items()},
-        [split for split in splits if split != "test" or split in found],
-        config,
-    )
+    needed = [split for split in splits if split != "test" or split in found]
+    require_splits(_sizes(found), needed, config)
 
-    def build(parts: Sequence[str]) -> Dataset:
-        return TokenDataset([row for part in parts for row in found[part]], padding_token(tokenizer))
+    def finish(preprocess: Mapping[str, Any] | None, tokenizer: Any) -> Splits:
+        check_tokenizer(tokenizer)
+        encoded = {split: _encode_chats(rows, tokenizer, config) for split, rows in found.items()}
+        require_splits(_sizes(encoded), needed, config)
 
-    return assemble(build, {split: len(rows) for split, rows in found.items()}, (), config, seed)
+        def build(parts: Sequence[str]) -> Dataset:
+            return TokenDataset([row for part in parts for row in encoded[part]], padding_token(tokenizer))
+
+        return assemble(build, _sizes(encoded), (), config, seed)
+
+    return finish
+
+
+def _encode_chats(
+    rows: Sequence[tuple[str, Sequence[Message]]], tokenizer: Any, config: DataConfig
+) -> list[dict[str, list[int]]]:
+    encoded = convert(rows, lambda messages: encode_chat(messages, tokenizer), config.skip_bad)
+    return cut_chats([example for _, example in encoded], config.max_length)
+
+
+def _sizes(found: Mapping[str, Sequence[Any]]) -> dict[str, int]:
+    return {split: len(values) for split, values in found.items()}
 
 
 def _row_files(config: DataConfig, splits: Sequence[str]) -> list[tuple[str, Path]]:

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from petkit.data.config import DataConfig
-from petkit.data.loading import load_data
+from petkit.data.loading import list_data, load_data
 from petkit.errors import ConfigError, InputError
+from tests.data_loading.conftest import CHATML
 
 IMAGES = "image_classification"
+TALK = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 
 
 def load(config, task=IMAGES, **options):
@@ -174,8 +176,6 @@ def test_missing_and_empty_splits(vtab, preprocess, break_it, message):
         ({"format": "chat"}, IMAGES, ConfigError, "must be sample or vtab or image_folder, got 'chat'"),
         ({"format": "vtab"}, IMAGES, ConfigError, r"data\.path is needed for data\.format vtab"),
         ({"format": "vtab", "path": "/no/such"}, IMAGES, InputError, "is not a folder"),
-        ({"format": "text", "path": "/"}, "text_classification", ConfigError, "a model with a tokenizer"),
-        ({"format": "chat", "path": "/"}, "causal_lm", InputError, "has a chat template"),
     ],
 )
 def test_sections_that_cannot_serve(preprocess, config, task, error, message):
@@ -186,6 +186,68 @@ def test_sections_that_cannot_serve(preprocess, config, task, error, message):
 def test_images_need_the_models_preprocessing():
     with pytest.raises(ConfigError, match="need the model's preprocess"):
         load({})
+
+
+def test_texts_and_chats_need_the_models_tokenizer(write_rows, tokenizer):
+    folder = str(
+        write_rows(train=[{"text": "good", "label": "yes", **TALK}], test=[{"text": "a", "label": "yes"}])
+    )
+    with pytest.raises(ConfigError, match="a model with a tokenizer"):
+        load({"format": "text", "path": folder}, "text_classification")
+    with pytest.raises(InputError, match="has a chat template"):
+        load({"format": "chat", "path": folder}, "causal_lm", splits=["train"])
+
+
+def test_listing_finds_what_needs_no_model(vtab):
+    (vtab / "val200.txt").write_text("images/val200 0.png\n")
+    with pytest.raises(InputError, match=r"val200\.txt:1: expected 'relative/path label'"):
+        list_data(DataConfig(format="vtab", path=str(vtab)), IMAGES)
+    (vtab / "val200.txt").unlink()
+    (vtab / "test.txt").write_text("images/test 0.png 7\n")
+    with pytest.raises(InputError, match=r"never seen in training \('7'\)"):
+        list_data(DataConfig(format="vtab", path=str(vtab)), IMAGES)
+    (vtab / "test.txt").unlink()
+    with pytest.raises(InputError, match="has no test split"):
+        list_data(DataConfig(format="vtab", path=str(vtab)), IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "message"),
+    [
+        ("text", "text_classification", r"train\.jsonl:1: text must be a string"),
+        ("chat", "causal_lm", r"train\.jsonl:2: messages must be a list"),
+    ],
+)
+def test_listing_parses_rows_without_a_tokenizer(write_rows, kind, task, message):
+    folder = write_rows(train=[TALK, {"text": "good", "label": "yes"}], test=[])
+    with pytest.raises(InputError, match=message):
+        list_data(DataConfig(format=kind, path=str(folder)), task)
+
+
+def test_a_listed_file_is_not_read_again(write_rows, tokenizer):
+    folder = write_rows(train=[TALK])
+    finish = list_data(DataConfig(format="chat", path=str(folder)), "causal_lm")
+    (folder / "train.jsonl").unlink()
+    assert len(finish(None, tokenizer).train) == 1
+
+
+def test_a_chat_that_the_template_refuses_names_its_line(write_rows, tokenizer, caplog):
+    tokenizer.chat_template = "{{ raise_exception('no') if messages[0]['role'] == 'system' }}" + CHATML
+    system = {"messages": [{"role": "system", "content": "s"}, *TALK["messages"]]}
+    folder = write_rows(train=[TALK, system])
+    config = {"format": "chat", "path": str(folder)}
+    with pytest.raises(InputError, match=r"train\.jsonl:2: the chat template refuses it: no"):
+        load(config, "causal_lm", tokenizer=tokenizer)
+    with caplog.at_level(logging.WARNING):
+        assert len(load(config | {"skip_bad": True}, "causal_lm", tokenizer=tokenizer).train) == 1
+    assert "train.jsonl:2" in caplog.text
+
+
+def test_a_split_of_which_nothing_is_left_to_learn_is_empty(write_rows, tokenizer):
+    folder = write_rows(train=[TALK])
+    config = {"format": "chat", "path": str(folder), "max_length": 3}
+    with pytest.raises(InputError, match=r"the train split of .* is empty"):
+        load(config, "causal_lm", tokenizer=tokenizer)
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from petkit.artifacts import (
     write_checks,
 )
 from petkit.configuration.effects import effective
-from petkit.data.loading import Dataset, Splits, check_data, load_data
+from petkit.data.loading import Dataset, Splits, list_data
 from petkit.data.tokens import IGNORED
 from petkit.errors import ConfigError, GateError
 from petkit.methods.binary_adapter.algorithm import insert_adapters, pack_adapters, step_function
@@ -196,10 +196,10 @@ def prepare(config: BinaryAdapterConfig, context: RunContext) -> Ready:
         PetkitError: model or data cannot be loaded.
     """
     # Before a model is fetched, for minutes perhaps, in vain.
-    check_data(config.data, config.task)
-    # How many classes there are is known only after the data, whose form in turn depends on the model.
+    finish_data = list_data(config.data, config.task, seed=config.seed)
+    # With a head of one class, until the splits say how many there are.
     loaded = load_model(config.model, config.task, num_classes=1)
-    splits = load_data(config.data, config.task, loaded.preprocess, loaded.tokenizer, seed=config.seed)
+    splits = finish_data(loaded.preprocess, loaded.tokenizer)
     model = loaded.model
     if config.task != "causal_lm":
         width = int(model.head.in_features)  # type: ignore[union-attr, arg-type]

@@ -278,6 +278,27 @@ def test_missing_data_is_named_before_a_model_is_loaded(
             start(config, RunContext(Path(config.output)))
 
 
+def test_a_broken_list_file_is_named_before_a_missing_model(image_recipe: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "vtab"
+    folder.mkdir()
+    (folder / "train800.txt").write_text("images/0.png 0\nimages/1.png\n")
+    data = {"format": "vtab", "path": str(folder), "train_size": None, "test_size": None}
+    config = image_recipe(data=data, model={"name": "timm/no_such_model"})
+    for start in (recipe.plan, recipe.run):
+        with pytest.raises(InputError, match=r"train800\.txt:2: expected 'relative/path label'"):
+            start(config, RunContext(Path(config.output)))
+
+
+def test_faulty_rows_are_named_before_a_missing_model(chats: Path, tmp_path: Path) -> None:
+    with (chats / "test.jsonl").open("a") as file:
+        file.write('{"messages": []}\n{\n')
+    sections = {"task": "causal_lm", "model": {"name": str(tmp_path / "absent")}}
+    data = {"format": "chat", "path": str(chats)}
+    config = BinaryAdapterConfig(output=str(tmp_path / "run"), data=data, **sections)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"test\.jsonl:9: messages must be .*\n.*test\.jsonl:10: "):
+        recipe.prepare(config, RunContext(tmp_path / "run"))
+
+
 def test_changed_data_are_refused_on_resume(image_recipe: Make, tmp_path: Path) -> None:
     from PIL import Image
 
