@@ -14,7 +14,7 @@ endif
 CPP := $(shell find cpp csrc_cuda tests/cuda_emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 ARCHITECTURES := 8.0;9.0
 
-.PHONY: demo install test check lint format bench cuda sanitize docs clean
+.PHONY: demo install test check lint format bench cuda sanitize neon docs clean
 
 demo: install
 	$(BIN)/petkit bench adapters demo --output demo
@@ -63,6 +63,15 @@ sanitize:
 	cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPETKIT_SANITIZE=ON
 	cmake --build build/sanitize --parallel $(MAX_JOBS)
 	ctest --test-dir build/sanitize --output-on-failure
+
+# The NEON kernels' tests, cross-compiled and run in an emulator. Debian's packages for it: g++-aarch64-linux-gnu
+# libc6-dev-arm64-cross qemu-user.
+neon:
+	cmake -S . -B build/neon -G Ninja -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	  -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+	  -DCMAKE_CROSSCOMPILING_EMULATOR="qemu-aarch64;-L;/usr/aarch64-linux-gnu"
+	cmake --build build/neon --parallel $(MAX_JOBS)
+	ctest --test-dir build/neon --output-on-failure
 
 docs: install
 	$(BIN)/python docs/generate.py
