@@ -63,6 +63,22 @@ class TokenDataset:
         return chosen
 
 
+def at_targets(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Choose the predictions of a language model that a loss looks at.
+
+    Args:
+        logits: (batch, tokens, vocab); position t predicts token t + 1.
+        labels: int64 (batch, tokens), the tokens themselves, -100 where a token is no target (prompt,
+            padding).
+
+    Returns:
+        Logits (targets, vocab) and the tokens they predict (targets,).
+    """
+    targets = labels[:, 1:]
+    kept = targets != IGNORED
+    return logits[:, :-1][kept], targets[kept]
+
+
 def padding_token(tokenizer: Any) -> int:
     """The token to pad with, hidden by the mask: the tokenizer's own, else its end of sequence, else 0."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
+from petkit.data.tokens import at_targets
 from petkit.errors import InputError
 from petkit.models.inserts import inserts
 from petkit.models.loaded import compute_logits
@@ -84,8 +85,8 @@ def predictions(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
 
     Args:
         model: runs in evaluation mode, its former mode is restored.
-        batches: collated inputs, on the model's device; labels (batch, tokens) below 0 mark tokens without a
-            target.
+        batches: collated inputs, on the model's device; labels (batch, tokens) are those of a language
+            model, -100 where a token is no target.
 
     Returns:
         Logits float32 (predictions, classes), all batches one after another, on the CPU.
@@ -107,5 +108,5 @@ def predictions(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
 def _targeted(logits: Tensor, labels: Tensor | None) -> Tensor:
     if labels is not None and labels.ndim == 2:
         # Behind padding and inside prompts a language model's logits decide nothing.
-        logits = logits[labels >= 0]
+        logits, _ = at_targets(logits, labels)
     return logits.float().reshape(-1, logits.shape[-1]).cpu()

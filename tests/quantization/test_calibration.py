@@ -85,14 +85,21 @@ def test_predictions_of_all_batches_come_one_after_another(model):
     torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
-def test_predictions_without_a_target_are_left_out():
-    adapter = next(iter(inserts(adapted_model(AdapterConfig(bits=32, bottleneck=4)).model).values()))
+class Position(torch.nn.Module):
+    """A stand-in for a language model whose logits tell the position that they come from."""
+
+    def forward(self, input_ids, attention_mask):
+        return torch.arange(input_ids.numel()).reshape(*input_ids.shape, 1)
+
+
+def test_a_language_model_is_compared_where_it_predicts_a_target():
     batch = {
-        "input_ids": torch.randn(1, 3, 64),
-        "attention_mask": torch.ones(1, 3),
-        "labels": torch.tensor([[-100, 2, -100]]),
+        "input_ids": torch.zeros(2, 4, dtype=torch.int64),
+        "attention_mask": torch.ones(2, 4),
+        "labels": torch.tensor([[-100, 5, 6, -100], [-100, -100, -100, 7]]),
     }
-    assert predictions(TokenModel(adapter), [batch]).shape == (1, 64)
+    # Tokens 1 and 2 of the first row are predicted at positions 0 and 1, token 3 of the second at 4 + 2.
+    assert predictions(Position(), [batch]).flatten().tolist() == [0, 1, 6]
 
 
 def test_refusals(model):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from petkit.artifacts import PackedMatrix
-from petkit.data.tokens import IGNORED
+from petkit.data.tokens import at_targets
 from petkit.models.config import AdapterConfig
 from petkit.models.inserts import Site, insert, pack
 from petkit.models.loaded import compute_logits
@@ -82,8 +82,7 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
 
     Args:
         logits: (batch, tokens, vocab); position t predicts token t + 1.
-        labels: int64 (batch, tokens), the tokens themselves, -100 where a token is no target (prompt,
-            padding).
+        labels: int64 (batch, tokens), as in `at_targets`.
 
     Returns:
         The sum in nats, float32, and the number of targets.
@@ -91,11 +90,9 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
     Source:
         Supervised fine-tuning: the loss counts the assistant's tokens only.
     """
-    targets = labels[:, 1:]
-    kept = targets != IGNORED
     # Selecting first keeps the float32 copy of the logits as small as the targets are few.
-    chosen = logits[:, :-1][kept].float()
-    return functional.cross_entropy(chosen, targets[kept], reduction="sum"), int(kept.sum())
+    chosen, targets = at_targets(logits, labels)
+    return functional.cross_entropy(chosen.float(), targets, reduction="sum"), len(targets)
 
 
 def classification_step(model: nn.Module, batch: Mapping[str, Tensor]) -> StepOutput:

@@ -30,7 +30,7 @@ from petkit.artifacts import (
 )
 from petkit.configuration.effects import effective
 from petkit.data.loading import Dataset, Splits, list_data
-from petkit.data.tokens import IGNORED
+from petkit.data.tokens import at_targets
 from petkit.errors import ConfigError, GateError
 from petkit.methods.binary_adapter.algorithm import insert_adapters, pack_adapters, step_function
 from petkit.methods.binary_adapter.config import BinaryAdapterConfig
@@ -306,7 +306,7 @@ def _same_behaviour(ready: Ready, reloaded: nn.Module, device: torch.device) -> 
         logits = [compute_logits(model.eval(), batch) for model in (ready.model, reloaded)]
     if batch["labels"].ndim == 2:
         # Behind padding a language model's logits mean nothing.
-        logits = [one[batch["labels"] != IGNORED] for one in logits]
+        logits = [at_targets(one, batch["labels"])[0] for one in logits]
     return compare_logits(*logits)
 
 
