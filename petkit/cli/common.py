@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
 from petkit.cli.shipped import shipped_recipe
 from petkit.errors import ConfigError
 
+if TYPE_CHECKING:
+    from petkit.training.config import Precision
+
 RUN_PANEL = "Run"
 DANGER_PANEL = "Danger"
+
+
+class Dtype(str, Enum):
+    """Number format of a forward pass."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+    @property
+    def precision(self) -> Precision:
+        """The same, as `training.precision` calls it."""
+        return "bf16" if self is Dtype.BFLOAT16 else "fp32"
+
 
 JsonFlag: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 ConfigArgument: TypeAlias = Annotated[
@@ -39,6 +56,12 @@ SeedOption: TypeAlias = Annotated[
 DeviceOption: TypeAlias = Annotated[
     str,
     typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.", rich_help_panel=RUN_PANEL),
+]
+DtypeOption: TypeAlias = Annotated[
+    Dtype,
+    typer.Option(
+        "--dtype", help="Number format of the forward pass; weights stay float32.", rich_help_panel=RUN_PANEL
+    ),
 ]
 ThreadsOption: TypeAlias = Annotated[
     int | None,

@@ -68,6 +68,7 @@ def command(
     ] = None,
     skip_bad: SkipBadFlag = False,
     device: common.DeviceOption = "auto",
+    dtype: common.DtypeOption = common.Dtype.FLOAT32,
     threads: common.ThreadsOption = None,
     as_json: common.JsonFlag = False,
 ) -> None:
@@ -91,10 +92,11 @@ def command(
     def measure(relative: float = 0.0, seed: int = 0) -> dict[str, Any]:
         with evaluation.weight_noise(adapted.model, relative, seed):
             return evaluation.evaluate_adapted(
-                adapted, dataset, place, batch_size, config.data.workers
+                adapted, dataset, place, batch_size, config.data.workers, dtype.precision
             ).payload()
 
-    result = {"artifact": str(artifact), "split": split.value, "mode": chosen_mode.value, **measure()}
+    settled = {"split": split.value, "mode": chosen_mode.value, "dtype": dtype.value}
+    result = {"artifact": str(artifact), **settled, **measure()}
     if noise:
         result["noise"] = [_under_noise(r, [measure(r, k) for k in range(noise_seeds)]) for r in noise]
     output.print_result(output.table(("", ""), _rows(result)), result, as_json)
@@ -156,7 +158,7 @@ def _under_noise(relative: float, draws: Sequence[Mapping[str, Any]]) -> dict[st
 def _rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("artifact", result["artifact"]),
-        ("weights", result["mode"]),
+        ("weights", f"{result['mode']}, computed in {result['dtype']}"),
         (result["split"], measured(result)),
         ("rate", f"{result['examples_per_second']:.3g} examples/s"),
     ]

@@ -15,6 +15,7 @@ from petkit.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from petkit.serving.predict import Prediction
+    from petkit.training.config import Precision
 
 MAX_NEW_TOKENS = 128
 TOP_K = 3
@@ -48,6 +49,7 @@ def command(
         bool, typer.Option("--skip-bad", help="Leave unreadable inputs out, naming each.")
     ] = False,
     device: common.DeviceOption = "auto",
+    dtype: common.DtypeOption = common.Dtype.FLOAT32,
     threads: common.ThreadsOption = None,
     as_json: common.JsonFlag = False,
     as_lines: Annotated[
@@ -65,10 +67,17 @@ def command(
     place = str(devices.resolve_device(device))
     if bank is not None:
         _refuse(max_new_tokens, "--max-new-tokens", "a bank holds classifiers")
-        found = _with_bank(bank, inputs, top_k or TOP_K, batch_size, skip_bad, place)
+        found = _with_bank(bank, inputs, top_k or TOP_K, batch_size, skip_bad, place, dtype.precision)
     else:
         found = _with_artifact(
-            Path(inputs[0]), inputs[1:], top_k, max_new_tokens, batch_size, skip_bad, place
+            Path(inputs[0]),
+            inputs[1:],
+            top_k,
+            max_new_tokens,
+            batch_size,
+            skip_bad,
+            place,
+            dtype.precision,
         )
     if as_lines:
         _print_lines(found)
@@ -77,7 +86,13 @@ def command(
 
 
 def _with_bank(
-    folder: Path, inputs: Sequence[str], top_k: int, batch_size: int, skip_bad: bool, device: str
+    folder: Path,
+    inputs: Sequence[str],
+    top_k: int,
+    batch_size: int,
+    skip_bad: bool,
+    device: str,
+    precision: Precision,
 ) -> Iterator[Prediction]:
     from petkit.serving.bank import BankModel
     from petkit.serving.predict import ManyAdapters, classify
@@ -86,7 +101,14 @@ def _with_bank(
     bank = BankModel.from_folder(folder, device)
     output.log(f"{len(bank)} adapters resident in {bank.nbytes:,} bytes")
     samples = read_samples(inputs, bank.task, bank.fault, skip_bad)
-    return classify(ManyAdapters(bank), samples, top_k=top_k, batch_size=batch_size, skip_bad=skip_bad)
+    return classify(
+        ManyAdapters(bank),
+        samples,
+        top_k=top_k,
+        batch_size=batch_size,
+        skip_bad=skip_bad,
+        precision=precision,
+    )
 
 
 def _with_artifact(
@@ -97,6 +119,7 @@ def _with_artifact(
     batch_size: int,
     skip_bad: bool,
     device: str,
+    precision: Precision,
 ) -> Iterator[Prediction]:
     from petkit.artifacts import read_manifest
     from petkit.models.loading import load_adapted
@@ -114,9 +137,15 @@ def _with_artifact(
     samples = read_samples(inputs, task.type, None, skip_bad)
     adapted = load_adapted(folder, device)
     if language_model:
-        return generate(adapted, samples, max_new_tokens or MAX_NEW_TOKENS)
-    model = OneAdapter(adapted)
-    return classify(model, samples, top_k=top_k or TOP_K, batch_size=batch_size, skip_bad=skip_bad)
+        return generate(adapted, samples, max_new_tokens or MAX_NEW_TOKENS, precision)
+    return classify(
+        OneAdapter(adapted),
+        samples,
+        top_k=top_k or TOP_K,
+        batch_size=batch_size,
+        skip_bad=skip_bad,
+        precision=precision,
+    )
 
 
 def _refuse(value: int | None, flag: str, why: str) -> None:

@@ -61,6 +61,10 @@ ResumeOption = Annotated[
         rich_help_panel=common.RUN_PANEL,
     ),
 ]
+DtypeOption = Annotated[
+    common.Dtype | None,
+    typer.Option("--dtype", help="Sets training.precision: fp32 or bf16.", rich_help_panel=common.RUN_PANEL),
+]
 DeterministicFlag = Annotated[
     bool,
     typer.Option(
@@ -82,6 +86,7 @@ def adapter(
     resume: ResumeOption = None,
     dry_run: common.DryRunFlag = False,
     device: common.DeviceOption = "auto",
+    dtype: DtypeOption = None,
     threads: common.ThreadsOption = None,
     deterministic: DeterministicFlag = False,
     overwrite: common.OverwriteFlag = False,
@@ -96,6 +101,7 @@ def adapter(
         "output": None if folder is None else str(folder),
         "training.max_steps": max_steps,
         "training.max_time": max_time,
+        "training.precision": None if dtype is None else dtype.precision,
         "data.skip_bad": skip_bad or None,
     }
     resolved = resolve(BinaryAdapterConfig, common.recipe_files(recipe, config), settings or (), flags)

@@ -18,6 +18,8 @@ from petkit.models.loaded import compute_logits
 from petkit.models.loading import AdaptedModel
 from petkit.serving.bank import BankModel
 from petkit.serving.samples import Sample
+from petkit.training.config import Precision
+from petkit.training.evaluate import autocast, to_device
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +72,7 @@ class Classifier(Protocol):
     """One adapter, or a bank of many."""
 
     tokenizer: Any | None
+    device: torch.device
 
     def preparation(self, sample: Sample) -> Preparation:
         """How this sample is prepared."""
@@ -87,6 +90,7 @@ class OneAdapter:
 
     def __init__(self, adapted: AdaptedModel) -> None:
         self.adapted, self.tokenizer = adapted, adapted.tokenizer
+        self.device = next(adapted.model.parameters()).device
         task = adapted.artifact.manifest.task
         length = (task.max_length if task else None) or MAX_LENGTH
         self._preparation = Preparation(adapted.preprocess, length, adapted.classes)
@@ -97,9 +101,8 @@ class OneAdapter:
 
     def logits(self, batch: Mapping[str, Tensor], samples: Sequence[Sample]) -> Sequence[Tensor]:
         """Logits (classes,) of each sample."""
-        device = next(self.adapted.model.parameters()).device
         with torch.inference_mode():
-            return list(compute_logits(self.adapted.model, {k: v.to(device) for k, v in batch.items()}))
+            return list(compute_logits(self.adapted.model, to_device(batch, self.device)))
 
 
 class ManyAdapters:
@@ -110,7 +113,7 @@ class ManyAdapters:
     """
 
     def __init__(self, bank: BankModel) -> None:
-        self.bank, self.tokenizer = bank, bank.base.tokenizer
+        self.bank, self.tokenizer, self.device = bank, bank.base.tokenizer, bank.device
 
     def preparation(self, sample: Sample) -> Preparation:
         """As the sample's adapter records it."""
@@ -130,6 +133,7 @@ def classify(
     top_k: int = 3,
     batch_size: int = 32,
     skip_bad: bool = False,
+    precision: Precision = "fp32",
 ) -> Iterator[Prediction]:
     """Classify inputs, a batch at a time.
 
@@ -139,6 +143,7 @@ def classify(
         top_k: classes to give, at least 1.
         batch_size: samples a forward pass.
         skip_bad: leave unreadable pictures out, each named in the log.
+        precision: bf16 runs under autocast.
 
     Returns:
         Predictions in the order of the samples, as soon as their batch is done.
@@ -150,7 +155,9 @@ def classify(
         chunk, batch = _batch(model, samples[start : start + batch_size], skip_bad)
         if not chunk:
             continue
-        for sample, logits in zip(chunk, model.logits(batch, chunk), strict=True):
+        with autocast(model.device, precision):
+            found = model.logits(batch, chunk)
+        for sample, logits in zip(chunk, found, strict=True):
             classes = model.preparation(sample).classes
             yield Prediction(sample.name, sample.adapter, most_likely(logits, classes, top_k))
 
@@ -216,7 +223,9 @@ def _texts(model: Classifier, samples: Sequence[Sample]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
 
-def generate(adapted: AdaptedModel, samples: Sequence[Sample], max_new_tokens: int) -> Iterator[Prediction]:
+def generate(
+    adapted: AdaptedModel, samples: Sequence[Sample], max_new_tokens: int, precision: Precision = "fp32"
+) -> Iterator[Prediction]:
     """Continue prompts greedily, one at a time.
 
     Args:
@@ -224,6 +233,7 @@ def generate(adapted: AdaptedModel, samples: Sequence[Sample], max_new_tokens: i
         samples: prompts or conversations; a prompt is put as a user's message when the model has a chat
             template.
         max_new_tokens: tokens to write at most, at least 1.
+        precision: bf16 runs under autocast.
 
     Returns:
         What the model wrote after each prompt, special tokens left out.
@@ -238,7 +248,7 @@ def generate(adapted: AdaptedModel, samples: Sequence[Sample], max_new_tokens: i
     device = next(adapted.model.parameters()).device
     for sample in samples:
         ids = torch.tensor([_prompt(tokenizer, sample)], device=device)
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast(device, precision):
             written = adapted.model.generate(  # type: ignore[operator]
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),

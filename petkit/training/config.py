@@ -10,6 +10,8 @@ from typing_extensions import Self
 
 from petkit.configuration import Config, applies_to
 
+Precision = Literal["fp32", "bf16"]
+
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -64,7 +66,7 @@ class TrainingConfig(Config):
     drop_last: bool = True
     """Drop the last, smaller batch of an epoch."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     """bf16: autocast of the frozen model; latent weights and the optimiser stay float32."""
 
     select: Literal["validation", "last"] = "last"

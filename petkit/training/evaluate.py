@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from petkit.errors import InputError
+from petkit.training.config import Precision
 from petkit.training.distributed import World
 
 
@@ -118,7 +119,7 @@ def evaluate(
     *,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Precision = "fp32",
     workers: int = 0,
     classes: Sequence[str] | None = None,
     world: World | None = None,
@@ -213,7 +214,7 @@ class _Totals:
         )
 
 
-def autocast(device: torch.device, precision: Literal["fp32", "bf16"]) -> AbstractContextManager[Any]:
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     """Enter the precision of a forward pass.
 
     Args:

@@ -59,6 +59,22 @@ def test_text_shows_accuracy_interval_and_rate(petkit: Petkit, trained: Path) ->
     assert result.err == ""
 
 
+def test_dtype_is_recorded_and_has_an_effect(petkit: Petkit, trained: Path) -> None:
+    found = {}
+    for flags in ((), ("--dtype", "float32"), ("--dtype", "bfloat16")):
+        result = petkit("eval", trained, "--json", *flags)
+        assert result.code == 0, result.err
+        payload = json.loads(result.out)
+        found[flags] = (payload["dtype"], payload["loss"])
+    (default, exact), same, (dtype, rounded) = found.values()
+    assert (default, dtype) == ("float32", "bfloat16")
+    assert same == (default, exact)
+    assert rounded != exact
+    # A few roundings of 8 bits each.
+    assert rounded == pytest.approx(exact, rel=0.03)
+    assert "packed, computed in bfloat16" in petkit("eval", trained, "--dtype", "bfloat16").out
+
+
 def test_data_and_split_can_be_changed(petkit: Petkit, trained: Path) -> None:
     def n(*flags: Any) -> int:
         result = petkit("eval", trained, "--json", *flags)
@@ -144,6 +160,7 @@ def test_noise_gives_the_flat_minimum_curve(petkit: Petkit, trained: Path) -> No
         (["--device", "cuda:99"], 4, "must name a CUDA device"),
         (["--split", "dev"], 2, "--split"),
         (["--min-accuracy", "2"], 2, "--min-accuracy"),
+        (["--dtype", "float16"], 2, "'float16' is not one of 'float32', 'bfloat16'"),
     ],
 )
 def test_errors(petkit: Petkit, trained: Path, flags: list[str], code: int, words: str) -> None:

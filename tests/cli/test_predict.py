@@ -71,6 +71,22 @@ def test_a_bank(petkit, pictures, bank):
     assert text.splitlines()[0].split() == ["input", "adapter", "class", "probability"]
 
 
+def probabilities(result):
+    assert result.code == 0, result.err
+    return [one["classes"][0]["probability"] for one in json.loads(result.out)["predictions"]]
+
+
+def test_dtype_changes_the_forward_pass(petkit, pictures, bank):
+    inputs = rows(pictures / "in.jsonl", {"image": "0.png", "adapter": "dogs"})
+    for arguments in ((bank / "dogs", pictures / "0.png"), ("--bank", bank, inputs)):
+        exact = probabilities(petkit("predict", *arguments, "--json"))
+        rounded = probabilities(petkit("predict", *arguments, "--json", "--dtype", "bfloat16"))
+        assert exact == probabilities(petkit("predict", *arguments, "--json", "--dtype", "float32"))
+        assert rounded != exact
+        # A few roundings of 8 bits each.
+        assert rounded == pytest.approx(exact, rel=0.03)
+
+
 def test_an_adapter_that_the_bank_lacks_is_named_with_its_line(petkit, pictures, bank):
     good = {"image": "0.png", "adapter": "dogs"}
     inputs = rows(pictures / "in.jsonl", good, good, {"image": "0.png", "adapter": "dog"})
@@ -136,6 +152,7 @@ def test_a_language_model_writes(petkit, tmp_path):
         (("--max-new-tokens", "3"), "--max-new-tokens has no effect"),
         (("--device", "tpu"), "--device must be"),
         (("--top-k", "0"), "--top-k"),
+        (("--dtype", "float16"), "'float16' is not one of 'float32', 'bfloat16'"),
     ],
 )
 def test_bad_flags_end_with_2(petkit, pictures, bank, flags, message):

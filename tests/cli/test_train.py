@@ -96,6 +96,24 @@ def test_flags_beat_the_recipe(petkit: Petkit, recipe: Path, tmp_path: Path) -> 
     assert (tmp_path / "again" / TENSORS).read_bytes() == (target / TENSORS).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("asked", "flags", "precision"),
+    [
+        ("fp32", ["--dtype", "bfloat16"], "bf16"),
+        ("bf16", ["--dtype", "float32"], "fp32"),
+        ("fp32", ["--set", "training.precision=fp32", "--dtype", "bfloat16"], "bf16"),
+        ("bf16", [], "bf16"),
+    ],
+)
+def test_dtype_sets_the_precision(
+    petkit: Petkit, tmp_path: Path, asked: str, flags: list[str], precision: str
+) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", training__precision=asked)
+    assert petkit("train", "adapter", recipe, "--max-steps", 1, *flags).code == 0
+    resolved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert resolved["training"]["precision"] == precision
+
+
 def test_max_time_is_a_success(petkit: Petkit, recipe: Path) -> None:
     result = petkit("train", "adapter", recipe, "--max-time", "0.01s", "--json")
     assert result.code == 0

@@ -70,6 +70,52 @@ def test_a_bank_gives_each_sample_what_its_adapter_gives_alone(tmp_path, picture
         assert [p for _, p in one.classes] == pytest.approx([p for _, p in expected.classes], abs=1e-4)
 
 
+def close_but_not_equal(rounded, exact):
+    """bfloat16 keeps 8 bits; a dozen layers add their roundings up to a few units in the last place."""
+    gap = (rounded.float() - exact).norm() / exact.norm()
+    return 0 < float(gap) < 8 * 2.0**-8
+
+
+class Recording:
+    """A classifier that keeps the logits of another one."""
+
+    def __init__(self, inner):
+        self.inner, self.tokenizer, self.device, self.seen = inner, inner.tokenizer, inner.device, []
+
+    def preparation(self, sample):
+        return self.inner.preparation(sample)
+
+    def logits(self, batch, samples):
+        self.seen += self.inner.logits(batch, samples)
+        return self.seen[-len(samples) :]
+
+
+@pytest.mark.parametrize("banked", [False, True])
+def test_bfloat16_rounds_the_logits_and_no_more(tmp_path, pictures, banked):
+    write(tmp_path / "bank" / "x", CONFIG)
+    folder = tmp_path / "bank"
+    make = ManyAdapters(BankModel.from_folder(folder)) if banked else OneAdapter(load_adapted(folder / "x"))
+    logits = {}
+    for precision in ("fp32", "bf16"):
+        model = Recording(make)
+        list(classify(model, samples(pictures, "x"), precision=precision))
+        logits[precision] = torch.stack(model.seen)
+    assert close_but_not_equal(logits["bf16"], logits["fp32"])
+
+
+def test_a_language_model_writes_in_bfloat16(tmp_path):
+    config = AdapterConfig(method="lora", bits=1, bottleneck=4)
+    folder = write_text(tmp_path / "a", save_llama(tmp_path / "llama"), config, task="causal_lm")
+    first = {}
+    for precision in ("fp32", "bf16"):
+        adapted, seen = load_adapted(folder), []
+        adapted.model.lm_head.register_forward_hook(lambda *call, seen=seen: seen.append(call[-1]))
+        list(generate(adapted, [Sample("p", text="the cat")], 2, precision))
+        first[precision] = seen[0]
+    assert (first["fp32"].dtype, first["bf16"].dtype) == (torch.float32, torch.bfloat16)
+    assert close_but_not_equal(first["bf16"], first["fp32"])
+
+
 def test_unreadable_pictures_are_named_and_left_out_on_request(tmp_path, pictures, caplog):
     pictures[1].write_bytes(b"nothing")
     model = OneAdapter(load_adapted(write(tmp_path / "a", CONFIG)[0]))

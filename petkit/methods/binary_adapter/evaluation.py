@@ -19,6 +19,7 @@ from petkit.methods.binary_adapter.algorithm import step_function
 from petkit.models.inserts import inserts
 from petkit.models.loading import AdaptedModel, load_adapted
 from petkit.quantization.noise import add_noise
+from petkit.training.config import Precision
 from petkit.training.evaluate import Evaluation, evaluate
 from petkit.training.seeds import stream
 
@@ -63,7 +64,12 @@ def evaluate_artifact(
 
 
 def evaluate_adapted(
-    adapted: AdaptedModel, dataset: Dataset, device: torch.device | str, batch_size: int, workers: int = 0
+    adapted: AdaptedModel,
+    dataset: Dataset,
+    device: torch.device | str,
+    batch_size: int,
+    workers: int = 0,
+    precision: Precision = "fp32",
 ) -> Evaluation:
     """Evaluate a loaded artifact.
 
@@ -73,6 +79,7 @@ def evaluate_adapted(
         device: where the model is.
         batch_size: examples per forward pass.
         workers: loader processes.
+        precision: bf16 runs under autocast.
 
     Returns:
         The evaluation, per class where the artifact knows its classes.
@@ -87,6 +94,7 @@ def evaluate_adapted(
         step,
         batch_size=batch_size,
         device=device,
+        precision=precision,
         workers=workers,
         classes=adapted.classes,
     )

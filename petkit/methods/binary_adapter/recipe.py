@@ -38,7 +38,9 @@ from petkit.models.inserts import Site, set_head
 from petkit.models.loaded import LoadedModel, compute_logits, new_head
 from petkit.models.loading import load_adapted, load_model
 from petkit.training.checkpoint import check_drift, lasting_settings
+from petkit.training.config import Precision
 from petkit.training.context import RunContext
+from petkit.training.distributed import World
 from petkit.training.evaluate import Evaluation, evaluate, to_device
 from petkit.training.fit import Fitted, fit
 from petkit.training.memory import estimate_memory
@@ -281,8 +283,8 @@ def _evaluate_split(
     split: Dataset | None,
     classes: Sequence[str],
     context: RunContext,
-    precision: Any = "fp32",
-    world: Any = None,
+    precision: Precision = "fp32",
+    world: World | None = None,
 ) -> Evaluation:
     """Evaluate a model on one split with the recipe's batch size."""
     return evaluate(
