@@ -7,6 +7,7 @@ as they are, frozen weights are never touched, and a process may have no example
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor, distributed
 
 from petkit.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,13 @@ def start(device: torch.device) -> World:
         device: where this process computes; the CPU uses gloo, CUDA uses nccl.
 
     Returns:
-        This process's place.
+        This process's place; the log warns when accelerate started fewer processes than it was asked for.
 
     Source:
         accelerate's `PartialState` reads the launchers' environment.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        _warn_of_missing_processes()
         return World()
     # This module takes the group of all processes as a default argument when it is imported. Imported after
     # the group exists, it would keep gloo's threads alive beyond `finish`, and one of them that still holds a
@@ -92,6 +96,15 @@ def start(device: torch.device) -> World:
 
     state = PartialState(cpu=device.type == "cpu")
     return World(rank=state.process_index, size=state.num_processes)
+
+
+def _warn_of_missing_processes() -> None:
+    # accelerate names a master when several processes are asked for, but starts one only without --multi_gpu.
+    if "WORLD_SIZE" not in os.environ and {"ACCELERATE_USE_CPU", "MASTER_PORT"} <= os.environ.keys():
+        log.warning(
+            "accelerate launch was asked for several processes and started one: use "
+            "`accelerate launch --multi_gpu`, also on CPUs, or `torchrun --nproc-per-node N -m petkit`"
+        )
 
 
 def finish(world: World) -> None:

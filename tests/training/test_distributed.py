@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -24,6 +25,53 @@ def test_alone_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     world.check_equal([value], "it")
     assert torch.equal(value, torch.ones(2))
     finish(world)
+
+
+MISSING = (
+    "accelerate launch was asked for several processes and started one: use `accelerate launch --multi_gpu`"
+)
+LAUNCHER = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "warned"),
+    [
+        (LAUNCHER, True),
+        ({**LAUNCHER, "WORLD_SIZE": "1"}, False),
+        ({"ACCELERATE_USE_CPU": "True"}, False),
+        ({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}, False),
+    ],
+)
+def test_processes_that_were_not_started_are_missed(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    environment: dict[str, str],
+    warned: bool,
+) -> None:
+    for name in ("WORLD_SIZE", *LAUNCHER):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with caplog.at_level(logging.WARNING):
+        assert start(torch.device("cpu")) == World()
+    assert [MISSING in message for message in caplog.messages] == [True] * warned
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "warned"), [(1, False), (2, True)])
+def test_accelerate_says_how_many_it_was_asked_for(tmp_path: Path, count: int, warned: bool) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        'import logging, torch\nlogging.basicConfig(format="%(message)s")\n'
+        "from petkit.training.distributed import start\n"
+        'assert start(torch.device("cpu")).size == 1\n'
+    )
+    flags = ["--cpu", "--num_processes", str(count), "--num_machines", "1", "--mixed_precision", "no"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *flags, str(script)]
+    kept = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", *LAUNCHER)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=kept)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(MISSING) == int(warned)
 
 
 SCRIPT = """
