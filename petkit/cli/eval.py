@@ -156,11 +156,13 @@ def _under_noise(relative: float, draws: Sequence[Mapping[str, Any]]) -> dict[st
 
 
 def _rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    from petkit.report.tables import significant
+
     rows = [
         ("artifact", result["artifact"]),
         ("weights", f"{result['mode']}, computed in {result['dtype']}"),
         (result["split"], measured(result)),
-        ("rate", f"{result['examples_per_second']:.3g} examples/s"),
+        ("rate", f"{significant(result['examples_per_second'])} examples/s"),
     ]
     for point in result.get("noise", ()):
         key = "accuracy" if "accuracy" in point else "loss"

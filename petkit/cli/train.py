@@ -197,7 +197,10 @@ def _report(folder: Path) -> None:
 
 
 def _result_rows(result: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
+    from petkit.report.tables import significant
+
     sizes, rates = result["bytes"], result.get("images_per_second") or result["examples_per_second"]
+    trained, evaluated = significant(rates["train"]), significant(rates["eval"])
     return [
         ("artifact", str(folder)),
         ("status", result["status"] + (f", stopped by {result['stopped']}" if result["stopped"] else "")),
@@ -205,7 +208,7 @@ def _result_rows(result: Mapping[str, Any], folder: Path) -> list[tuple[str, str
         ("steps", f"{result['steps']} of {result['total_steps']}"),
         ("bytes", f"adapter {sizes['adapter']:,}, head {sizes['head']:,}"),
         ("full model", f"{sizes['full_model_fp32']:,} bytes in float32, {sizes['ratio']:.0f} times as much"),
-        ("examples/s", f"{rates['train']:.3g} in training, {rates['eval']:.3g} in evaluation"),
+        ("examples/s", f"{trained} in training, {evaluated} in evaluation"),
         *([("processes", str(result["processes"]))] if result["processes"] > 1 else []),
     ]
 
@@ -217,12 +220,12 @@ def measured(result: Mapping[str, Any]) -> str:
         result: holds `accuracy`, `interval` and `n`, or `perplexity` and `n`.
 
     Returns:
-        Text such as `81.2 % accuracy, 95 % interval 78.1 to 84.0 %, n 500`.
+        Text such as `81.2% accuracy, 95 % interval 78.1% to 84.0%, n 500`.
     """
     if result.get("accuracy") is None:
-        return f"perplexity {result['perplexity']:.4g}, loss {result['loss']:.4f}, n {result['n']} tokens"
+        return f"perplexity {result['perplexity']:.4g}, loss {result['loss']:.4f}, n {result['n']:,} tokens"
     low, high = result["interval"]
-    return f"{result['accuracy']:.1%} accuracy, 95 % interval {low:.1%} to {high:.1%}, n {result['n']}"
+    return f"{result['accuracy']:.1%} accuracy, 95 % interval {low:.1%} to {high:.1%}, n {result['n']:,}"
 
 
 def _plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:

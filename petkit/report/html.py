@@ -13,7 +13,10 @@ from typing import Any
 from petkit.artifacts import atomic_write
 from petkit.errors import ArtifactError, InputError
 from petkit.report.plots import read_metrics, training_curves
-from petkit.report.tables import Table, bytes_text, format_cell
+from petkit.report.tables import Table, bytes_text, format_cell, significant
+
+# For measures that thousands separators and 4 significant digits do not suit; a seed is no count.
+FORMATS = {"accuracy": ".1%", "seed": "d"}
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #5b6169; --line: #d9dde2; --page: #ffffff;
@@ -150,7 +153,7 @@ def _list_sections(result: Mapping[str, Any]) -> list[Section]:
     sections = []
     if isinstance(result.get("per_class"), Mapping):
         rows = tuple(result["per_class"].items())
-        table = Table(("class", "accuracy"), rows, formats={"accuracy": ".1%"})
+        table = Table(("class", "accuracy"), rows, formats=FORMATS)
         sections.append(Section("Accuracy by class", tables=(table,)))
     for name, value in result.items():
         if name != "checks" and _is_records(value):
@@ -179,8 +182,12 @@ def _result_text(name: str, value: Any) -> str:
     in_bytes = name.startswith("bytes.") or name.endswith("bytes")
     if in_bytes and isinstance(value, int) and not name.endswith("parameters"):
         return _bytes_cell(value)
+    if isinstance(value, float) and "_per_second" in name:
+        return significant(value)
     if isinstance(value, (bool, int, float, str)) or value is None:
-        return format_cell(value)
+        return format_cell(value, FORMATS.get(name, ""))
+    if name == "interval":
+        return " to ".join(format_cell(end, FORMATS["accuracy"]) for end in value)
     return json.dumps(value)
 
 

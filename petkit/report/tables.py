@@ -103,8 +103,8 @@ def format_cell(cell: Cell, specification: str = "") -> str:
 
     Args:
         cell: text, number, Interval, or None for an empty cell.
-        specification: a format specification for numbers, such as ".1%" or ","; default: 4 significant
-            digits, and thousands separators in integers.
+        specification: a format specification for numbers, such as ".1%" or ","; default: thousands
+            separators, and 4 significant digits of what is no integer.
 
     Returns:
         The text; an Interval reads "estimate ± half-width", or the estimate alone when one value gave it.
@@ -126,8 +126,22 @@ def format_cell(cell: Cell, specification: str = "") -> str:
     if isinstance(cell, int):
         return format(cell, specification or ",")
     if isinstance(cell, float):
-        return format(cell, specification or ".4g")
+        return format(cell, specification) if specification else significant(cell, 4)
     return cell
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """A measured number for a person.
+
+    Args:
+        value: any number.
+        digits: significant digits, at least 1.
+
+    Returns:
+        Text such as "53.4", "4,270" or "1.67e-06".
+    """
+    # Rounded first: 15 digits then write the result out, where ".3g" takes to an exponent at 1,000.
+    return format(float(format(value, f".{digits}g")), ",.15g")
 
 
 def _is_numeric(cell: Cell) -> bool:

@@ -65,7 +65,8 @@ def compare_logits(trained: Tensor, reloaded: Tensor) -> Check:
     rows = decided.numel()
     # Written so that NaN fails.
     fits = difference <= tolerance and flips == 0
-    detail = f"largest difference {difference:.3g} of {tolerance:.3g}, {flips} of {rows} predictions differ"
+    largest = f"largest difference {difference:.3g}, {tolerance:.3g} allowed"
+    detail = f"{largest}; {flips:,} of {rows:,} predictions differ"
     return Check("reloaded artifact gives the same logits", fits, detail)
 
 

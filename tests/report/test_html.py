@@ -66,6 +66,35 @@ def test_a_report_shows_every_file_of_the_run(run_folder):
     assert (run_folder / "plots" / "training.png").is_file()
 
 
+def test_numbers_are_written_for_people(tmp_path):
+    result = {
+        "accuracy": 0.7904999852180481,
+        "interval": [0.45244602997442135, 0.6438546202048803],
+        "n": 12345,
+        "loss": 1.4150656127929688,
+        "images_per_second": {"train": 53.38005583002305, "eval": 4271.9},
+        "seed": 20261124,
+        "trainable_parameters": 6794,
+        "bytes": {"adapter": 864, "full_model_fp32": 1202984, "ratio": 12347.28175519630486},
+    }
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    page = write_report(tmp_path).read_text()
+    rows = dict(re.findall(r"<td>([^<]*)</td><td>([^<]*)</td>", page.partition("All measures")[2]))
+    assert rows == {
+        "accuracy": "79.0%",
+        "interval": "45.2% to 64.4%",
+        "n": "12,345",
+        "loss": "1.415",
+        "images_per_second.train": "53.4",
+        "images_per_second.eval": "4,270",
+        "seed": "20261124",
+        "trainable_parameters": "6,794",
+        "bytes.adapter": "864 bytes",
+        "bytes.full_model_fp32": "1,202,984 bytes (1.1 MiB)",
+        "bytes.ratio": "12,350",
+    }
+
+
 def test_a_page_asks_nothing_of_the_network_and_runs_no_script(run_folder):
     page = write_report(run_folder).read_text()
     assert "<script" not in page
