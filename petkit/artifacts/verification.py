@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from petkit.artifacts.checks import CHECKS, MAX_CHECKS, Check, parse_checks
 from petkit.artifacts.manifest import Manifest
@@ -15,6 +15,7 @@ from petkit.artifacts.reader import (
     TENSORS,
     artifact_folder,
     manifest_faults,
+    module_shapes,
     pair_faults,
     read_config,
     read_manifest,
@@ -50,7 +51,7 @@ def verify(folder: str | os.PathLike[str], base_sha256: str | None = None) -> li
         checks.append(_same_hash(manifest, content))
     if content is not None:
         checks += _tensor_checks(path, content, manifest)
-    _attempt(checks, "config.yaml", lambda: read_config(path), lambda config: f"{len(config)} top-level keys")
+    _attempt(checks, "config.yaml", lambda: read_config(path), _describe_config)
     checks += _recorded_checks(path)
     if base_sha256 is not None and manifest is not None:
         checks.append(_same_base(manifest, base_sha256))
@@ -64,7 +65,8 @@ def _attempt(
     try:
         result = action()
     except FileNotFoundError as error:
-        checks.append(Check(name, False, f"{error.filename} is missing", ArtifactError.exit_code))
+        detail = f"{error.filename} is missing: copy it from where the artifact was written"
+        checks.append(Check(name, False, detail, ArtifactError.exit_code))
     except PetkitError as error:
         checks.append(Check(name, False, str(error), error.exit_code))
     else:
@@ -74,12 +76,16 @@ def _attempt(
 
 
 def _describe(manifest: Manifest) -> str:
-    return f"schema version {manifest.schema_version}, {manifest.kind} for {manifest.base.id}"
+    return f"valid, schema version {manifest.schema_version}: {manifest.kind} for {manifest.base.id}"
 
 
 def _describe_file(content: TensorFile) -> str:
     size = len(content.head) + content.payload.size
-    return f"{len(content.tensors)} tensors in {size:,} bytes, no gap and no overlap"
+    return f"{len(content.tensors):,} tensors fill its {size:,} bytes without gap or overlap"
+
+
+def _describe_config(config: dict[str, Any]) -> str:
+    return f"valid YAML of {len(config)} top-level keys"
 
 
 def _folder_checks(path: Path) -> Iterator[Check]:
@@ -87,9 +93,19 @@ def _folder_checks(path: Path) -> Iterator[Check]:
     root = path.resolve()
     outside = [entry for entry in entries if entry.is_symlink() and not entry.resolve().is_relative_to(root)]
     pickles = [entry for entry in entries if entry.suffix in PICKLE_SUFFIXES]
-    for name, bad in (("no symlink leads out", outside), ("no pickles", pickles)):
-        detail = ", ".join(str(entry.relative_to(path)) for entry in bad[:5]) or f"{len(entries)} entries"
+    for name, bad, remedy in (
+        ("no symlink leads out", outside, "replace each link by its file"),
+        ("no pickles", pickles, "remove each, for loading one can run code"),
+    ):
+        detail = (
+            f"{_listed(bad, path)}: {remedy}" if bad else f"none among {len(entries):,} files and folders"
+        )
         yield Check(name, not bad, detail, SafetyError.exit_code)
+
+
+def _listed(entries: Sequence[Path], folder: Path) -> str:
+    names = ", ".join(str(entry.relative_to(folder)) for entry in entries[:5])
+    return names + (f" and {len(entries) - 5:,} more" if len(entries) > 5 else "")
 
 
 def _walk(path: Path) -> Iterator[Path]:
@@ -99,7 +115,11 @@ def _walk(path: Path) -> Iterator[Path]:
 
 def _same_hash(manifest: Manifest, content: TensorFile) -> Check:
     found, stated = content.sha256(), manifest.tensors_sha256
-    detail = found if found == stated else f"the file has {found}, petkit.json says {stated}"
+    detail = f"the file has the one in petkit.json, {found}"
+    if found != stated:
+        detail = (
+            f"the file has {found}, petkit.json says {stated}: it was altered or exchanged, copy it again"
+        )
     return Check("tensors sha256", found == stated, detail, ArtifactError.exit_code)
 
 
@@ -109,13 +129,15 @@ def _tensor_checks(path: Path, content: TensorFile, manifest: Manifest | None) -
     except ArtifactError as error:
         yield Check("tensor values", False, str(error), error.exit_code)
         return
-    detail = f"{len(packed)} packed matrices and {len(dense)} dense tensors: lengths, padding, finite values"
-    yield Check("tensor values", True, detail)
-    found = [("down and up fit", pair_faults(packed, dense))]
+    counts = f"{len(packed):,} packed matrices and {len(dense):,} dense tensors"
+    yield Check("tensor values", True, f"{counts}: lengths fit, padding is zero, all values are finite")
+    pairs = sum(name.endswith(".down") for name in module_shapes(packed, dense))
+    found = [("down and up fit", pair_faults(packed, dense), f"{pairs:,} pairs, each with one bottleneck")]
     if manifest is not None:
-        found.append(("petkit.json fits the tensors", manifest_faults(manifest, packed, dense)))
-    for name, faults in found:
-        yield Check(name, not faults, "; ".join(faults[:5]), ArtifactError.exit_code)
+        faults = manifest_faults(manifest, packed, dense)
+        found.append(("petkit.json fits the tensors", faults, "same bits, codebook, classes and sites"))
+    for name, faults, good in found:
+        yield Check(name, not faults, "; ".join(faults[:5]) or good, ArtifactError.exit_code)
 
 
 def _recorded_checks(path: Path) -> list[Check]:
@@ -127,19 +149,27 @@ def _recorded_checks(path: Path) -> list[Check]:
         checks,
         CHECKS,
         lambda: parse_checks(small_file(path, CHECKS, MAX_CHECKS), str(path / CHECKS)),
-        lambda entries: f"{len(entries)} recorded when the artifact was written",
+        _describe_recorded,
     )
     return checks + [
         Check(f"recorded: {check.name}", False, check.detail) for check in recorded or [] if not check.ok
     ]
 
 
+def _describe_recorded(checks: Sequence[Check]) -> str:
+    passed = sum(check.ok for check in checks)
+    return f"{passed} of {len(checks)} checks passed when the artifact was written"
+
+
 def _same_base(manifest: Manifest, base_sha256: str) -> Check:
     stated = manifest.base.sha256
     if stated is None:
-        detail = "the artifact does not know the hash of its base, so nothing can be compared"
+        detail = "petkit.json records no hash of the base to compare with: convert again with --base MODEL"
     elif stated == base_sha256:
-        detail = stated
+        detail = f"the given base has the one in petkit.json, {stated}"
     else:
-        detail = f"the given base has {base_sha256}, the adapter was trained on {stated} ({manifest.base.id})"
+        detail = (
+            f"the given base has {base_sha256}, the adapter was trained on {stated} ({manifest.base.id}): "
+            "use that one"
+        )
     return Check("base sha256", stated == base_sha256, detail)
