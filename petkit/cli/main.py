@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -108,6 +109,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; unexpected errors keep their traceback."""
     try:
         result = _command().main(_globals_first(arguments), prog_name="petkit", standalone_mode=False)
+        # A full disk shows here at the latest.
+        sys.stdout.flush()
     except PetkitError as error:
         return _report(error, str(error), error.exit_code)
     except typer.TyperException as error:
@@ -130,7 +133,9 @@ def main() -> None:
     try:
         code = run(sys.argv[1:])
     finally:
-        sys.stdout.flush()
+        # What went wrong was said above; that a part of the result is lost too changes nothing.
+        with suppress(PetkitError):
+            sys.stdout.flush()
         sys.stderr.flush()
     sys.exit(code)
 

@@ -1,4 +1,4 @@
-"""Manners of the process: closed pipes, odd encodings, SIGTERM, launchers with many ranks."""
+"""Manners of the process: closed pipes and streams, full disks, odd encodings, SIGTERM, many ranks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 from types import FrameType
 from typing import TextIO
 
+from petkit.errors import PetkitError
+
 SIGTERM_EXIT_CODE = 143
 
 
@@ -18,10 +20,19 @@ def is_main_process() -> bool:
 
 
 def adopt_manners() -> None:
-    """Make stdout and stderr survive a closed pipe and any encoding, and SIGTERM unwind the stack."""
+    """Make stdout and stderr survive being closed and any encoding, and SIGTERM unwind the stack."""
+    _open_closed_streams()
     sys.stdout = _patient(sys.stdout)
     sys.stderr = _patient(sys.stderr)
     signal.signal(signal.SIGTERM, _terminate)
+
+
+def _open_closed_streams() -> None:
+    """Put /dev/null in the place of streams that the shell closed: `petkit ... >&-`."""
+    # In the order of their numbers: the lowest free one is given out, and a later file would get it otherwise.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
 
 
 class _PatientStream(io.TextIOWrapper):
@@ -30,20 +41,23 @@ class _PatientStream(io.TextIOWrapper):
     def write(self, text: str, /) -> int:
         try:
             return super().write(text)
-        except BrokenPipeError:
-            self._silence()
+        except OSError as error:
+            self._give_up(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             super().flush()
-        except BrokenPipeError:
-            self._silence()
+        except OSError as error:
+            self._give_up(error)
 
-    def _silence(self) -> None:
+    def _give_up(self, error: OSError) -> None:
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, self.fileno())
         os.close(nothing)
+        # A result that is lost is a failure, a log that is lost is none.
+        if self.name == "<stdout>" and not isinstance(error, BrokenPipeError):
+            raise PetkitError(f"the result cannot be written to stdout: {error.strerror}") from error
 
 
 def _patient(stream: TextIO) -> TextIO:

@@ -213,6 +213,39 @@ def test_a_closed_pipe_keeps_the_exit_code():
     assert done.returncode == 2
 
 
+def shell(line):
+    """Run `petkit` by a shell, which alone can close a stream."""
+    command = line.replace("petkit", f"{sys.executable} -m petkit", 1)
+    return subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("arguments", ["--help", "recipes ls", "recipes ls --json", "env"])
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_like_dev_null(arguments, closed):
+    done = shell(f"petkit {arguments} {closed}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert bool(done.stdout) == ((" " + closed).count(" >&-") == 0)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_closed_stream_keeps_the_exit_code(closed):
+    done = shell(f"petkit recipes show nothing {closed}")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", ["--help", "recipes ls", "recipes ls --json", "env"])
+def test_a_full_disk_is_one_error_line(arguments):
+    done = shell(f"petkit {arguments} >/dev/full")
+    message = "error: the result cannot be written to stdout: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, message)
+
+
+def test_a_log_that_cannot_be_written_fails_nothing(tmp_path):
+    assert shell(f"petkit recipes cp adapter-smoke {tmp_path}/a.yaml 2>/dev/full").returncode == 0
+    assert (tmp_path / "a.yaml").exists()
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["recipes", "ls"], ["env"], ["doctor"]])
 def test_a_latin_1_pipe(arguments):
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0", "LC_ALL": "C"}
