@@ -29,10 +29,10 @@ def adopt_manners() -> None:
 
 def _open_closed_streams() -> None:
     """Put /dev/null in the place of streams that the shell closed: `petkit ... >&-`."""
-    # In the order of their numbers: the lowest free one is given out, and a later file would get it otherwise.
+    # In the order of their numbers: the lowest free one is given out, else to a later file.
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - for the process's life
 
 
 class _PatientStream(io.TextIOWrapper):
