@@ -12,6 +12,8 @@ from pydantic_core import ErrorDetails
 from petkit.configuration import Config, load_yaml
 from petkit.errors import ConfigError, InputError
 
+# Unquantised adapters, which the lines of `plot: bits` are judged by.
+REFERENCE = "32 bit"
 SHIPPED = Path(__file__).resolve().parent.parent / "recipes" / "experiments"
 
 
@@ -45,6 +47,22 @@ class VariantConfig(Config):
         """The name as a folder name."""
         return re.sub(r"[^A-Za-z0-9]+", "-", self.name).strip("-").lower()
 
+    @property
+    def bits(self) -> int | None:
+        """Bits per weight, from `quantize` or from `set`; None when neither says."""
+        if self.quantize is not None:
+            return self.quantize.bits
+        values = dict(text.replace(" ", "").split("=", 1) for text in self.set if "=" in text)
+        bits = values.get("adapter.bits", "")
+        return int(bits) if bits.isdecimal() else None
+
+    @property
+    def line(self) -> str:
+        """Whose line of `plot: bits` the variant is a point of."""
+        if self.quantize is not None:
+            return "PTQ" if self.quantize.method == "nearest" else "PTQ, refitted"
+        return REFERENCE if self.bits == 32 else "QAT"
+
 
 class ExperimentConfig(Config):
     """A recipe, its variants and how often each is repeated."""
@@ -60,6 +78,11 @@ class ExperimentConfig(Config):
 
     noise: tuple[float, ...] = ()
     """Relative noise levels at which every trained variant is evaluated as well."""
+
+    plot: Literal["bytes", "variants", "bits"] = "bytes"
+    """What accuracy is drawn against: the bytes of what was trained; the variants' names, where bytes are
+    equal; or bits per weight, which each trained variant must set, with one line each for adapters trained at
+    those bits (QAT), quantised after training (PTQ) and refitted."""
 
     variants: tuple[VariantConfig, ...] = Field(min_length=1)
     """Rows of the table, in order."""
@@ -80,6 +103,8 @@ class ExperimentConfig(Config):
                 raise ValueError(
                     f"{variant.name!r} quantizes {variant.quantize.source!r}: no variant trained before it"
                 )
+            if self.plot == "bits" and variant.bits is None:
+                raise ValueError(f"{variant.name!r} must set adapter.bits for plot: bits")
         return self
 
 

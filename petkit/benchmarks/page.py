@@ -8,17 +8,32 @@ from typing import Any
 
 from petkit.artifacts import atomic_write
 from petkit.benchmarks.comparison import Row, summary_table
+from petkit.benchmarks.experiment import REFERENCE, ExperimentConfig
 from petkit.report.html import Section, write_page
-from petkit.report.plots import SizePoint, accuracy_bytes, noise_curve
-from petkit.report.statistics import mean_interval
+from petkit.report.plots import (
+    SizePoint,
+    accuracy_bytes,
+    grouped_intervals,
+    named_intervals,
+    noise_curve,
+)
+from petkit.report.statistics import Interval, mean_interval
 
 CAPTIONS = {
     "accuracy_bytes.png": "Test accuracy against the bytes of what was trained, head included.",
+    "accuracy_variants.png": "Test accuracy of each variant.",
+    "accuracy_bits.png": "Test accuracy against bits per weight; the dashed line is that of 32 bits.",
     "noise.png": "Test accuracy with Gaussian noise on every adapter matrix.",
 }
 
 
-def write_results(folder: Path, title: str, rows: list[Row], facts: dict[str, Any]) -> Path:
+def write_results(
+    folder: Path,
+    title: str,
+    rows: list[Row],
+    facts: dict[str, Any],
+    experiment: ExperimentConfig | None = None,
+) -> Path:
     """Write results.json, table.md, the plots and report.html.
 
     Args:
@@ -26,6 +41,7 @@ def write_results(folder: Path, title: str, rows: list[Row], facts: dict[str, An
         title: heading of the page.
         rows: one per variant, all with the same seeds.
         facts: what a reader must know to repeat the experiment: command, versions, settings.
+        experiment: says what accuracy is drawn against; None draws it against bytes.
 
     Returns:
         Path of report.html.
@@ -35,7 +51,7 @@ def write_results(folder: Path, title: str, rows: list[Row], facts: dict[str, An
     table = summary_table(rows)
     atomic_write(folder / "table.md", (table.markdown() + "\n").encode())
     sections = [
-        Section("Results", (_about(facts),), (table,), _plots(folder, rows), captions=CAPTIONS),
+        Section("Results", (_about(facts),), (table,), _plots(folder, rows, experiment), captions=CAPTIONS),
         Section("How to repeat it", text=json.dumps(facts, indent=2)),
     ]
     return write_page(folder / "report.html", title, sections)
@@ -54,13 +70,27 @@ def _about(facts: dict[str, Any]) -> str:
     return "; ".join(f"{name} {value}" for name, value in parts.items() if value)
 
 
-def _plots(folder: Path, rows: list[Row]) -> tuple[Path, ...]:
+def _plots(folder: Path, rows: list[Row], experiment: ExperimentConfig | None) -> tuple[Path, ...]:
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
-    points = [SizePoint(row.name, row.bytes["adapter"] + row.bytes["head"], row.accuracy) for row in rows]
-    made = [accuracy_bytes(points, plots / "accuracy_bytes.png")]
+    made = [_accuracies(plots, rows, experiment)]
     if rows[0].noise:
         levels = list(rows[0].noise)
         series = {row.name: [mean_interval(row.noise[level]) for level in levels] for row in rows}
         made.append(noise_curve(series, levels, plots / "noise.png"))
     return tuple(made)
+
+
+def _accuracies(plots: Path, rows: list[Row], experiment: ExperimentConfig | None) -> Path:
+    if experiment is None or experiment.plot == "bytes":
+        points = [SizePoint(row.name, row.bytes["adapter"] + row.bytes["head"], row.accuracy) for row in rows]
+        return accuracy_bytes(points, plots / "accuracy_bytes.png")
+    if experiment.plot == "variants":
+        return named_intervals({row.name: row.accuracy for row in rows}, plots / "accuracy_variants.png")
+    groups: dict[int, dict[str, Interval]] = {}
+    for row, variant in zip(rows, experiment.variants, strict=True):
+        groups.setdefault(variant.bits or 0, {})[variant.line] = row.accuracy
+    named = {str(bits): groups[bits] for bits in sorted(groups)}
+    return grouped_intervals(
+        named, plots / "accuracy_bits.png", x_label="bits per weight", reference=REFERENCE
+    )

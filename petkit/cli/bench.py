@@ -158,7 +158,7 @@ def adapters(
         rows = comparison.run_experiment(config, recipe, folder, context, seeds, done)
     command = f"petkit bench adapters {experiment}" + (f" --seeds {seeds}" if seeds else "")
     facts = {"command": command, "environment": _environment(), "settings": config.model_dump(mode="json")}
-    report = page.write_results(folder, f"petkit: {Path(experiment).stem}", rows, facts)
+    report = page.write_results(folder, f"petkit: {Path(experiment).stem}", rows, facts, config)
     _show(comparison.summary_table(rows), json.loads((folder / "results.json").read_text()), save, as_json)
     output.log(f"report: {report}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from petkit.report.statistics import Interval
 # Okabe and Ito's qualitative palette, darkest first; markers differ too, so that a grey print stays readable.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+ACCURACY = "test accuracy (95 % interval)"
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def accuracy_bytes(rows: Sequence[SizePoint], out_png: Path) -> Path:
     low, high = min(row.adapter_bytes for row in rows), max(row.adapter_bytes for row in rows)
     axes.set_xlim(low / 2, high * 2)
     _percent(axes)
-    _finish(axes, "trained parameters on disk (bytes, log scale)", "test accuracy (95 % interval)")
+    _finish(axes, "trained parameters on disk (bytes, log scale)", ACCURACY)
     return _save(figure, out_png)
 
 
@@ -113,19 +115,45 @@ def lines(
             )
         _error_bar(axes, list(positions), values, index, label, line="-")
     _percent(axes)
-    _finish(axes, x_label, "test accuracy (95 % interval)")
+    _finish(axes, x_label, ACCURACY)
+    return _save(figure, out_png)
+
+
+def named_intervals(rows: Mapping[str, Interval], out_png: Path) -> Path:
+    """Draw one accuracy with its interval per name, side by side in the order given.
+
+    Args:
+        rows: name on the x axis -> accuracy (a fraction).
+        out_png: file to write.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: no row.
+    """
+    _need(rows, "rows")
+    figure, (axes,) = _figure(1)
+    for place, (label, value) in enumerate(rows.items()):
+        _error_bar(axes, [place], [value], place, label)
+    # Names share the width: long ones are broken, so that neighbours do not run into each other.
+    width = max(8, 70 // len(rows))
+    _categories(axes, ["\n".join(textwrap.wrap(name, width)) for name in rows])
+    _finish(axes, "", ACCURACY, legend=False)
     return _save(figure, out_png)
 
 
 def grouped_intervals(
-    groups: Mapping[str, Mapping[str, Interval]], out_png: Path, *, x_label: str = ""
+    groups: Mapping[str, Mapping[str, Interval]], out_png: Path, *, x_label: str = "", reference: str = ""
 ) -> Path:
-    """Draw accuracies with intervals side by side in named groups, such as PTQ and QAT per bit width.
+    """Draw accuracies with intervals in named groups, such as one line each for PTQ and QAT over bit widths.
 
     Args:
-        groups: group on the x axis -> series label -> accuracy (a fraction).
+        groups: group on the x axis -> series label -> accuracy (a fraction). A series is drawn as a line, a
+            little beside the others.
         out_png: file to write.
         x_label: what the groups are.
+        reference: label of the series whose first accuracy is also drawn across all groups.
 
     Returns:
         The file.
@@ -135,17 +163,20 @@ def grouped_intervals(
     """
     _need(groups, "groups")
     labels = list(dict.fromkeys(label for group in groups.values() for label in group))
+    # A reference stands in a group of its own, in the middle of it; the others around the middle of theirs.
+    labels.sort(key=lambda label: label == reference)
+    last = len(labels) - 1 - (reference in labels)
     figure, (axes,) = _figure(1)
     for index, label in enumerate(labels):
-        offset = (index - (len(labels) - 1) / 2) * min(0.18, 0.7 / len(labels))
+        offset = 0.0 if label == reference else (index - last / 2) * min(0.12, 0.5 / len(labels))
         present = [
             (place + offset, group[label]) for place, group in enumerate(groups.values()) if label in group
         ]
-        _error_bar(axes, [x for x, _ in present], [value for _, value in present], index, label)
-    axes.set_xticks(range(len(groups)), list(groups))
-    axes.set_xlim(-0.6, len(groups) - 0.4)
-    _percent(axes)
-    _finish(axes, x_label, "test accuracy (95 % interval)")
+        if label == reference:
+            axes.axhline(present[0][1].estimate, color=_colour(index), linewidth=1.0, linestyle="--")
+        _error_bar(axes, [x for x, _ in present], [value for _, value in present], index, label, line="-")
+    _categories(axes, list(groups))
+    _finish(axes, x_label, ACCURACY)
     return _save(figure, out_png)
 
 
@@ -238,7 +269,7 @@ def _series(name: str) -> str:
 
 def _curve(axes: Axes, name: str, points: Sequence[tuple[float, float]], index: int) -> None:
     steps, values = zip(*points, strict=True)
-    marker = MARKERS[index % len(MARKERS)] if len(points) <= 30 else ""
+    marker = _marker(index) if len(points) <= 30 else ""
     axes.plot(steps, values, color=_colour(index), marker=marker, markersize=3.5, linewidth=1.4, label=name)
 
 
@@ -251,7 +282,7 @@ def _error_bar(
         xs,
         [value.estimate for value in values],
         yerr=[below, above],
-        fmt=MARKERS[index % len(MARKERS)] + line,
+        fmt=_marker(index) + line,
         color=_colour(index),
         capsize=3,
         markersize=6,
@@ -289,8 +320,19 @@ def _percent(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
 
 
+def _categories(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_xticks(range(len(names)), names)
+    axes.set_xlim(-0.6, len(names) - 0.4)
+    _percent(axes)
+
+
 def _colour(index: int) -> str:
     return PALETTE[index % len(PALETTE)]
+
+
+def _marker(index: int) -> str:
+    # Shifted by one in every round of colours, so that the eighth series does not look like the first.
+    return MARKERS[(index + index // len(PALETTE)) % len(MARKERS)]
 
 
 def _short_bytes(value: float) -> str:

@@ -42,12 +42,27 @@ def test_every_shipped_experiment_loads_and_names_a_shipped_recipe(name):
             "- {name: a, set: [x=1], quantize: {source: b, bits: 1}}",
             "either set or quantize, got both",
         ),
+        (
+            "recipe: adapter-smoke\nplot: bits\nvariants: [{name: a, set: [adapter.bottleneck=1]}]",
+            "'a' must set adapter.bits for plot: bits",
+        ),
     ],
 )
 def test_a_wrong_experiment_says_what_is_wrong(tmp_path, text, message):
     with pytest.raises(ConfigError, match=r"experiment\.yaml") as caught:
         load_experiment(write(tmp_path, text))
     assert message in str(caught.value)
+
+
+def test_the_variants_of_a_bits_plot_know_their_line_and_place():
+    experiment, _ = load_experiment("quantization")
+    places = [(variant.line, variant.bits) for variant in experiment.variants]
+    assert places == [
+        ("32 bit", 32),
+        *[("QAT", bits) for bits in (8, 4, 2, 1)],
+        *[("PTQ", bits) for bits in (8, 4, 2, 1)],
+        ("PTQ, refitted", 1),
+    ]
 
 
 def test_a_missing_experiment_or_recipe_is_named(tmp_path):

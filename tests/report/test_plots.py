@@ -7,9 +7,14 @@ from PIL import Image
 
 from petkit.errors import InputError
 from petkit.report.plots import (
+    MARKERS,
+    PALETTE,
     SizePoint,
     accuracy_bytes,
+    _colour,
+    _marker,
     grouped_intervals,
+    named_intervals,
     noise_curve,
     read_metrics,
     training_curves,
@@ -56,6 +61,24 @@ def test_grouped_intervals_draw_with_a_series_missing_in_one_group(tmp_path):
     assert_drawn(grouped_intervals(groups, tmp_path / "g.png", x_label="bits per weight"))
 
 
+def test_a_reference_is_drawn_across_the_groups(tmp_path):
+    groups = {"1": {"QAT": ACCURACY}, "32": {"32 bit": ACCURACY}}
+    across = grouped_intervals(groups, tmp_path / "a.png", reference="32 bit")
+    alone = grouped_intervals(groups, tmp_path / "b.png")
+    assert_drawn(across)
+    assert across.read_bytes() != alone.read_bytes()
+
+
+def test_named_intervals_draw_equal_values_side_by_side(tmp_path):
+    names = ["1 bit, h 32", "a name that is far too long for one line of the axis", "8 bit"]
+    assert_drawn(named_intervals(dict.fromkeys(names, ACCURACY), tmp_path / "n.png"))
+
+
+def test_no_two_series_look_alike():
+    looks = {(_colour(index), _marker(index)) for index in range(len(PALETTE) * len(MARKERS))}
+    assert len(looks) == len(PALETTE) * len(MARKERS)
+
+
 def test_training_curves_draw_every_family(tmp_path):
     rows = [
         {"step": s, "train/loss": 1 / s, "learning_rate": 1e-3, "note": "text", "ok": True}
@@ -98,6 +121,8 @@ def test_refusals(tmp_path):
         training_curves(write_metrics(tmp_path / "m.jsonl", [{"step": 1, "seconds": 2.0}]), out)
     with pytest.raises(InputError, match="rows must hold at least one entry"):
         accuracy_bytes([], out)
+    with pytest.raises(InputError, match="rows must hold at least one entry"):
+        named_intervals({}, out)
     with pytest.raises(InputError, match="at least 1 to lie on a logarithmic axis"):
         accuracy_bytes([SizePoint("none", 0, ACCURACY)], out)
     with pytest.raises(InputError, match="series '1 bit' must have 2 values"):
