@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,15 +45,23 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        interval = self.accuracy
         return {
             "name": self.name,
-            "accuracy": {"mean": interval.estimate, "low": interval.low, "high": interval.high},
-            "accuracies": self.accuracies,
+            **_accuracy_values(self.accuracies),
             "bytes": self.bytes,
             "images_per_second": {"train": self.train_rates, "eval": self.eval_rates},
-            "noise": {f"{level:g}": values for level, values in self.noise.items()},
+            "noise": {f"{level:g}": _accuracy_values(values) for level, values in self.noise.items()},
         }
+
+
+def _accuracy_values(accuracies: list[float]) -> dict[str, Any]:
+    interval = mean_interval(accuracies)
+    # JSON has no NaN: one seed gives no interval.
+    low, high = (end if math.isfinite(end) else None for end in (interval.low, interval.high))
+    return {
+        "accuracy": {"mean": interval.estimate, "low": low, "high": high},
+        "accuracies": accuracies,
+    }
 
 
 def run_experiment(
@@ -164,9 +173,27 @@ def _gather(row: Row, result: dict[str, Any]) -> None:
     row.eval_rates.append(rates["eval"])
 
 
+def tables(rows: list[Row]) -> tuple[Table, ...]:
+    """All that was measured, for people: the summary, and accuracy under noise where it was asked for."""
+    return (summary_table(rows), *([noise_table(rows)] if rows[0].noise else []))
+
+
+def noise_table(rows: list[Row]) -> Table:
+    """Accuracy with interval of every row at every level of noise on its weights."""
+    levels = {level: f"{level:g}" for level in rows[0].noise}
+    table = Table.from_records(
+        [
+            {"system": row.name, **{levels[level]: mean_interval(row.noise[level]) for level in levels}}
+            for row in rows
+        ],
+        title="Test accuracy by weight noise, in standard deviations of each matrix",
+        note=_over_seeds(rows),
+    )
+    return replace(table, formats=dict.fromkeys(levels.values(), ".1%"))
+
+
 def summary_table(rows: list[Row]) -> Table:
     """The rows as a table for people: accuracy with interval, bytes, ratio to full fine-tuning, rates."""
-    seeds = len(rows[0].accuracies)
     table = Table.from_records(
         [
             {
@@ -180,11 +207,14 @@ def summary_table(rows: list[Row]) -> Table:
             }
             for row in rows
         ],
-        note=f"mean ± half of the 95 % t-interval over {seeds} seeds"
-        if seeds > 1
-        else "one seed: no interval",
+        note=_over_seeds(rows),
     )
     return replace(table, formats={"test accuracy": ".1%", "full model / artifact": ".0f"})
+
+
+def _over_seeds(rows: list[Row]) -> str:
+    seeds = len(rows[0].accuracies)
+    return f"mean ± half of the 95 % t-interval over {seeds} seeds" if seeds > 1 else "one seed: no interval"
 
 
 def _median(values: list[float]) -> float | None:

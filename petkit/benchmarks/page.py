@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from petkit.artifacts import atomic_write
-from petkit.benchmarks.comparison import Row, summary_table
+from petkit.benchmarks.comparison import Row, tables
 from petkit.benchmarks.experiment import REFERENCE, ExperimentConfig
 from petkit.report.html import Section, write_page
 from petkit.report.plots import (
@@ -48,10 +48,12 @@ def write_results(
     """
     payload = {"experiment": title, **facts, "rows": [row.to_dict() for row in rows]}
     atomic_write(folder / "results.json", json.dumps(payload, indent=2).encode())
-    table = summary_table(rows)
-    atomic_write(folder / "table.md", (table.markdown() + "\n").encode())
+    shown = tables(rows)
+    # A title of its own, since Markdown's tables have none.
+    markdown = "\n\n".join("\n\n".join(filter(None, (table.title, table.markdown()))) for table in shown)
+    atomic_write(folder / "table.md", (markdown + "\n").encode())
     sections = [
-        Section("Results", (_about(facts),), (table,), _plots(folder, rows, experiment), captions=CAPTIONS),
+        Section("Results", (_about(facts),), shown, _plots(folder, rows, experiment), captions=CAPTIONS),
         Section("How to repeat it", text=json.dumps(facts, indent=2)),
     ]
     return write_page(folder / "report.html", title, sections)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from petkit.cli import output
 from petkit.cli.common import DeviceOption, JsonFlag, ThreadsOption
 from petkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from petkit.report.tables import Table
 
 app = typer.Typer(help="Measure speed, memory and accuracy against other ways, in one process.")
 
@@ -71,7 +75,7 @@ def ops(
         "environment": harness.environment(bandwidth),
         "outcomes": [outcome.to_dict() for outcome in outcomes],
     }
-    _show(Table.from_records(records), payload, save, as_json)
+    _show([Table.from_records(records)], payload, save, as_json)
 
 
 @app.command()
@@ -95,7 +99,7 @@ def serving(
 
     folder.mkdir(parents=True, exist_ok=True)
     payload = bench.run(folder, adapters, batch, threads or [1, 2], seconds)
-    _show(bench.table(payload), payload | {"environment": _environment()}, save, as_json)
+    _show([bench.table(payload)], payload | {"environment": _environment()}, save, as_json)
 
 
 @app.command()
@@ -110,7 +114,7 @@ def training(
     from petkit.benchmarks import training as bench
 
     payload = bench.run(batch, threads or [1, 2], seconds)
-    _show(bench.table(payload), payload | {"environment": _environment()}, save, as_json)
+    _show([bench.table(payload)], payload | {"environment": _environment()}, save, as_json)
 
 
 @app.command()
@@ -159,7 +163,7 @@ def adapters(
     command = f"petkit bench adapters {experiment}" + (f" --seeds {seeds}" if seeds else "")
     facts = {"command": command, "environment": _environment(), "settings": config.model_dump(mode="json")}
     report = page.write_results(folder, f"petkit: {Path(experiment).stem}", rows, facts, config)
-    _show(comparison.summary_table(rows), json.loads((folder / "results.json").read_text()), save, as_json)
+    _show(comparison.tables(rows), json.loads((folder / "results.json").read_text()), save, as_json)
     output.log(f"report: {report}")
 
 
@@ -169,11 +173,11 @@ def _environment() -> dict[str, Any]:
     return environment({})
 
 
-def _show(table: Any, payload: dict[str, Any], save: Path | None, as_json: bool) -> None:
+def _show(tables: Sequence[Table], payload: dict[str, Any], save: Path | None, as_json: bool) -> None:
     import sys
 
     if save is not None:
         save.parent.mkdir(parents=True, exist_ok=True)
         save.write_text(json.dumps(payload, indent=2) + "\n", encoding="utf-8")
-    text = table.rich() if sys.stdout.isatty() else table.plain()
+    text = "\n\n".join(table.render(tty=sys.stdout.isatty()) for table in tables)
     output.print_result(text, payload, as_json)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from petkit.benchmarks.comparison import Row, run_experiment, summary_table
+from petkit.benchmarks.comparison import Row, noise_table, run_experiment, summary_table, tables
 from petkit.benchmarks.experiment import ExperimentConfig, load_experiment, shipped_experiments
 from petkit.benchmarks.page import write_results
 from petkit.errors import ConfigError, InputError
@@ -122,3 +122,14 @@ def test_the_table_says_over_how_many_seeds():
     table = summary_table([row])
     assert "over 2 seeds" in table.note
     assert "55.0% ±" in table.plain()
+
+
+def test_the_noise_table_has_a_column_per_level():
+    sizes = {"adapter": 10, "head": 5, "ratio": 3.0}
+    row = Row("one", [0.5, 0.6], sizes, [10.0], [20.0], {0.0: [0.5, 0.6], 0.25: [0.2, 0.2]})
+    table = noise_table([row])
+    assert table.columns == ("system", "0", "0.25")
+    assert table.text_cells() == [["one", "55.0% ± 63.5%", "20.0% ± 0.0%"]]
+    assert len(tables([row])) == 2
+    row.noise = {}
+    assert len(tables([row])) == 1

@@ -30,3 +30,20 @@ def test_an_experiment_chooses_its_plot(tmp_path, name, plots):
     assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == plots
     assert page.count("<img") == len(plots)
     assert json.loads((tmp_path / "results.json").read_text())["experiment"] == name
+
+
+def test_noise_is_in_every_form_of_the_result(tmp_path):
+    experiment, _ = load_experiment("noise")
+    page = write_results(tmp_path, "noise", rows_of(experiment), {}, experiment).read_text()
+    # 0.5 and 0.6: standard error 0.05, and a t of 12.706 at one degree of freedom.
+    assert page.count("55.0% ± 63.5%") == len(experiment.variants) * (1 + len(experiment.noise))
+    assert (tmp_path / "table.md").read_text().count("± 63.5%") == page.count("± 63.5%")
+    row = json.loads((tmp_path / "results.json").read_text())["rows"][0]
+    assert row["noise"]["0.4"]["accuracies"] == [0.5, 0.6]
+    assert row["noise"]["0.4"]["accuracy"]["high"] == pytest.approx(0.55 + 12.7062 * 0.05)
+
+
+def test_one_seed_has_no_interval_and_the_result_stays_json(tmp_path):
+    experiment, _ = load_experiment("demo")
+    write_results(tmp_path, "demo", rows_of(experiment, seeds=1), {}, experiment)
+    assert "NaN" not in (tmp_path / "results.json").read_text()
