@@ -69,17 +69,15 @@ def run_experiment(
     recipe_file: Path,
     folder: Path,
     make_context: MakeContext,
-    seeds: int | None = None,
     done: Callable[[str], None] = lambda name: None,
 ) -> list[Row]:
     """Train, quantise and evaluate every variant with every seed; finished runs in `folder` are kept.
 
     Args:
-        experiment: variants and seeds.
+        experiment: variants, and how many seeds each.
         recipe_file: the recipe that they vary.
         folder: holds one run per variant and seed.
         make_context: gives a run its device and progress, from its folder.
-        seeds: runs per variant, in place of the experiment's own number.
         done: called with a run's name when it is finished.
 
     Returns:
@@ -91,7 +89,7 @@ def run_experiment(
     """
     rows = [Row(variant.name) for variant in experiment.variants]
     folders = {variant.name: variant.folder for variant in experiment.variants}
-    for seed in range(seeds or experiment.seeds):
+    for seed in range(experiment.seeds):
         for row, variant in zip(rows, experiment.variants, strict=True):
             run = folder / variant.folder / f"seed-{seed}"
             if variant.quantize is None:

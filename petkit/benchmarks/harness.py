@@ -176,10 +176,11 @@ def _status_bytes(key: str) -> int:
 
 
 def environment(bandwidth: Mapping[int, float]) -> dict[str, Any]:
-    """What a reader must know to compare two result files."""
+    """What a reader must know to compare two result files; the bandwidth where it was measured."""
     from petkit import __version__
     from petkit.ops import backend
 
+    measured = {str(threads): round(value / 1e9, 1) for threads, value in bandwidth.items()}
     return {
         "petkit": __version__,
         "torch": torch.__version__,
@@ -187,7 +188,7 @@ def environment(bandwidth: Mapping[int, float]) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "kernels": backend()["cpu_kernels"],
-        "read_bandwidth_gb_s": {str(threads): round(value / 1e9, 1) for threads, value in bandwidth.items()},
+        **({"read_bandwidth_gb_s": measured} if measured else {}),
     }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -142,29 +143,42 @@ def adapters(
     """
     from petkit.benchmarks import comparison, page
     from petkit.benchmarks.experiment import load_experiment
+    from petkit.benchmarks.folder import check_folder, mark_folder, title
     from petkit.training.context import RunContext
     from petkit.training.device import configure, resolve_device
 
     config, recipe = load_experiment(experiment)
+    if seeds is not None:
+        config = config.model_copy(update={"seeds": seeds})
+    name = Path(experiment).stem
+    check_folder(folder, name, config)
     configure(threads, deterministic=False)
     chosen = resolve_device(device)
+    mark_folder(folder, name, config)
 
     def context(run: Path) -> RunContext:
         return RunContext(run, chosen, overwrite=True)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    runs = len(config.variants) * (seeds or config.seeds)
-    with output.progress(experiment, runs, "runs") as advance:
+    with output.progress(name, len(config.variants) * config.seeds, "runs") as advance:
 
-        def done(name: str) -> None:
-            advance(note=name)
+        def done(run: str) -> None:
+            advance(note=run)
 
-        rows = comparison.run_experiment(config, recipe, folder, context, seeds, done)
-    command = f"petkit bench adapters {experiment}" + (f" --seeds {seeds}" if seeds else "")
+        rows = comparison.run_experiment(config, recipe, folder, context, done)
+    flags = {"--seeds": seeds, "--device": None if device == "auto" else device, "--threads": threads}
+    command = _command(experiment, folder, flags)
     facts = {"command": command, "environment": _environment(), "settings": config.model_dump(mode="json")}
-    report = page.write_results(folder, f"petkit: {Path(experiment).stem}", rows, facts, config)
+    report = page.write_results(folder, title(name), rows, facts, config)
     _show(comparison.tables(rows), json.loads((folder / "results.json").read_text()), save, as_json)
     output.log(f"report: {report}")
+
+
+def _command(experiment: str, folder: Path, flags: Mapping[str, str | int | None]) -> str:
+    """The command line that repeats an experiment; flags that were not given are left out."""
+    words = ["petkit", "bench", "adapters", experiment, "--output", str(folder)]
+    for flag, value in flags.items():
+        words += [] if value is None else [flag, str(value)]
+    return shlex.join(words)
 
 
 def _environment() -> dict[str, Any]:

@@ -1,8 +1,17 @@
 import json
+import shlex
 
 import pytest
 
 from petkit.cli.main import run
+
+TINY = """# One run of a second.
+recipe: adapter-smoke
+seeds: 2
+set: [data.train_size=20, data.test_size=20, training.epochs=1, training.batch_size=20]
+variants:
+  - {name: probe, set: [adapter.method=linear_probe, training.warmup_epochs=0]}
+"""
 
 
 def test_help_lists_the_benchmarks(capsys):
@@ -25,6 +34,31 @@ def test_an_unknown_experiment_is_refused(capsys, tmp_path):
     assert captured.out == ""
     assert "got 'dmeo'" in captured.err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_experiment_can_be_repeated_from_what_it_records(capsys, tmp_path):
+    file, folder = tmp_path / "tiny.yaml", tmp_path / "out put"
+    file.write_text(TINY)
+    command = ["bench", "adapters", str(file), "--output", str(folder), "--seeds", "1", "--device", "cpu"]
+    assert run([*command, "--json"]) == 0
+    payload = json.loads(capsys.readouterr().out)
+    assert shlex.split(payload["command"]) == ["petkit", *command]
+    assert payload["settings"]["seeds"] == 1
+    assert len(payload["rows"][0]["accuracies"]) == 1
+    assert "read_bandwidth_gb_s" not in payload["environment"]
+
+    (tmp_path / "other.yaml").write_text(TINY)
+    before = sorted(folder.rglob("*"))
+    assert run(["bench", "adapters", str(tmp_path / "other.yaml"), "-o", str(folder)]) == 2
+    assert "it holds the experiment tiny of adapter-smoke: choose another with -o" in capsys.readouterr().err
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_finished_training_run_is_not_overwritten(capsys, tmp_path):
+    (tmp_path / "report.html").write_text("mine")
+    assert run(["bench", "adapters", "noise", "-o", str(tmp_path)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
 def test_ops_prints_one_json_object_and_saves_it(capsys, tmp_path):
