@@ -120,10 +120,14 @@ def schema_rows(model: type[Config]) -> list[tuple[str, ...]]:
 
 
 def _conditions(field: Any) -> str:
+    from petkit.configuration.messages import shown_word
     from petkit.configuration.sections import alternatives_of
 
+    def word(value: object) -> str:
+        return shown_word(value) if isinstance(value, dict) else _yaml(value)
+
     return " or ".join(
-        ", ".join(f"{name} {'|'.join(map(_yaml, values))}" for name, values in one.items())
+        ", ".join(f"{name} {'|'.join(map(word, values))}" for name, values in one.items())
         for one in alternatives_of(field)
     )
 

@@ -83,7 +83,7 @@ def command(
     chosen_mode = mode or (Mode.DENSE if noise else Mode.PACKED)
     devices.configure(threads, deterministic=False)
     place = devices.resolve_device(device)
-    config = data_config(read_artifact(artifact), data, settings or (), skip_bad)
+    config = data_config(read_artifact(artifact), data, settings or (), skip_bad, split)
     if min_accuracy is not None and config.task == "causal_lm":
         raise ConfigError("--min-accuracy is for classifiers, and this is a language model: use --max-loss")
     adapted = load_adapted(artifact, place, chosen_mode.value)
@@ -104,7 +104,11 @@ def command(
 
 
 def data_config(
-    artifact: Artifact, data: str | None, settings: Sequence[str], skip_bad: bool = False
+    artifact: Artifact,
+    data: str | None,
+    settings: Sequence[str],
+    skip_bad: bool = False,
+    split: Split | None = None,
 ) -> BinaryAdapterConfig:
     """Resolve where the examples are: as the artifact's recipe says, another recipe, or a folder.
 
@@ -113,12 +117,13 @@ def data_config(
         data: value of `--data`; None takes the artifact's own data.
         settings: values of `--set`.
         skip_bad: leave unreadable files out.
+        split: the only one that is read, if it is only one.
 
     Returns:
         The configuration whose `data` section holds.
 
     Raises:
-        ConfigError: the artifact records no data, or a key is unknown or invalid.
+        ConfigError: the artifact records no data, or a key is unknown, invalid or without effect.
     """
     from petkit.configuration import resolve
     from petkit.methods.binary_adapter.config import BinaryAdapterConfig
@@ -139,7 +144,24 @@ def data_config(
         settings = [f"data.format={_format(Path(data), task)}", f"data.path={data}", *settings]
     else:
         files = common.recipe_files([data], None)
-    return resolve(BinaryAdapterConfig, files, settings, flags).config
+    return resolve(BinaryAdapterConfig, files, settings, flags, ignored=_ignored(artifact, split)).config
+
+
+def _ignored(artifact: Artifact, split: Split | None) -> dict[str, str]:
+    """The keys of a recipe that do not change what is measured, each with the reason."""
+    task = artifact.manifest.task
+    ignored = dict.fromkeys(("model", "adapter", "task"), "the artifact says what it is")
+    ignored |= dict.fromkeys(("output", "training"), "petkit eval reads data and seed alone")
+    if task is not None and task.preprocess is not None:
+        ignored |= dict.fromkeys(
+            ("data.normalize", "data.interpolation"), "the artifact says how its pictures are prepared"
+        )
+    if task is not None and task.max_length is not None:
+        ignored["data.max_length"] = "the artifact says how long its texts are"
+    for key, part in (("data.train_size", Split.TRAIN), ("data.test_size", Split.TEST)):
+        if split not in (None, part):
+            ignored[key] = f"only the {split.value} split is read"
+    return ignored
 
 
 def _format(folder: Path, task: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from petkit.configuration.sections import Config, KeyPath, alternatives_of, leaves
+from petkit.configuration.sections import Config, KeyPath, alternatives_of, is_allowed, leaves
 
 
 def effective(config: Config) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def blockers_of(
             except KeyError:
                 # A section that stands alone, without the root that the condition speaks of.
                 continue
-            if value not in allowed:
+            if not is_allowed(value, allowed):
                 failed[other] = value
         if not failed:
             return {}

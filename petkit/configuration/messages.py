@@ -27,6 +27,10 @@ _EXPECTED: dict[str, str] = {
     "model_type": "a section with keys of its own",
     "model_attributes_type": "a section with keys of its own",
 }
+_ABBREVIATIONS = {"lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size"}
+# Of the letters of two names; the best match counts, and `epox` for `epochs` has 0.6.
+_CLOSE = 0.6
+_CLOSE_ELSEWHERE = 0.75
 _BOUNDS = {
     "greater_than": ("gt", "greater than"),
     "greater_than_equal": ("ge", "at least"),
@@ -51,7 +55,7 @@ def shown(value: Any) -> str:
 
 def one_of(values: Sequence[Any]) -> str:
     """`1, 2 or 4`."""
-    words = [value if isinstance(value, str) else shown(value) for value in values]
+    words = [shown_word(value) for value in values]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
@@ -108,8 +112,16 @@ def no_effect(
     return f"{dotted(path)} has no effect with {now}; it needs {needed}{place(origin)}; remove it"
 
 
+def unused(path: KeyPath, why: str, origin: str) -> str:
+    """A key that the command does not read, or that something else decides."""
+    return f"{dotted(path)} has no effect: {why}{place(origin)}; remove it"
+
+
 def shown_word(value: Any) -> str:
-    """A value inside a sentence: text without quotes."""
+    """A value inside a sentence, text without quotes; or a condition of `applies_to`."""
+    if isinstance(value, Mapping):
+        ((name, bound),) = value.items()
+        return f"{name} {' and '.join(bound) if isinstance(bound, list) else shown(bound)}"
     return value if isinstance(value, str) else shown(value)
 
 
@@ -130,15 +142,15 @@ def _own_error(
 
 
 def _suggestion(model: type[Config], path: KeyPath) -> str:
-    name = path[-1]
+    name = _ABBREVIATIONS.get(path[-1], path[-1])
     siblings = _section_at(model, path[:-1])
     if siblings is None:
         return f"; {dotted(path[:-1])} is a value, not a section"
-    near = difflib.get_close_matches(name, siblings.model_fields, n=1, cutoff=0.75)
+    near = difflib.get_close_matches(name, siblings.model_fields, n=1, cutoff=_CLOSE)
     if near:
         return f"; did you mean {dotted((*path[:-1], near[0]))}?"
     every = [leaf for leaf, _, _ in leaves(model)]
-    for cutoff in (1.0, 0.75):
+    for cutoff in (1.0, _CLOSE_ELSEWHERE):
         for leaf in every:
             if difflib.SequenceMatcher(None, leaf[-1], name).ratio() >= cutoff:
                 return f"; did you mean {dotted(leaf)}?"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from petkit.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "PETKIT_SET__"
 DEFAULT = "default"
+OVERRIDE = "--set"
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
@@ -61,6 +63,7 @@ def resolve(
     overrides: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
     environment: Mapping[str, str] | None = None,
+    ignored: Mapping[str, str] | None = None,
 ) -> Resolved[AnyConfig]:
     """Merge every source of settings and validate the result.
 
@@ -71,6 +74,8 @@ def resolve(
         flags: dotted key to value of a named flag; None means that the flag was not given.
         environment: variables such as `PETKIT_SET__TRAINING__EPOCHS=3`; default: the process's own. Other
             PETKIT_ variables (PETKIT_CPU_KERNELS, PETKIT_CACHE) are not settings and are left alone.
+        ignored: keys and sections that the command does not use, each with the reason. A file that serves
+            other commands too may set them; an override may not.
 
     Returns:
         The configuration, the origin of every key, and notes on keys that a higher layer switched off.
@@ -81,16 +86,20 @@ def resolve(
     """
     variables = os.environ if environment is None else environment
     merged: _Settings = {}
+    errors: list[str] = []
+    unused: list[str] = []
     loaded = [load_with_duplicates(file) for file in files]
-    for data, origin, layer in _layers(model, loaded, overrides, flags or {}, variables):
-        merged.update(_flatten(model, data, origin, layer))
+    for data, origin, layer in _layers(model, loaded, overrides, flags or {}, variables, errors):
+        found = dict(_flatten(model, data, origin, layer))
+        unused += _unused(model, found, ignored or {})
+        merged.update(found)
     settings, unknown = _known(model, merged)
-    errors = [*(line for file in loaded for line in file.duplicates), *unknown]
+    errors += [*(line for file in loaded for line in file.duplicates), *unknown, *unused]
     config, invalid = _validate(model, settings)
     errors += invalid.values()
     dropped = []
     for path, idle in _idle(model, settings, set(invalid)).items():
-        if idle.is_error:
+        if idle.is_error and _why_ignored(path, ignored or {}) is None:
             errors.append(idle.message)
         else:
             dropped.append(idle.message)
@@ -124,22 +133,51 @@ def _layers(
     overrides: Sequence[str],
     flags: Mapping[str, Any],
     variables: Mapping[str, str],
+    errors: list[str],
 ) -> Iterator[tuple[dict[str, Any], Callable[[KeyPath], str], int]]:
-    """Every source, lowest precedence first: nested data, the origin of a path in it, its layer number."""
+    """Every source, lowest precedence first: nested data, the origin of a path in it, its layer number.
+
+    What cannot be read of a variable or an override is added to the errors.
+    """
     layer = 0
     for layer, loaded in enumerate(files, start=1):
         yield loaded.data, partial(_file_origin, loaded), layer
     for name in sorted(variables):
         if name.startswith(ENVIRONMENT_PREFIX):
             path = tuple(name[len(ENVIRONMENT_PREFIX) :].lower().split("__"))
-            yield _nested(path, _value(model, path, variables[name], name)), partial(_fixed, name), layer + 1
+            with _collected(errors):
+                value = _value(model, path, variables[name], name)
+                yield _nested(path, value), partial(_fixed, name), layer + 1
     for text in overrides:
-        path, value = parse_override(text)
-        yield _nested(path, _value(model, path, value, f"--set {text}")), partial(_fixed, "--set"), layer + 2
+        with _collected(errors):
+            path, words = parse_override(text)
+            value = _value(model, path, words, f"--set {text}")
+            yield _nested(path, value), partial(_fixed, OVERRIDE), layer + 2
     for key, value in flags.items():
         path = tuple(key.split("."))
         if value is not None:
             yield _nested(path, value), partial(_fixed, f"--{path[-1].replace('_', '-')}"), layer + 3
+
+
+@contextmanager
+def _collected(errors: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        errors.append(str(error))
+
+
+def _unused(model: type[Config], found: _Settings, ignored: Mapping[str, str]) -> Iterator[str]:
+    """One error for each override of a key that the command ignores."""
+    for path, _, _ in leaves(model):
+        why = _why_ignored(path, ignored)
+        if path in found and found[path].origin == OVERRIDE and why is not None:
+            yield messages.unused(path, why, OVERRIDE)
+
+
+def _why_ignored(path: KeyPath, ignored: Mapping[str, str]) -> str | None:
+    parents = (messages.dotted(path[:length]) for length in range(1, len(path) + 1))
+    return next((ignored[parent] for parent in parents if parent in ignored), None)
 
 
 def _file_origin(loaded: LoadedYaml, path: KeyPath) -> str:

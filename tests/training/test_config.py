@@ -26,3 +26,7 @@ def test_more_micro_batches_than_examples_are_refused() -> None:
 def test_a_floor_above_the_peak_is_refused(name: str) -> None:
     with pytest.raises(ValidationError, match=f"{name} must be at most learning_rate 0.001, got 0.1"):
         TrainingConfig(**{name: 0.1})
+
+
+def test_the_first_rate_of_no_warm_up_is_no_floor() -> None:
+    assert TrainingConfig(learning_rate=1e-7, min_learning_rate=0, warmup_epochs=0).learning_rate == 1e-7
