@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from petkit.artifacts import Manifest
+from petkit.artifacts.card import write_card
 from petkit.quantization.config import QuantizationConfig
 from petkit.quantization.errors import MatrixError, OutputError
 from petkit.quantization.ledger import Ledger
@@ -30,7 +31,7 @@ def quantization_card(
     Returns:
         Markdown.
     """
-    base, sizes = manifest.base, ledger.summary()
+    sizes = ledger.summary()
     mean = sum(error.relative_error for error in errors) / len(errors)
     worst = max(errors, key=lambda error: error.relative_error)
     rows = [
@@ -41,35 +42,12 @@ def quantization_card(
         ),
         ("predictions", _predictions(lost)),
         ("file", f"{ledger.nbytes:,} bytes, {sizes['ratio_to_float32']:.1f} times smaller than in float32"),
-        ("base", f"`{base.id}`" + (f" at revision `{base.revision}`" if base.revision else "")),
-        ("sha256 of the base's weights", f"`{base.sha256}`" if base.sha256 else "not recorded"),
-        ("licence of the base", "that of the base model: ask its publisher"),
     ]
-    lineage = [
-        f"* `petkit {step.command}`, petkit {step.version}, {step.created}" for step in manifest.lineage
-    ]
-    return "\n".join(
-        [
-            f"# {manifest.adapter.get('method', 'adapter')}, {settings.bits} bit, for {base.id}",
-            "",
-            "A petkit adapter, quantised after training. It holds what was trained and not the base model.",
-            "",
-            "| | |",
-            "|---|---|",
-            *(f"| {name} | {value} |" for name, value in rows),
-            "",
-            "## History",
-            "",
-            *lineage,
-            "",
-            "## Use",
-            "",
-            "```",
-            "petkit eval FOLDER",
-            "petkit predict FOLDER INPUT...",
-            "```",
-            "",
-        ]
+    return write_card(
+        manifest,
+        f"{manifest.adapter.get('method', 'adapter')}, {settings.bits} bit",
+        "A petkit adapter, quantised after training. It holds what was trained, not the base model.",
+        rows,
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from petkit.artifacts import Check, Manifest, PackedMatrix
+from petkit.artifacts.card import write_card
 
 # Packed kernels add up in another order than the dense product they replace. Float32 rounding, 6e-8, grows
 # to about 1e-5 of the largest logit over a dozen blocks; a wrong bit, shift or scale moves logits by more
@@ -81,7 +82,7 @@ def model_card(manifest: Manifest, result: Mapping[str, Any], licence: str | Non
     Returns:
         Markdown.
     """
-    adapter, base, size = manifest.adapter, manifest.base, result["bytes"]
+    adapter, size = manifest.adapter, result["bytes"]
     task = manifest.task.type if manifest.task else "unknown"
     rows = [
         ("test split", _measured(result)),
@@ -89,39 +90,12 @@ def model_card(manifest: Manifest, result: Mapping[str, Any], licence: str | Non
         ("head", f"{size['head']:,} bytes"),
         ("full model in float32", f"{size['full_model_fp32']:,} bytes, {size['ratio']:.0f} times as much"),
         ("training", f"{result['steps']} steps, seed {result['seed']}{_stopped(result)}"),
-        ("base", f"`{base.id}`" + (f" at revision `{base.revision}`" if base.revision else "")),
-        ("sha256 of the base's weights", f"`{base.sha256}`"),
-        ("licence of the base", licence or "not known to petkit: ask its publisher"),
     ]
-    lineage = [
-        f"* `petkit {step.command}`, petkit {step.version}, {step.created}" for step in manifest.lineage
-    ]
-    return "\n".join(
-        [
-            f"# {adapter['method']}, {adapter['bits']} bit, for {base.id}",
-            "",
-            f"A petkit adapter for {task.replace('_', ' ')}. It holds what was trained and not the base "
-            "model.",
-            "",
-            "| | |",
-            "|---|---|",
-            *(f"| {name} | {value} |" for name, value in rows),
-            "",
-            "The test split was evaluated once, from the packed artifact, and chose nothing.",
-            "",
-            "## History",
-            "",
-            *lineage,
-            "",
-            "## Use",
-            "",
-            "```",
-            "petkit eval FOLDER",
-            "petkit predict FOLDER INPUT...",
-            "```",
-            "",
-        ]
+    about = (
+        f"A petkit adapter for {task.replace('_', ' ')}. It holds what was trained and not the base model."
     )
+    note = "The test split was evaluated once, from the packed artifact, and chose nothing."
+    return write_card(manifest, f"{adapter['method']}, {adapter['bits']} bit", about, rows, licence, note)
 
 
 def _measured(result: Mapping[str, Any]) -> str:
