@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import numpy as np
 
@@ -18,6 +18,10 @@ from petkit.artifacts.tensor_file import RawTensor
 INCIDENTAL = {("petkit.json", "lineage"), ("petkit.json", "source"), ("config.yaml", "output")}
 
 
+# Stands for a value that one of the artifacts does not have; null is a value.
+ABSENT: Final = object()
+
+
 @dataclass(frozen=True)
 class Difference:
     """One place where two artifacts differ.
@@ -25,16 +29,23 @@ class Difference:
     Args:
         where: `petkit.json`, `config.yaml` or `tensors`.
         name: dotted key, or tensor name.
-        first: value in the first artifact, in words; "-" when it is not there.
-        second: value in the second one.
-        detail: for tensors, how much differs.
+        first: value in the first artifact, or form of the tensor, as in JSON; ABSENT when it is not there.
+        second: the same of the second one.
+        change: for tensors of one form, how much differs.
     """
 
     where: str
     name: str
-    first: str
-    second: str
-    detail: str = ""
+    first: Any
+    second: Any
+    change: Mapping[str, Any] = field(default_factory=dict)
+
+    def payload(self) -> dict[str, Any]:
+        """The difference as JSON values; without `first` or `second` where it is not there."""
+        sides = {"first": self.first, "second": self.second}
+        present = {key: value for key, value in sides.items() if value is not ABSENT}
+        change = {"change": dict(self.change)} if self.change else {}
+        return {"where": self.where, "name": self.name, **present, **change}
 
     @property
     def is_incidental(self) -> bool:
@@ -65,10 +76,10 @@ def compare(first: Artifact, second: Artifact) -> list[Difference]:
 def _compare_values(where: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[Difference]:
     left, right = dict(_flatten(first)), dict(_flatten(second))
     for name in sorted(left.keys() | right.keys(), key=natural):
+        one, other = left.get(name, ABSENT), right.get(name, ABSENT)
         # Compared as text, so that 1 and 1.0, or false and 0, count as different: they do in the file.
-        shown = [repr(values[name]) if name in values else "-" for values in (left, right)]
-        if shown[0] != shown[1]:
-            yield Difference(where, name, *shown)
+        if repr(one) != repr(other):
+            yield Difference(where, name, one, other)
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -83,49 +94,50 @@ def _compare_tensors(first: Artifact, second: Artifact) -> Iterator[Difference]:
     left, right = _tensors(first), _tensors(second)
     for name in sorted(left.keys() | right.keys(), key=natural):
         one, other = left.get(name), right.get(name)
-        shown = ["-" if tensor is None else _describe(tensor) for tensor in (one, other)]
-        detail = _detail(one, other)
-        if shown[0] != shown[1] or detail:
-            yield Difference("tensors", name, shown[0], shown[1], detail)
+        form, other_form = (ABSENT if tensor is None else _form(tensor) for tensor in (one, other))
+        change = _change(one, other) if form == other_form else {}
+        if form != other_form or change:
+            yield Difference("tensors", name, form, other_form, change)
 
 
 def _tensors(artifact: Artifact) -> dict[str, PackedMatrix | RawTensor]:
     return {**artifact.packed, **artifact.raw_dense}
 
 
-def _describe(tensor: PackedMatrix | RawTensor) -> str:
-    shape = "x".join(map(str, tensor.shape)) or "scalar"
+def _form(tensor: PackedMatrix | RawTensor) -> dict[str, Any]:
     if isinstance(tensor, PackedMatrix):
-        return f"{shape}, {tensor.bits} bits, {tensor.kind}"
-    return f"{shape}, {tensor.dtype}"
+        return {"shape": list(tensor.shape), "bits": tensor.bits, "kind": tensor.kind}
+    return {"shape": list(tensor.shape), "dtype": tensor.dtype}
 
 
-def _detail(first: PackedMatrix | RawTensor | None, second: PackedMatrix | RawTensor | None) -> str:
+def _change(
+    first: PackedMatrix | RawTensor | None, second: PackedMatrix | RawTensor | None
+) -> dict[str, Any]:
     if isinstance(first, PackedMatrix) and isinstance(second, PackedMatrix):
-        return _packed_detail(first, second)
-    if isinstance(first, RawTensor) and isinstance(second, RawTensor) and first.shape == second.shape:
-        return _dense_detail(first, second)
-    return ""
+        return _packed_change(first, second)
+    if isinstance(first, RawTensor) and isinstance(second, RawTensor):
+        return _dense_change(first, second)
+    return {}
 
 
-def _packed_detail(first: PackedMatrix, second: PackedMatrix) -> str:
-    parts = []
-    if (first.shape, first.bits) == (second.shape, second.bits):
-        flipped = int(np.unpackbits(first.stream ^ second.stream).sum())
-        codes = int((first.codes() != second.codes()).sum()) if flipped else 0
+def _packed_change(first: PackedMatrix, second: PackedMatrix) -> dict[str, Any]:
+    change: dict[str, Any] = {}
+    flipped = int(np.unpackbits(first.stream ^ second.stream).sum())
+    if flipped:
+        codes = int((first.codes() != second.codes()).sum())
         total = first.shape[0] * first.shape[1]
-        if flipped:
-            parts.append(f"{flipped} bits flipped, {codes} of {total} codes ({codes / total:.2%})")
+        change = {"flipped_bits": flipped, "changed_codes": codes, "codes": total}
     for name in ("shift", "scale"):
         one, other = getattr(first, name), getattr(second, name)
         if one != other:
-            parts.append(f"{name} {one:.6g} -> {other:.6g}")
-    return "; ".join(parts)
+            change[name] = [float(one), float(other)]
+    return change
 
 
-def _dense_detail(first: RawTensor, second: RawTensor) -> str:
+def _dense_change(first: RawTensor, second: RawTensor) -> dict[str, Any]:
     one, other = to_float32(first).astype(np.float64), to_float32(second).astype(np.float64)
     gap = np.abs(one - other)
     if not gap.size or not gap.any():
-        return ""
-    return f"{int((gap > 0).sum())} of {gap.size} values differ, by at most {gap.max():.6g}"
+        return {}
+    changed = int((gap > 0).sum())
+    return {"changed_values": changed, "values": gap.size, "largest_difference": float(gap.max())}

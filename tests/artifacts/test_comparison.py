@@ -1,7 +1,8 @@
 import numpy as np
+import pytest
 
 from petkit.artifacts import PackedMatrix, read_artifact
-from petkit.artifacts.comparison import compare
+from petkit.artifacts.comparison import ABSENT, compare
 from tests.artifacts.support import adapter_matrices, head, manifest, write_small
 
 SITES = {"s": (4, 2, 4)}
@@ -12,7 +13,7 @@ def differences(tmp_path, **changes):
     first = write_small(tmp_path / "a", **common)
     second = write_small(tmp_path / "b", **{**common, **changes})
     return {
-        (one.where, one.name): (one.first, one.second, one.detail)
+        (one.where, one.name): (one.first, one.second, one.change)
         for one in compare(read_artifact(first), read_artifact(second))
         if one.name != "tensors_sha256"
     }
@@ -29,8 +30,10 @@ def test_flipped_bits_are_counted(tmp_path):
     codes[0, :3] ^= 1
     packed["s.down"] = PackedMatrix.from_codes(codes, old.shift, 0.5, 1)
     found = differences(tmp_path, packed=packed)
-    detail = found["tensors", "s.down"][2]
-    assert detail == "3 bits flipped, 3 of 8 codes (37.50%); scale 0.03 -> 0.5"
+    form = {"shape": [2, 4], "bits": 1, "kind": "normal_l1"}
+    scale = [float(np.float32(old.scale)), 0.5]
+    change = {"flipped_bits": 3, "changed_codes": 3, "codes": 8, "scale": scale}
+    assert found["tensors", "s.down"] == (form, form, change)
 
 
 def test_other_widths_missing_tensors_and_dense_values(tmp_path):
@@ -38,16 +41,33 @@ def test_other_widths_missing_tensors_and_dense_values(tmp_path):
     dense["head.bias"] = dense["head.bias"] + np.float32([0, 1])
     dense["extra"] = np.ones(3, np.float32)
     found = differences(tmp_path, packed=adapter_matrices(SITES, 2), dense=dense, manifest=manifest(bits=2))
-    assert found["petkit.json", "adapter.bits"] == ("1", "2", "")
-    assert found["tensors", "s.up"] == ("4x2, 1 bits, normal_l1", "4x2, 2 bits, normal_l1", "")
-    assert found["tensors", "extra"] == ("-", "3, F32", "")
-    assert found["tensors", "head.bias"][2] == "1 of 2 values differ, by at most 1"
+    assert found["petkit.json", "adapter.bits"] == (1, 2, {})
+    assert found["tensors", "s.up"] == (
+        {"shape": [4, 2], "bits": 1, "kind": "normal_l1"},
+        {"shape": [4, 2], "bits": 2, "kind": "normal_l1"},
+        {},
+    )
+    assert found["tensors", "extra"] == (ABSENT, {"shape": [3], "dtype": "F32"}, {})
+    change = found["tensors", "head.bias"][2]
+    # float32 rounds the sum by half a unit in the last place of 1 at most.
+    assert change.pop("largest_difference") == pytest.approx(1, abs=2**-24)
+    assert change == {"changed_values": 1, "values": 2}
     assert ("tensors", "head.weight") not in found
 
 
 def test_configurations_are_compared_key_by_key(tmp_path):
     found = differences(tmp_path, config={"output": "runs/x", "adapter": {"bits": 1.0}, "seed": 1})
     assert found == {
-        ("config.yaml", "adapter.bits"): ("1", "1.0", ""),
-        ("config.yaml", "seed"): ("-", "1", ""),
+        ("config.yaml", "adapter.bits"): (1, 1.0, {}),
+        ("config.yaml", "seed"): (ABSENT, 1, {}),
     }
+
+
+def test_a_payload_tells_null_from_nothing(tmp_path):
+    common = {"packed": adapter_matrices(SITES, 1), "dense": head()}
+    first = write_small(tmp_path / "a", **common, config={"x": None})
+    second = write_small(tmp_path / "b", **common, config={"y": [1]})
+    assert [one.payload() for one in compare(read_artifact(first), read_artifact(second))] == [
+        {"where": "config.yaml", "name": "x", "first": None},
+        {"where": "config.yaml", "name": "y", "second": [1]},
+    ]

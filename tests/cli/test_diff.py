@@ -1,6 +1,9 @@
 import json
 
+import numpy as np
+
 from petkit.artifacts import PackedMatrix
+from petkit.artifacts.manifest import Step
 from tests.artifacts.support import adapter_matrices, head, manifest, write_small
 
 SITES = {"s": (4, 2, 4)}
@@ -28,10 +31,47 @@ def test_a_difference_is_shown_and_changes_the_exit_code_only_when_asked(petkit,
     first, second = pair(tmp_path)
     result = petkit("diff", first, second)
     assert result.code == 0
-    assert "1 bits flipped, 1 of 8 codes (12.50%)" in result.out
+    lines = [line.split("  ") for line in result.out.splitlines()]
+    # Shift and scale are equal on both sides, so that they have no column.
+    assert [cell.strip() for cell in lines[-3] if cell] == ["tensor", "flipped", "changed codes"]
+    assert [cell.strip() for cell in lines[-1] if cell] == ["s.up", "1", "12.5% of 8"]
     result = petkit("diff", first, second, "--exit-code", "--json")
     assert result.code == 3
-    assert json.loads(result.out)["same"] is False
+    payload = json.loads(result.out)
+    assert payload["same"] is False
+    form = {"shape": [4, 2], "bits": 1, "kind": "normal_l1"}
+    change = {"flipped_bits": 1, "changed_codes": 1, "codes": 8}
+    assert payload["differences"][-1] == {
+        "where": "tensors",
+        "name": "s.up",
+        "first": form,
+        "second": form,
+        "change": change,
+    }
+
+
+def test_a_matrix_takes_one_line_of_a_terminal(petkit, tmp_path, monkeypatch):
+    sites = {f"blocks.{number}.adaptformer": (64, 8, 64) for number in range(12)}
+    for folder, seed, created in (("a", 1, "2026-01-01T00:00:00Z"), ("b", 2, "2026-01-02T00:00:00Z")):
+        packed = {
+            name: PackedMatrix.from_codes(
+                np.random.default_rng(seed).integers(0, 2, old.shape).astype(np.uint8),
+                -0.0123456 * seed,
+                0.0234567 * seed,
+                1,
+            )
+            for name, old in adapter_matrices(sites, 1).items()
+        }
+        lineage = (Step(command="train adapter", version="0.1.0", config_sha256="0" * 64, created=created),)
+        made = manifest().model_copy(update={"lineage": lineage})
+        write_small(tmp_path / folder, packed=packed, dense=head(), manifest=made)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    lines = petkit("diff", tmp_path / "a", tmp_path / "b").out.splitlines()
+    matrices = [line for line in lines if line.startswith("blocks.")]
+    assert len(matrices) == 24
+    assert all(line.rstrip().endswith("-0.0123 -> -0.0247   0.0235 -> 0.0469") for line in matrices)
+    assert sum("1 step, last: train adapter at 0.1.0" in line for line in lines) == 1
 
 
 def test_a_missing_artifact(petkit, tmp_path):
