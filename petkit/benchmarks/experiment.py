@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, Field, model_validator
 
-from petkit.configuration import Config, load_yaml
-from petkit.errors import ConfigError, InputError
+from petkit.benchmarks.explained import check_settings, validate
+from petkit.configuration import Config
+from petkit.configuration.reader import load_with_duplicates
+from petkit.errors import InputError
 
 # Unquantised adapters, which the lines of `plot: bits` are judged by.
 REFERENCE = "32 bit"
 SHIPPED = Path(__file__).resolve().parent.parent / "recipes" / "experiments"
+
+
+def _change(text: str) -> str:
+    if not re.match(r"\s*\w+(\.\w+)*\s*=", text):
+        raise ValueError(f"must be KEY=VALUE, such as training.epochs=3, got {text!r}")
+    return text
+
+
+Change = Annotated[str, AfterValidator(_change)]
 
 
 class QuantizeConfig(Config):
@@ -36,7 +46,7 @@ class VariantConfig(Config):
     name: str = Field(min_length=1)
     """Label in the table and the plots."""
 
-    set: tuple[str, ...] = ()
+    set: tuple[Change, ...] = ()
     """Changes of the recipe, as for `--set`."""
 
     quantize: QuantizeConfig | None = None
@@ -52,7 +62,7 @@ class VariantConfig(Config):
         """Bits per weight, from `quantize` or from `set`; None when neither says."""
         if self.quantize is not None:
             return self.quantize.bits
-        values = dict(text.replace(" ", "").split("=", 1) for text in self.set if "=" in text)
+        values = dict(text.replace(" ", "").split("=", 1) for text in self.set)
         bits = values.get("adapter.bits", "")
         return int(bits) if bits.isdecimal() else None
 
@@ -62,6 +72,12 @@ class VariantConfig(Config):
         if self.quantize is not None:
             return "PTQ" if self.quantize.method == "nearest" else "PTQ, refitted"
         return REFERENCE if self.bits == 32 else "QAT"
+
+    @model_validator(mode="after")
+    def _one_way(self) -> VariantConfig:
+        if self.set and self.quantize is not None:
+            raise ValueError("must have either set or quantize, got both")
+        return self
 
 
 class ExperimentConfig(Config):
@@ -73,7 +89,7 @@ class ExperimentConfig(Config):
     seeds: int = Field(default=3, ge=1)
     """Runs per variant, with seeds 0, 1, ..."""
 
-    set: tuple[str, ...] = ()
+    set: tuple[Change, ...] = ()
     """Changes of the recipe that all variants share, as for `--set`."""
 
     noise: tuple[float, ...] = ()
@@ -84,27 +100,27 @@ class ExperimentConfig(Config):
     equal; or bits per weight, which each trained variant must set, with one line each for adapters trained at
     those bits (QAT), quantised after training (PTQ) and refitted."""
 
-    variants: tuple[VariantConfig, ...] = Field(min_length=1)
-    """Rows of the table, in order."""
+    variants: tuple[VariantConfig, ...]
+    """Rows of the table, in order; at least one."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ExperimentConfig:
+        problems = [] if self.variants else ["variants must hold at least one variant, got none"]
         trained: set[str] = set()
         folders: set[str] = set()
-        for variant in self.variants:
+        for number, variant in enumerate(self.variants):
+            key, source = f"variants[{number}]", variant.quantize and variant.quantize.source
             if variant.folder in folders:
-                raise ValueError(f"variants must have different names, got {variant.name!r} twice")
+                problems.append(f"{key}.name must differ from those before it, got {variant.name!r} again")
             folders.add(variant.folder)
-            if variant.quantize is None:
+            if source is None:
                 trained.add(variant.name)
-            elif variant.set:
-                raise ValueError(f"{variant.name!r} must have either set or quantize, got both")
-            elif variant.quantize.source not in trained:
-                raise ValueError(
-                    f"{variant.name!r} quantizes {variant.quantize.source!r}: no variant trained before it"
-                )
+            elif source not in trained:
+                problems.append(f"{key}.quantize.source must be a variant trained before it, got {source!r}")
             if self.plot == "bits" and variant.bits is None:
-                raise ValueError(f"{variant.name!r} must set adapter.bits for plot: bits")
+                problems.append(f"{key}.set must set adapter.bits for plot: bits, got {list(variant.set)}")
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
 
@@ -126,26 +142,19 @@ def load_experiment(name: str) -> tuple[ExperimentConfig, Path]:
 
     Raises:
         InputError: there is no such file or shipped name.
-        ConfigError: a key or value is wrong; one line for each.
+        ConfigError: keys or values of the experiment, or of what it sets in the recipe; one line for each.
     """
     path = Path(name) if Path(name).suffix in (".yaml", ".yml") else SHIPPED / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(shipped_experiments())
         raise InputError(f"experiment must be a YAML file or one of {known}, got {name!r}")
-    loaded = load_yaml(path)
-    try:
-        config = ExperimentConfig.model_validate(loaded.data)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(problem, loaded.path) for problem in error.errors())) from None
+    loaded = load_with_duplicates(path)
+    config = validate(ExperimentConfig, loaded)
     beside = path.parent / config.recipe
     recipe = beside if beside.is_file() else SHIPPED.parent / f"{config.recipe}.yaml"
     if not recipe.is_file():
         raise InputError(
             f"recipe must be a file beside {path.name} or a shipped recipe, got {config.recipe!r}"
         )
+    check_settings(loaded, recipe, config.set, [(variant.name, variant.set) for variant in config.variants])
     return config, recipe
-
-
-def _explain(problem: ErrorDetails, path: Path) -> str:
-    place = ".".join(str(part) for part in problem["loc"]) or "experiment"
-    return f"{place}: {problem['msg'].removeprefix('Value error, ')} ({path.name})"
