@@ -104,17 +104,56 @@ def run_experiment(
     return rows
 
 
+def plan(experiment: ExperimentConfig, recipe_file: Path, folder: Path) -> list[dict[str, Any]]:
+    """What `run_experiment` would do, without doing it.
+
+    Args:
+        experiment: variants, and how many seeds each.
+        recipe_file: the recipe that they vary.
+        folder: holds one run per variant and seed; it may be missing.
+
+    Returns:
+        One JSON-ready record per run, in their order: variant, seed, folder, whether it is finished, what the
+        variant changes, and all settings of its training or quantisation.
+
+    Raises:
+        InputError: a finished run in `folder` was made by other settings.
+    """
+    runs = []
+    for seed in range(experiment.seeds):
+        for variant in experiment.variants:
+            run = folder / variant.folder / f"seed-{seed}"
+            finished = _finished(run) is not None
+            if variant.quantize is None:
+                config = _settings(experiment, variant, recipe_file, seed, run)
+                if finished:
+                    _same_settings(config, run)
+                changes, settings = [*experiment.set, *variant.set], effective(config)
+            else:
+                settings = variant.quantize.model_dump(mode="json")
+                changes = [f"quantize.{key}={value}" for key, value in settings.items()]
+            record = {"variant": variant.name, "seed": seed, "folder": str(run), "finished": finished}
+            runs.append({**record, "changes": changes, "settings": settings})
+    return runs
+
+
 def _trained(
     experiment: ExperimentConfig, variant: VariantConfig, recipe_file: Path, seed: int, context: RunContext
 ) -> dict[str, Any]:
-    flags = {"seed": seed, "output": str(context.folder)}
-    config = resolve(BinaryAdapterConfig, [recipe_file], [*experiment.set, *variant.set], flags).config
+    config = _settings(experiment, variant, recipe_file, seed, context.folder)
     finished = _finished(context.folder)
     if finished is not None:
         _same_settings(config, context.folder)
         return finished
     # One process, no launcher: the first and only process always gets the result.
     return recipe.run(config, context) or {}
+
+
+def _settings(
+    experiment: ExperimentConfig, variant: VariantConfig, recipe_file: Path, seed: int, run: Path
+) -> BinaryAdapterConfig:
+    flags = {"seed": seed, "output": str(run)}
+    return resolve(BinaryAdapterConfig, [recipe_file], [*experiment.set, *variant.set], flags).config
 
 
 def _finished(folder: Path) -> dict[str, Any] | None:

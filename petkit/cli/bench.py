@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from petkit.cli import output
-from petkit.cli.common import DeviceOption, JsonFlag, ThreadsOption
+from petkit.cli.common import DeviceOption, DryRunFlag, JsonFlag, ThreadsOption
 from petkit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -124,14 +124,18 @@ def adapters(
         str, typer.Argument(metavar="EXPERIMENT", help="A shipped experiment or a YAML file.")
     ],
     folder: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            "--output", "-o", metavar="FOLDER", help="Keeps finished runs: start it again to go on."
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Keeps finished runs: start it again to go on. Default: runs/EXPERIMENT.",
         ),
-    ],
+    ] = None,
     seeds: Annotated[
         int | None, typer.Option("--seeds", metavar="N", min=1, help="Runs per variant.")
     ] = None,
+    dry_run: DryRunFlag = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     save: SaveOption = None,
@@ -139,7 +143,8 @@ def adapters(
 ) -> None:
     """Train and compare variants of a recipe over seeds: table, plots and one HTML page.
 
-    Shipped experiments: demo, constant-bytes, quantization, noise.
+    `petkit recipes ls` describes the shipped experiments: demo, constant-bytes, quantization, noise.
+    `petkit recipes cp noise my.yaml` starts one of your own.
     """
     from petkit.benchmarks import comparison, page
     from petkit.benchmarks.experiment import load_experiment
@@ -151,9 +156,13 @@ def adapters(
     if seeds is not None:
         config = config.model_copy(update={"seeds": seeds})
     name = Path(experiment).stem
+    folder = folder or Path("runs") / name
     check_folder(folder, name, config)
     configure(threads, deterministic=False)
     chosen = resolve_device(device)
+    if dry_run:
+        _show_plan(comparison.plan(config, recipe, folder), recipe, as_json)
+        return
     mark_folder(folder, name, config)
 
     def context(run: Path) -> RunContext:
@@ -171,6 +180,14 @@ def adapters(
     report = page.write_results(folder, title(name), rows, facts, config)
     _show(comparison.tables(rows), json.loads((folder / "results.json").read_text()), save, as_json)
     output.log(f"report: {report}")
+
+
+def _show_plan(runs: Sequence[dict[str, Any]], recipe: Path, as_json: bool) -> None:
+    rows = [
+        (run["folder"], "finished" if run["finished"] else "to do", ", ".join(run["changes"])) for run in runs
+    ]
+    table = output.table(("run", "state", f"changes of {recipe.stem}"), rows)
+    output.print_result(table, {"recipe": str(recipe), "runs": runs}, as_json)
 
 
 def _command(experiment: str, folder: Path, flags: Mapping[str, str | int | None]) -> str:

@@ -1,4 +1,4 @@
-"""`petkit recipes ls|show|cp`: the YAML recipes that come with petkit."""
+"""`petkit recipes ls|show|cp`: the YAML recipes and experiments that come with petkit."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import typer
 
 from petkit.cli import output, vtab
 from petkit.cli.common import DANGER_PANEL, JsonFlag, SetOption
-from petkit.cli.shipped import Recipe, shipped_recipe, shipped_recipes
+from petkit.cli.shipped import Recipe, shipped_experiments, shipped_recipes
 from petkit.errors import ConfigError, InputError
 
-app = typer.Typer(help="List, show and copy the shipped recipes.")
+app = typer.Typer(help="List, show and copy the shipped recipes and experiments.")
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A name from `petkit recipes ls`.")]
 
 
 @app.command("ls")
 def list_recipes(as_json: JsonFlag = False) -> None:
-    """List the shipped recipes; those that need nothing of yours come first."""
-    recipes = shipped_recipes()
+    """List the shipped recipes, those that need nothing of yours first, and the experiments."""
+    recipes = _shipped()
     rows = [(recipe.name, recipe.command, recipe.needs, recipe.summary) for recipe in recipes]
     keys = ("name", "command", "needs", "summary")
     payload = {"recipes": [dict(zip(keys, row, strict=True)) for row in rows]}
@@ -63,8 +63,11 @@ def cp(
 
 
 def _recipe(name: str) -> Recipe:
-    recipe = shipped_recipe(name)
-    if recipe is None:
-        names = ", ".join(one.name for one in shipped_recipes())
-        raise ConfigError(f"no shipped recipe is named {name!r}; there are {names}")
-    return recipe
+    shipped = {recipe.name: recipe for recipe in _shipped()}
+    if name not in shipped:
+        raise ConfigError(f"no shipped recipe is named {name!r}; there are {', '.join(shipped)}")
+    return shipped[name]
+
+
+def _shipped() -> list[Recipe]:
+    return [*shipped_recipes(), *shipped_experiments()]

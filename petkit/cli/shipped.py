@@ -22,8 +22,12 @@ class Recipe:
 
 def shipped_recipes() -> list[Recipe]:
     """Every shipped recipe; those that need nothing of the user's come first."""
-    found = [_read(path) for path in FOLDER.glob("*.yaml")]
-    return sorted(found, key=lambda recipe: (recipe.needs != NEEDS_NOTHING, recipe.name))
+    return _found(FOLDER)
+
+
+def shipped_experiments() -> list[Recipe]:
+    """Every shipped experiment, which varies a recipe: `petkit bench adapters` runs them."""
+    return _found(FOLDER / "experiments")
 
 
 def shipped_recipe(name: str) -> Recipe | None:
@@ -43,6 +47,11 @@ def header(path: Path) -> dict[str, str]:
         elif colon and key.isidentifier():
             found[key] = value.strip()
     return found
+
+
+def _found(folder: Path) -> list[Recipe]:
+    found = [_read(path) for path in folder.glob("*.yaml")]
+    return sorted(found, key=lambda recipe: (recipe.needs != NEEDS_NOTHING, recipe.name))
 
 
 def _read(path: Path) -> Recipe:

@@ -47,11 +47,30 @@ def test_an_experiment_can_be_repeated_from_what_it_records(capsys, tmp_path):
     assert len(payload["rows"][0]["accuracies"]) == 1
     assert "read_bandwidth_gb_s" not in payload["environment"]
 
+    assert run([*command[:5], "--dry-run", "--json"]) == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert [(run["variant"], run["seed"], run["finished"]) for run in runs] == [
+        ("probe", 0, True),
+        ("probe", 1, False),
+    ]
+    assert runs[0]["settings"]["adapter"]["method"] == "linear_probe"
+
     (tmp_path / "other.yaml").write_text(TINY)
     before = sorted(folder.rglob("*"))
     assert run(["bench", "adapters", str(tmp_path / "other.yaml"), "-o", str(folder)]) == 2
     assert "it holds the experiment tiny of adapter-smoke: choose another with -o" in capsys.readouterr().err
     assert sorted(folder.rglob("*")) == before
+
+
+def test_a_dry_run_writes_nothing_and_says_what_it_would_do(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(["bench", "adapters", "quantization", "--dry-run", "--seeds", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "changes of adapter-demo" in lines[0]
+    assert len(lines) == 2 + 10
+    assert lines[2].split()[:3] == ["runs/quantization/32-bit/seed-0", "to", "do"]
+    assert lines[-1].endswith("quantize.source=32 bit, quantize.bits=1, quantize.method=least_squares")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_finished_training_run_is_not_overwritten(capsys, tmp_path):

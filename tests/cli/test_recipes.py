@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from petkit.benchmarks.experiment import load_experiment
 from petkit.cli import vtab
 from petkit.cli.catalog import configuration_of
 from petkit.cli.common import recipe_files
@@ -47,6 +48,19 @@ def test_cp_keeps_comments_and_applies_changes(petkit, tmp_path):
     assert file.read_text().startswith("# A tiny random ViT")
     data = load_yaml(file).data
     assert (data["training"]["epochs"], data["seed"], data["output"]) == (5, 7, "runs/mine")
+
+
+def test_experiments_are_listed_shown_and_copied(petkit, tmp_path):
+    payload = json.loads(petkit("recipes", "ls", "--json").out)
+    commands = {recipe["name"]: recipe["command"] for recipe in payload["recipes"]}
+    experiments = {name for name, command in commands.items() if command == "bench adapters"}
+    assert experiments == {"constant-bytes", "demo", "noise", "quantization"}
+    assert "noise: [0.0, 0.1" in petkit("recipes", "show", "noise").out
+    file = tmp_path / "mine.yaml"
+    _, _, err = petkit("recipes", "cp", "noise", file, "--set", "seeds=5")
+    assert f"run it with: petkit bench adapters {file}" in err
+    experiment, _ = load_experiment(str(file))
+    assert (experiment.seeds, len(experiment.variants)) == (5, 2)
 
 
 def test_cp_does_not_replace_a_file_unasked(petkit, tmp_path):
