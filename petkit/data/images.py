@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from petkit.data.config import DataConfig
+from petkit.data.files import refuse_special
 from petkit.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class FileImages:
 
     def load(self, index: int) -> Image.Image:
         """Decode one file."""
+        refuse_special(self.paths[index])
         with Image.open(self.paths[index]) as image:
             return image.convert("RGB")
 

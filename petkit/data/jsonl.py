@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from petkit.data.files import read_text
 from petkit.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -31,8 +32,8 @@ def read_rows(path: Path, parse: Callable[[dict[str, Any]], Row], skip_bad: bool
         The rows in the order of the file.
 
     Raises:
-        InputError: The file is not UTF-8 text, or lines are faulty: one line of the message for each of the
-            first 20.
+        InputError: The file is no regular file of UTF-8 text, or lines are faulty: one line of the message for
+            each of the first 20.
     """
     return [row for _, row in placed_rows(path, parse, skip_bad)]
 
@@ -51,10 +52,7 @@ def placed_rows(
     Raises:
         InputError: As `read_rows`.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    lines = read_text(path).split("\n")
     placed = ((f"{path}:{number}", line) for number, line in enumerate(lines, start=1) if line.strip())
     return convert(placed, lambda line: parse(parse_object(line)), skip_bad)
 

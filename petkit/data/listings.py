@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from petkit.data.files import read_text
 from petkit.data.images import ArrayImages, FileImages, ImageSource
 from petkit.errors import ConfigError, InputError, SafetyError
 
@@ -41,7 +42,7 @@ def list_vtab(folder: Path, splits: Sequence[str]) -> dict[str, Listing]:
         Listings by split, in the order of the files, class names being the numbers as text.
 
     Raises:
-        InputError: A line is malformed; the message names file and line.
+        InputError: A line is malformed; the message names file and line. Or a file cannot be read.
         SafetyError: A path leaves the folder.
     """
     files = {split: folder / VTAB_LISTS[split] for split in splits}
@@ -54,7 +55,7 @@ def list_vtab(folder: Path, splits: Sequence[str]) -> dict[str, Listing]:
 def _read_list(path: Path, folder: Path) -> Listing:
     files, labels = [], []
     root = os.path.realpath(folder)
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         name, _, label = line.strip().rpartition(" ")
