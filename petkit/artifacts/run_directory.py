@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -90,6 +91,21 @@ def refuse_locked(folder: Path) -> None:
         os.close(_lock(folder))
 
 
+def refuse_unwritable(folder: Path) -> None:
+    """Refuse a folder that cannot be made, or is there and cannot be written to; nothing is left behind."""
+    existing = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
+    if existing == folder:
+        # Without a trace, since another process of the same run may be looking whether the folder is empty.
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise InputError(f"cannot write to output folder {folder}: choose another")
+        return
+    try:
+        # Only the attempt tells: root may write anywhere, and yet nobody can in /proc.
+        os.rmdir(tempfile.mkdtemp(prefix=".petkit-", dir=existing))
+    except OSError as error:
+        raise _not_made(folder, error) from error
+
+
 def refuse_foreign(folder: Path) -> None:
     """Refuse to delete a folder that petkit did not write."""
     if not any((folder / name).exists() for name in MARKERS):
@@ -110,7 +126,11 @@ def _make(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot make output folder {path}: {error.strerror or error}") from error
+        raise _not_made(path, error) from error
+
+
+def _not_made(path: Path, error: OSError) -> InputError:
+    return InputError(f"cannot make output folder {path}: {error.strerror or error}")
 
 
 def _holds_files(path: Path) -> bool:

@@ -26,7 +26,12 @@ from petkit.artifacts.reader import (
     pair_faults,
     split_tensors,
 )
-from petkit.artifacts.run_directory import RunDirectory, refuse_foreign, refuse_locked
+from petkit.artifacts.run_directory import (
+    RunDirectory,
+    refuse_foreign,
+    refuse_locked,
+    refuse_unwritable,
+)
 from petkit.artifacts.tensor_file import RawTensor, TensorFile, serialize_tensor_file
 from petkit.errors import ArtifactError, InputError
 
@@ -85,8 +90,8 @@ def check_output(folder: str | os.PathLike[str], overwrite: bool = False) -> Non
         overwrite: an artifact that is already there would be replaced.
 
     Raises:
-        InputError: the folder is not empty, is in use by a run, is a file, or holds what petkit did not
-            write.
+        InputError: the folder is not empty, is in use by a run, is a file, cannot be made, or holds what
+            petkit did not write.
     """
     path = Path(folder)
     refuse_locked(path)
@@ -98,6 +103,7 @@ def check_output(folder: str | os.PathLike[str], overwrite: bool = False) -> Non
         refuse_foreign(path)
     elif path.exists() and not path.is_dir():
         raise InputError(f"output {path} must be a folder, it is a file")
+    refuse_unwritable(path)
 
 
 def _write_into_run(run: RunDirectory, path: Path, files: Mapping[str, bytes]) -> None:

@@ -16,7 +16,7 @@ from petkit.errors import ConfigError, InputError
 if TYPE_CHECKING:
     from petkit.training.context import RunContext, StepReport
 
-app = typer.Typer(help="Fit a method to data from a YAML recipe.", no_args_is_help=True)
+app = typer.Typer(help="Fit a method to data from a YAML recipe.")
 
 NEWEST = "newest"
 Recipe = Callable[[Any, "RunContext"], dict[str, Any] | None]
@@ -154,12 +154,13 @@ class _Bar:
 
 def _check_output(folder: Path, overwrite: bool, resume: bool) -> None:
     """Refuse the output folder before any work, as the run itself would after it; nothing is changed."""
-    from petkit.artifacts.run_directory import refuse_foreign, refuse_locked
+    from petkit.artifacts.run_directory import refuse_foreign, refuse_locked, refuse_unwritable
 
     if overwrite and resume:
         raise ConfigError("--overwrite and --resume exclude each other: one deletes what the other continues")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output {folder} must be a folder, it is a file: choose another")
+    refuse_unwritable(folder)
     if not folder.is_dir():
         return
     refuse_locked(folder)

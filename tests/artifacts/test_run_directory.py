@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from petkit.artifacts.run_directory import LOCK, open_run
+from petkit.artifacts.run_directory import LOCK, open_run, refuse_unwritable
 from petkit.errors import InputError
 
 HOLDER = (
@@ -37,6 +37,29 @@ def test_makes_the_folder_and_leaves_no_lock(tmp_path):
         assert not run.resumed
         run.write_result({"status": "done"})
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["result.json"]
+
+
+def test_a_folder_that_can_be_made_is_left_unmade(tmp_path):
+    refuse_unwritable(tmp_path)
+    refuse_unwritable(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["/proc/petkit/run", "file/run", "link"])
+def test_a_folder_that_cannot_be_made_is_refused_as_the_run_would(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("/proc/petkit")
+    folder = tmp_path / place
+    for attempt in (refuse_unwritable, lambda path: open_run(path).__enter__()):
+        with pytest.raises(InputError, match=f"^cannot (make|write to) output folder {folder}: "):
+            attempt(folder)
+
+
+def test_a_folder_that_may_not_be_written_to_is_refused(tmp_path, monkeypatch):
+    # Root, who may run the tests, has every right: so the question is answered here.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(InputError, match=f"^cannot write to output folder {tmp_path}: choose another$"):
+        refuse_unwritable(tmp_path)
 
 
 def test_a_folder_with_files_needs_a_flag(tmp_path):

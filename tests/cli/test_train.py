@@ -136,6 +136,17 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(petkit: Petkit, recipe: Pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("flags", [["--dry-run"], []])
+def test_a_warm_up_that_never_ends_is_told(petkit: Petkit, tmp_path: Path, flags: list[str]) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", training__warmup_epochs=10)
+    result = petkit("train", "adapter", recipe, "--quiet", *flags)
+    assert result.code == 0
+    assert result.err == (
+        "warning: training.warmup_epochs 10 is not below training.epochs 2: the learning rate never reaches "
+        "its peak of 0.001\n"
+    )
+
+
 def image_folder(root: Path, bad: bool = False, unseen: bool = False) -> Path:
     for split, classes in (("train", "ab"), ("test", "abc" if unseen else "ab")):
         for name in classes:
@@ -184,6 +195,7 @@ BAD: dict[str, tuple[dict[str, Any], list[str], int, str]] = {
         2,
         "training.gradient_accumulation must be",
     ),
+    "no output": ({"output": "/proc/petkit"}, [], 2, "cannot make output folder /proc/petkit: "),
     "rates": ({"training__min_learning_rate": 1.0}, [], 2, "training.min_learning_rate must be at most"),
     "duration": ({}, ["--max-time", "2 days"], 2, "training.max_time must be a positive duration"),
     "no device": ({}, ["--device", "cuda:7"], 4, "--device cuda:7 must name a CUDA device that is here"),

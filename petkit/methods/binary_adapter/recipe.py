@@ -38,7 +38,7 @@ from petkit.models.inserts import Site, set_head
 from petkit.models.loaded import LoadedModel, compute_logits, new_head
 from petkit.models.loading import load_adapted, load_model
 from petkit.training.checkpoint import check_drift, lasting_settings
-from petkit.training.config import Precision
+from petkit.training.config import Precision, TrainingConfig
 from petkit.training.context import RunContext
 from petkit.training.distributed import World
 from petkit.training.evaluate import Evaluation, evaluate, to_device
@@ -197,6 +197,7 @@ def prepare(config: BinaryAdapterConfig, context: RunContext) -> Ready:
         ConfigError: the recipe does not fit the model or the data.
         PetkitError: model or data cannot be loaded.
     """
+    _warn_of_endless_warmup(config.training)
     # Before a model is fetched, for minutes perhaps, in vain.
     finish_data = list_data(config.data, config.task, seed=config.seed)
     # With a head of one class, until the splits say how many there are.
@@ -222,6 +223,17 @@ def prepare(config: BinaryAdapterConfig, context: RunContext) -> Ready:
     if context.resume is not None:
         check_drift(context.resume, _identity(config, ready, context))
     return ready
+
+
+def _warn_of_endless_warmup(training: TrainingConfig) -> None:
+    if training.warmup_epochs >= training.epochs:
+        log.warning(
+            "training.warmup_epochs %g is not below training.epochs %d: the learning rate never reaches its "
+            "peak of %g",
+            training.warmup_epochs,
+            training.epochs,
+            training.learning_rate,
+        )
 
 
 def _training_split(config: BinaryAdapterConfig, splits: Splits) -> Dataset:
