@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from petkit.artifacts import Artifact, Task, read_manifest
 from petkit.artifacts.paths import check_name
 from petkit.artifacts.reader import MANIFEST
-from petkit.errors import InputError
+from petkit.errors import ArtifactError, InputError
 from petkit.models.config import AdapterConfig, ModelConfig
 from petkit.models.inserts import insert, remove, set_head
 from petkit.models.loaded import LoadedModel, compute_logits
@@ -26,6 +26,12 @@ from petkit.serving.entry import Entry, Shape, make_head, read_for
 BASE = "base"
 # Adapters read before their bits go into the banks: large enough to amortise the copy, small in memory.
 CHUNK = 64
+# Adapters named when many do not belong: more would push the hint off the screen.
+MOST_FAULTS = 20
+HINT = (
+    "a bank holds adapters of one base, task, method, bits, bottleneck, codebook and image size: "
+    "move the others to a folder of their own"
+)
 
 
 class BankModel:
@@ -40,6 +46,7 @@ class BankModel:
         task: what the heads predict.
         pooling: the recipe's model.pooling, with which the base was loaded.
         device: where the model and the bank lie.
+        source: whose shape it is, for messages.
 
     Raises:
         InputError: 32-bit adapters, or a task without a head.
@@ -55,17 +62,21 @@ class BankModel:
         task: str = "image_classification",
         pooling: str | None = None,
         device: torch.device | str = "cpu",
+        source: str = "the bank",
     ) -> None:
         if base.kind == "causal_lm":
             raise InputError(
-                "a bank serves classifiers, got a causal language model: use `petkit predict ARTIFACT`"
+                f"a bank serves classifiers, got a causal language model in {source}: "
+                "use `petkit predict ARTIFACT`"
             )
         if config.bits == 32 and config.method != "linear_probe":
-            raise InputError("a bank holds packed adapters, got adapter.bits 32: run `petkit quantize` first")
+            raise InputError(
+                f"a bank holds packed adapters, got adapter.bits 32 in {source}: run `petkit quantize` first"
+            )
         self.device = torch.device(device)
         self._model, self._request = base.model.to(self.device).eval(), Request()
         sites = insert(self._model, config)
-        self._shape = Shape(base, config, task, pooling, tuple(sites))
+        self._shape = Shape(base, config, task, pooling, tuple(sites), source)
         self._sites = self._occupy(config)
         self._model.requires_grad_(False)
         self._entries: dict[str, Entry] = {}
@@ -87,15 +98,17 @@ class BankModel:
             The model with its bank.
 
         Raises:
-            InputError: there is no artifact, or one that does not belong with the first.
+            InputError: there is no artifact, or some that do not belong with the first, one line for each.
         """
         folders = artifact_folders(folder)
-        manifest = read_manifest(next(iter(folders.values())))
+        first, path = next(iter(folders.items()))
+        manifest = read_manifest(path)
         if manifest.task is None:
-            raise InputError(f"{next(iter(folders.values()))} must name its task in {MANIFEST}, got none")
-        model = ModelConfig(**manifest.model)
-        base = load_model(model, manifest.task.type, num_classes=1)
-        bank = cls(base, AdapterConfig(**manifest.adapter), manifest.task.type, model.pooling, device)
+            raise InputError(f"{path} must name its task in {MANIFEST}, got none")
+        model, task = ModelConfig(**manifest.model), manifest.task.type
+        base = load_model(model, task, num_classes=1)
+        source = f"adapter {first}, the first of the folder"
+        bank = cls(base, AdapterConfig(**manifest.adapter), task, model.pooling, device, source)
         bank.add_many(folders)
         return bank
 
@@ -181,16 +194,22 @@ class BankModel:
 
         Raises:
             ArtifactError: an artifact is damaged.
-            InputError: a name is in use, or an adapter does not belong into this bank.
+            InputError: a name is in use, or adapters do not belong into this bank: one line for each of the
+                first 20, and what adapters of one bank have in common.
             SafetyError: a name holds other characters.
         """
         names = [self._check_new(name) for name in folders]
         with self._lock:
             slots = self._take(len(names))
         added: dict[str, Entry] = {}
+        faults: list[InputError] = []
         try:
             for start in range(0, len(names), CHUNK):
-                added |= self._load(names[start : start + CHUNK], slots[start : start + CHUNK], folders)
+                artifacts = self._read(names[start : start + CHUNK], folders, faults)
+                # After a fault nothing is added any more; the rest is read to name its faults too.
+                if not faults:
+                    added |= self._load(slots[start : start + CHUNK], artifacts)
+            _refuse(faults)
             with self._lock:
                 for name in added:
                     self._check_new(name)
@@ -294,12 +313,26 @@ class BankModel:
             self._capacity = grown
         return [self._free.pop() for _ in range(count)]
 
-    def _load(
-        self, names: Sequence[str], slots: Sequence[int], folders: Mapping[str, str | os.PathLike[str]]
-    ) -> dict[str, Entry]:
-        artifacts = [read_for(self._shape, name, folders[name]) for name in names]
+    def _read(
+        self,
+        names: Sequence[str],
+        folders: Mapping[str, str | os.PathLike[str]],
+        faults: list[InputError],
+    ) -> dict[str, Artifact]:
+        artifacts = {}
+        for name in names:
+            if len(faults) == MOST_FAULTS:
+                break
+            try:
+                artifacts[name] = read_for(self._shape, name, folders[name])
+            except InputError as error:
+                faults.append(error)
+        return artifacts
+
+    def _load(self, slots: Sequence[int], named: Mapping[str, Artifact]) -> dict[str, Entry]:
+        artifacts = list(named.values())
         entries = {}
-        for name, slot, artifact in zip(names, slots, artifacts, strict=True):
+        for slot, (name, artifact) in zip(slots, named.items(), strict=True):
             task = artifact.manifest.task
             if task is None:
                 raise InputError(f"adapter {name}: task must be there, got none")
@@ -333,6 +366,14 @@ def artifact_folders(folder: str | os.PathLike[str]) -> dict[str, Path]:
     if not found:
         raise InputError(f"{root} must hold artifacts in subfolders (each with {MANIFEST}), got none")
     return found
+
+
+def _refuse(faults: Sequence[InputError]) -> None:
+    if len(faults) == 1 and isinstance(faults[0], ArtifactError):
+        raise faults[0]
+    if faults:
+        misfits = any(not isinstance(fault, ArtifactError) for fault in faults)
+        raise InputError("\n".join([*map(str, faults), *([HINT] if misfits else [])]))
 
 
 def _fill(module: BankInsert, site: str, slots: Sequence[int], artifacts: Sequence[Artifact]) -> None:

@@ -82,6 +82,7 @@ class Shape:
         task: what the heads predict.
         pooling: the recipe's model.pooling; None is the base's own.
         sites: places of the adapters, in the model's order.
+        source: what told all this, for messages.
     """
 
     base: LoadedModel
@@ -89,6 +90,7 @@ class Shape:
     task: str
     pooling: str | None
     sites: tuple[Site, ...]
+    source: str = "the bank"
 
     def matrices(self) -> dict[str, tuple[int, int]]:
         """Shape (out, in) of every adapter matrix by module name."""
@@ -132,15 +134,19 @@ def _base_fault(shape: Shape, artifact: Artifact) -> str | None:
             f"{manifest.base.id}: it was trained on another model"
         )
     if manifest.task is None or manifest.task.type != shape.task:
-        return f"task must be {shape.task}, got {manifest.task.type if manifest.task else None}"
+        return _other(shape, "task", shape.task, manifest.task.type if manifest.task else None)
     size = None if base.preprocess is None else base.preprocess["image_size"]
     own = manifest.task.preprocess.image_size if manifest.task.preprocess else size
     if own != size:
-        return f"image_size must be {size} as in the bank, got {own}"
+        return _other(shape, "image_size", size, own)
     pooling = manifest.model.get("pooling")
     if pooling != shape.pooling:
-        return f"model.pooling must be {shape.pooling} as in the bank, got {pooling}"
+        return _other(shape, "model.pooling", shape.pooling, pooling)
     return None
+
+
+def _other(shape: Shape, key: str, wanted: object, got: object) -> str:
+    return f"{key} must be {wanted} as in {shape.source}, got {got}"
 
 
 def _adapter_fault(shape: Shape, artifact: Artifact) -> str | None:
@@ -148,18 +154,23 @@ def _adapter_fault(shape: Shape, artifact: Artifact) -> str | None:
     if adapter.get("bits", wanted.bits) == 32 and wanted.method != "linear_probe":
         hint = f"run `petkit quantize {artifact.folder} --bits 1 -o OUT` first"
         return f"adapters must be packed, got 32 bits: {hint}"
-    for key in ("method", "bits", "codebook"):
+    for key in ("method", "bits", "codebook", "bottleneck"):
         own, common = adapter.get(key, getattr(wanted, key)), getattr(wanted, key)
         if own != common and not (wanted.method == "linear_probe" and key != "method"):
-            return f"adapter.{key} must be {common} as in the bank, got {own}"
+            return _other(shape, f"adapter.{key}", common, own)
     given = {name: matrix.shape for name, matrix in artifact.packed.items() if name != "head"}
-    return _shape_fault(shape.matrices(), given)
+    return _shape_fault(shape, given)
 
 
-def _shape_fault(wanted: Mapping[str, tuple[int, int]], given: Mapping[str, tuple[int, int]]) -> str | None:
+def _shape_fault(shape: Shape, given: Mapping[str, tuple[int, int]]) -> str | None:
+    wanted = shape.matrices()
     for name in [*wanted, *given]:
-        if wanted.get(name) != given.get(name):
-            return f"{name} must have shape {wanted.get(name)} as in the bank, got {given.get(name)}"
+        if name not in given:
+            return f"{name} must be there as in {shape.source}, got none"
+        if name not in wanted:
+            return f"{name} must not be there: {shape.source} has no adapter in this place"
+        if wanted[name] != given[name]:
+            return _other(shape, f"the shape of {name}", wanted[name], given[name])
     return None
 
 

@@ -179,7 +179,7 @@ def test_requests_go_on_while_adapters_come_and_go(bank, folders):
         (
             {"bottleneck": 5},
             {},
-            r"blocks\.0\.adaptformer\.down must have shape \(4, 64\) as in the bank, got \(5, 64\)",
+            r"adapter\.bottleneck must be 4 as in the bank, got 5",
         ),
         (
             {},
@@ -198,6 +198,47 @@ def test_adapters_that_do_not_belong_are_refused_by_name(bank, tmp_path, changes
     with pytest.raises(InputError, match="adapter new: .*" + message):
         bank.add("new", folder)
     assert "new" not in bank
+
+
+def test_every_misfit_of_a_folder_is_named_with_the_first_that_it_does_not_fit(tmp_path):
+    write(tmp_path / "h4", CONFIG)
+    write(tmp_path / "h8", variant(bottleneck=8))
+    write(tmp_path / "one", CONFIG)
+    write(tmp_path / "two", variant(bits=2))
+    with pytest.raises(InputError) as caught:
+        BankModel.from_folder(tmp_path)
+    assert str(caught.value).splitlines() == [
+        "adapter h8: adapter.bottleneck must be 4 as in adapter h4, the first of the folder, got 8",
+        "adapter two: adapter.bits must be 1 as in adapter h4, the first of the folder, got 2",
+        "a bank holds adapters of one base, task, method, bits, bottleneck, codebook and image size: "
+        "move the others to a folder of their own",
+    ]
+
+
+def test_at_most_twenty_misfits_are_named(bank, tmp_path):
+    wrong, _ = write(tmp_path / "wrong", variant(bottleneck=8))
+    with pytest.raises(InputError) as caught:
+        bank.add_many({f"n{index}": wrong for index in range(100)})
+    assert len(str(caught.value).splitlines()) == 20 + 1
+    assert len(bank) == 3
+
+
+def test_a_first_adapter_of_32_bits_is_named(tmp_path):
+    write(tmp_path / "full", variant(bits=32))
+    with pytest.raises(InputError, match=r"got adapter\.bits 32 in adapter full, the first of the folder"):
+        BankModel.from_folder(tmp_path)
+
+
+def test_other_places_are_refused(tmp_path):
+    query, _ = write(tmp_path / "q", variant(method="lora", targets=("q",)))
+    both, _ = write(tmp_path / "qv", variant(method="lora", targets=("q", "v")))
+    one, two = empty_bank(variant(method="lora", targets=("q",))), empty_bank(variant(method="lora"))
+    with pytest.raises(
+        InputError, match=r"lora_v\.down must not be there: the bank has no adapter in this place"
+    ):
+        one.add("x", both)
+    with pytest.raises(InputError, match=r"lora_v\.down must be there as in the bank, got none"):
+        two.add("x", query)
 
 
 def test_an_adapter_that_does_not_know_its_base_is_refused(bank, tmp_path):
@@ -234,7 +275,7 @@ def test_a_batch_needs_one_name_a_sample(bank, count, names):
 
 
 def test_unpacked_banks_are_refused():
-    with pytest.raises(InputError, match=r"adapter\.bits 32: run `petkit quantize`"):
+    with pytest.raises(InputError, match=r"adapter\.bits 32 in the bank: run `petkit quantize`"):
         empty_bank(variant(bits=32))
 
 

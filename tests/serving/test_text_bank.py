@@ -37,14 +37,14 @@ def test_another_pooling_is_refused(tmp_path, bert):
     write_text(tmp_path / "a", bert, config())
     bank = BankModel.from_folder(tmp_path)
     other = write_text(tmp_path / "b", bert, config(), model=ModelConfig(name=str(bert), pooling="mean"))
-    with pytest.raises(InputError, match=r"adapter b: model\.pooling must be None as in the bank, got mean"):
+    with pytest.raises(InputError, match=r"adapter b: model\.pooling must be None as in adapter a"):
         bank.add("b", other)
 
 
 def test_another_task_is_refused(tmp_path, bert):
     bank = BankModel(load_model(ModelConfig(name=str(bert)), "text_classification", 1), config())
     folder = write_text(tmp_path / "a", bert, config())
-    with pytest.raises(InputError, match="task must be image_classification, got text_classification"):
+    with pytest.raises(InputError, match="task must be image_classification as in the bank, got text_cl"):
         bank.add("a", folder)
 
 
