@@ -168,6 +168,8 @@ class BankModel:
         """
         if name in self._entries:
             return None
+        if name == BASE:
+            return f"adapter {BASE!r} is the frozen model, which has features and no classes: name an adapter"
         close = difflib.get_close_matches(name, self.names, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         return f"adapter {name!r} is not in the bank of {len(self)} adapters{hint}"
@@ -245,13 +247,14 @@ class BankModel:
 
         Returns:
             One tensor a sample: logits (classes,), as many as its adapter has classes; for the frozen model
-                alone
-            its pooled features (features,), since it has no head.
+            alone its pooled features (features,), since it has no head.
 
         Raises:
-            InputError: an unknown name, or another number of names than samples.
+            InputError: an unknown name, another number of names than samples, or inputs of another shape than
+                the base takes.
         """
         batch = {"pixel_values": inputs} if isinstance(inputs, Tensor) else dict(inputs)
+        self._check_inputs(batch)
         size = len(next(iter(batch.values()), ()))
         if size != len(names) or size == 0:
             raise InputError(
@@ -293,6 +296,19 @@ class BankModel:
             module.attach(self._model)
             sites[site.name] = module
         return sites
+
+    def _check_inputs(self, batch: Mapping[str, Tensor]) -> None:
+        preprocess = self.base.preprocess
+        name = "input_ids" if preprocess is None else "pixel_values"
+        if name not in batch:
+            raise InputError(f"inputs must hold {name} for this base, got {', '.join(batch) or 'nothing'}")
+        shape = tuple(batch[name].shape)
+        if preprocess is None:
+            if len(shape) != 2:
+                raise InputError(f"input_ids must have shape (batch, tokens), got {shape}")
+        elif len(shape) != 4 or shape[1:] != (3, preprocess["image_size"], preprocess["image_size"]):
+            size = preprocess["image_size"]
+            raise InputError(f"pixel_values must have shape (batch, 3, {size}, {size}), got {shape}")
 
     def _check_new(self, name: str) -> str:
         check_name(name, "adapter name")

@@ -1,3 +1,4 @@
+import re
 import threading
 
 import pytest
@@ -272,6 +273,24 @@ def test_names_are_checked(bank, folders):
 def test_a_batch_needs_one_name_a_sample(bank, count, names):
     with pytest.raises(InputError, match="names must hold one adapter name a sample and at least one"):
         bank(pictures(count), names)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 32, 48), (1, 3, 16, 16), (1, 1, 32, 32), (3, 32, 32), (1,)])
+def test_pictures_of_another_shape_are_refused(bank, shape):
+    message = f"pixel_values must have shape (batch, 3, 32, 32), got {shape}"
+    with pytest.raises(InputError, match=re.escape(message)):
+        bank(torch.zeros(shape), ["a0"] * shape[0])
+
+
+def test_inputs_of_another_kind_are_refused(bank):
+    with pytest.raises(InputError, match="inputs must hold pixel_values for this base, got input_ids"):
+        bank({"input_ids": torch.zeros(1, 4, dtype=torch.int64)}, ["a0"])
+
+
+def test_the_frozen_model_is_no_adapter_with_classes(bank):
+    assert "'base' is the frozen model, which has features and no classes" in bank.fault("base")
+    with pytest.raises(InputError, match="'base' is the frozen model"):
+        bank.entry("base")
 
 
 def test_unpacked_banks_are_refused():

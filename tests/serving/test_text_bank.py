@@ -33,6 +33,15 @@ def test_a_mixed_batch_of_texts_gives_what_each_adapter_gives_alone(tmp_path, be
         torch.testing.assert_close(outputs[index], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_texts_of_another_shape_are_refused(tmp_path, bert):
+    write_text(tmp_path / "a", bert, config())
+    bank = BankModel.from_folder(tmp_path)
+    with pytest.raises(InputError, match=r"input_ids must have shape \(batch, tokens\), got \(4,\)"):
+        bank({"input_ids": torch.zeros(4, dtype=torch.int64)}, ["a"] * 4)
+    with pytest.raises(InputError, match="inputs must hold input_ids for this base, got pixel_values"):
+        bank(torch.zeros(1, 3, 32, 32), ["a"])
+
+
 def test_another_pooling_is_refused(tmp_path, bert):
     write_text(tmp_path / "a", bert, config())
     bank = BankModel.from_folder(tmp_path)
