@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from petkit.cli.shipped import shipped_recipe
+from petkit.cli.shipped import shipped_recipe, shipped_recipes
 from petkit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def recipe_files(arguments: Sequence[str] | None, options: Sequence[str] | None)
         One path each; a file of the same name wins over a shipped recipe.
 
     Raises:
-        ConfigError: there is none at all.
+        ConfigError: there is none at all, or it is no file and nearly the name of a shipped one.
     """
     given = [*(arguments or ()), *(options or ())]
     if not given:
@@ -100,5 +100,14 @@ def recipe_files(arguments: Sequence[str] | None, options: Sequence[str] | None)
 
 def _recipe_file(text: str) -> Path:
     path = Path(text)
-    shipped = None if path.exists() else shipped_recipe(text)
-    return shipped.path if shipped else path
+    if path.exists():
+        return path
+    shipped = shipped_recipe(text)
+    if shipped:
+        return shipped.path
+    from petkit.configuration.messages import nearest
+
+    near = nearest(text, (recipe.name for recipe in shipped_recipes()))
+    if near:
+        raise ConfigError(f"recipe {text} does not exist; did you mean {near}? (see `petkit recipes ls`)")
+    return path

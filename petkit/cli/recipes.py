@@ -65,7 +65,11 @@ def cp(
 def _recipe(name: str) -> Recipe:
     shipped = {recipe.name: recipe for recipe in _shipped()}
     if name not in shipped:
-        raise ConfigError(f"no shipped recipe is named {name!r}; there are {', '.join(shipped)}")
+        from petkit.configuration.messages import nearest
+
+        near = nearest(name, shipped)
+        hint = f"did you mean {near}?" if near else f"there are {', '.join(shipped)}"
+        raise ConfigError(f"no shipped recipe is named {name!r}; {hint}")
     return shipped[name]
 
 

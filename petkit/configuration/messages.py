@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic_core import ErrorDetails
@@ -51,6 +51,11 @@ def shown(value: Any) -> str:
     """A value in an error, cut to a length that fits on a line."""
     text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that a wrong one is most like, or None when none is like it."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=_CLOSE)), None)
 
 
 def one_of(values: Sequence[Any]) -> str:
@@ -146,9 +151,9 @@ def _suggestion(model: type[Config], path: KeyPath) -> str:
     siblings = _section_at(model, path[:-1])
     if siblings is None:
         return f"; {dotted(path[:-1])} is a value, not a section"
-    near = difflib.get_close_matches(name, siblings.model_fields, n=1, cutoff=_CLOSE)
+    near = nearest(name, siblings.model_fields)
     if near:
-        return f"; did you mean {dotted((*path[:-1], near[0]))}?"
+        return f"; did you mean {dotted((*path[:-1], near))}?"
     every = [leaf for leaf, _, _ in leaves(model)]
     for cutoff in (1.0, _CLOSE_ELSEWHERE):
         for leaf in every:

@@ -32,8 +32,8 @@ def read_rows(path: Path, parse: Callable[[dict[str, Any]], Row], skip_bad: bool
         The rows in the order of the file.
 
     Raises:
-        InputError: The file is no regular file of UTF-8 text, or lines are faulty: one line of the message for
-            each of the first 20.
+        InputError: The file is no regular file of UTF-8 text, or lines are faulty: one line of the message
+            for each of the first 20.
     """
     return [row for _, row in placed_rows(path, parse, skip_bad)]
 

@@ -119,8 +119,12 @@ def _published_file(name: str, config: ModelConfig) -> dict[str, str]:
 def _suggest(name: str) -> str:
     import timm
 
-    close = difflib.get_close_matches(name, timm.list_models() + timm.list_pretrained(), n=1)
-    return f"; did you mean timm/{close[0]}?" if close else ""
+    names = timm.list_models() + timm.list_pretrained()
+    # Who writes vit_tiny means vit_tiny_patch16_224, and not gcvit_tiny, which has more letters in common.
+    longer = sorted((full for full in names if full.startswith(name)), key=len)
+    close = longer or difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean timm/{close[0]}?" if close else "`petkit list models 'vit*'` lists the names"
+    return f"; {hint}"
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:

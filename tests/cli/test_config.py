@@ -147,6 +147,12 @@ def test_a_missing_file(petkit):
     assert err.startswith("error: recipe nowhere.yaml does not exist")
 
 
+def test_a_recipe_that_is_nearly_a_shipped_one(petkit):
+    code, _, err = petkit("config", "validate", "adapter-smok")
+    message = "recipe adapter-smok does not exist; did you mean adapter-smoke? (see `petkit recipes ls`)"
+    assert (code, err) == (2, f"error: {message}\n")
+
+
 def test_validate(petkit):
     code, out, _ = petkit("config", "validate", "adapter-smoke")
     assert code == 0

@@ -133,3 +133,17 @@ def test_a_recipe_argument_is_a_file_or_a_shipped_name(tmp_path, monkeypatch):
     assert recipe_files(["adapter-smoke"], ["other.yaml"]) == [Path("adapter-smoke"), Path("other.yaml")]
     with pytest.raises(ConfigError, match="a recipe must be given"):
         recipe_files(None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("adapter-smok", "did you mean adapter-smoke?"),
+        ("constant-byte", "did you mean constant-bytes?"),
+        ("zzz", "there are adapter-smoke, adapter-demo, "),
+    ],
+)
+def test_an_unknown_name_gets_a_hint(petkit, name, hint):
+    code, _, err = petkit("recipes", "show", name)
+    assert code == 2
+    assert err.startswith(f"error: no shipped recipe is named '{name}'; {hint}")

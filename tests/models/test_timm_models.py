@@ -84,3 +84,18 @@ def test_drop_path_reaches_the_blocks():
 
 def test_no_classes_leave_the_features():
     assert load(classes=0, image_size=32).model(torch.zeros(1, 3, 32, 32)).shape == (1, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("vit_base_patch16_244", "did you mean timm/vit_base_patch16_224?"),
+        # The start of a name; gcvit_tiny has more letters in common.
+        ("vit_tiny", "did you mean timm/vit_tiny_patch16_224?"),
+        ("zzz", "`petkit list models 'vit*'` lists the names"),
+    ],
+)
+def test_an_unknown_name_gets_a_hint(name, hint):
+    with pytest.raises(ConfigError) as caught:
+        load(name=f"timm/{name}")
+    assert str(caught.value) == f"model.name timm/{name}: Unknown model ({name}); {hint}"
