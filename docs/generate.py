@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from petkit.cli.catalog import METHODS, configuration_of
 from petkit.cli.config import SCHEMA_COLUMNS, schema_rows
 from petkit.cli.main import VERBS, load_verb
+from petkit.cli.reference import EXIT_CODES, OTHER_VARIABLES, OWN_VARIABLES, SETTING
 
 DOCS = Path(__file__).resolve().parent
 NOTE = "<!-- Written by `make docs`; do not edit. -->\n"
@@ -24,7 +26,21 @@ def commands() -> str:
         parts.append(f"## petkit {verb}\n")
         for words in ([verb], *([verb, name] for name in getattr(load_verb(verb), "commands", {}))):
             parts.append(f"```text\n{help_of(*words)}\n```\n")
+    parts += ["## Exit codes\n", "The same with `--json`.\n", rows(("code", "meaning"), EXIT_CODES)]
+    setting = {
+        f"{SETTING}SECTION__KEY": "Sets a key, such as `PETKIT_SET__TRAINING__EPOCHS=3`; `--set` wins."
+    }
+    parts += [
+        "## Environment variables\n",
+        "Of the variables whose names start with `PETKIT_`, any other one is warned about.\n",
+        rows(("variable", "meaning"), {**setting, **OWN_VARIABLES, **OTHER_VARIABLES}),
+    ]
     return "\n".join(parts)
+
+
+def rows(titles: tuple[str, str], meanings: Mapping[object, str]) -> str:
+    lines = [titles, ("---", "---"), *((f"`{name}`", meaning) for name, meaning in meanings.items())]
+    return "\n".join(f"| {name} | {meaning} |" for name, meaning in lines) + "\n"
 
 
 def help_of(*words: str) -> str:

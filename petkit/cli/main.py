@@ -18,10 +18,14 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
 import petkit
-from petkit.cli import output, process
+from petkit.cli import output, process, reference
 from petkit.errors import PetkitError
 
 GLOBAL_FLAGS = frozenset({"--offline", "--quiet", "-q", "--verbose", "-v"})
+EPILOG = (
+    "Exit codes: 0 done, 1 failed, 2 usage or recipe, 3 a check of the result failed, 4 something missing, \
+5 unsafe, 6 offline, 130 and 143 stopped."
+)
 USAGE_EXIT_CODE = 2
 MISSING_EXIT_CODE = 4
 INTERRUPT_EXIT_CODE = 130
@@ -96,6 +100,8 @@ def root(
     The global flags may stand anywhere on the line. Start with `petkit recipes ls`.
     """
     output.configure_logging(quiet=quiet, verbose=verbose)
+    for message in reference.unknown_variables(os.environ):
+        output.warn(message)
     if offline:
         os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
     if version:
@@ -142,7 +148,7 @@ def main() -> None:
 
 def _command() -> TyperGroup:
     app = typer.Typer(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-    app.callback(invoke_without_command=True)(root)
+    app.callback(invoke_without_command=True, epilog=EPILOG)(root)
     return get_group(app)
 
 

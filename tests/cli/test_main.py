@@ -50,6 +50,18 @@ def test_help_groups_the_verbs(petkit):
     assert petkit().out.split() == out.split() == petkit("-h").out.split()
 
 
+def test_help_names_the_exit_codes(petkit):
+    out = " ".join(petkit("--help").out.split())
+    assert "Exit codes: 0 done, 1 failed, 2 usage or recipe, 3 a check of the result failed" in out
+
+
+def test_an_unknown_variable_is_warned_about_once(petkit, monkeypatch):
+    monkeypatch.setenv("PETKIT_OUTPUT", "x")
+    warning = "the environment variable PETKIT_OUTPUT has no effect; did you mean PETKIT_SET__OUTPUT?"
+    result = petkit("recipes", "ls", "--quiet")
+    assert (result.code, result.err) == (0, f"warning: {warning}\n")
+
+
 def test_version(petkit):
     assert petkit("--version") == (0, "petkit 0.1.0\n", "")
 
@@ -60,7 +72,7 @@ def test_help_imports_nothing_heavy():
     )
     loaded = set(python(show).stderr.split())
     assert not loaded.intersection(HEAVY)
-    light = {"petkit.cli.main", "petkit.cli.output", "petkit.cli.process"}
+    light = {f"petkit.cli.{name}" for name in ("main", "output", "process", "reference")}
     assert {name for name in loaded if name.startswith("petkit.cli.")} == light
 
 
