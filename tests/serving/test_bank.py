@@ -1,5 +1,6 @@
 import re
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -308,3 +309,12 @@ def test_folders_without_artifacts_are_refused(tmp_path):
 
 def test_the_banks_sites_say_what_they_hold(bank):
     assert "slots=3, hidden=4, bits=1, activation=relu" in repr(bank._model.blocks[0])
+
+
+def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch, capsys):
+    for name in ("one", "two"):
+        write(tmp_path / "bank" / name, CONFIG, classes=10)
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).parents[2] / "docs" / "serving.md"
+    exec(page.read_text().partition("```python\n")[2].partition("```")[0], {})
+    assert "('two', 'three')" in capsys.readouterr().out
