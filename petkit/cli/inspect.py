@@ -53,11 +53,15 @@ def _facts(artifact: Artifact) -> list[str]:
     manifest = artifact.manifest
     base = manifest.base
     revision = f" at revision {base.revision}" if base.revision else ""
+    # Nothing is said of a key that is left to its default, or that has no effect here.
+    adapter = {key: value for key, value in manifest.adapter.items() if value is not None}
     lines = [
         f"{artifact.folder}: {manifest.kind}, schema version {manifest.schema_version}",
         f"base     {base.id}{revision}, sha256 {base.sha256 or 'unknown'}",
-        "adapter  " + ", ".join(f"{key} {_short(value)}" for key, value in manifest.adapter.items()),
+        "adapter  " + ", ".join(f"{key} {_short(value)}" for key, value in adapter.items()),
     ]
+    if manifest.model.get("pretrained") is False:
+        lines.insert(2, "         drawn at random (model.pretrained: false), not a published model")
     if manifest.task:
         classes = f", {len(manifest.task.classes)} classes" if manifest.task.classes else ""
         lines.append(f"task     {manifest.task.type}{classes}")

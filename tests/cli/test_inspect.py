@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from petkit.artifacts.reader import TENSORS
-from tests.artifacts.support import edit_header, edit_manifest, edit_tensors, write_small
+from tests.artifacts.support import edit_header, edit_manifest, edit_tensors, manifest, write_small
 
 PETL_VIT = Path(__file__).parents[1] / "data" / "petl_vit" / "lora-kitti-bit1-dim32.bin"
 
@@ -17,6 +17,16 @@ def test_names_every_module_with_its_bits_and_bytes(petkit, tmp_path):
     assert row.split() == ["blocks.0.adaptformer.down", "3x10", "1", "12", "-0.01", "0.03"]
     assert "base     timm/tiny, sha256 unknown" in result.out
     assert "136 bytes of tensors, 568 as float32: 4.2 times more" in result.out
+
+
+def test_a_random_base_is_told_and_no_key_without_a_value(petkit, tmp_path):
+    adapter = {"method": "adaptformer", "bits": 1, "targets": None}
+    made = manifest().model_copy(update={"adapter": adapter, "model": {"pretrained": False}})
+    lines = petkit("inspect", write_small(tmp_path / "a", manifest=made)).out.splitlines()
+    assert lines[2] == "         drawn at random (model.pretrained: false), not a published model"
+    assert lines[3] == "adapter  bits 1, method adaptformer"
+    made = made.model_copy(update={"model": {"pretrained": True}})
+    assert "random" not in petkit("inspect", write_small(tmp_path / "b", manifest=made)).out
 
 
 def test_json_adds_up(petkit, tmp_path):
