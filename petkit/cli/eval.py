@@ -187,10 +187,20 @@ def _rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("rate", f"{significant(result['examples_per_second'])} examples/s"),
     ]
     for point in result.get("noise", ()):
-        key = "accuracy" if "accuracy" in point else "loss"
-        low, high = min(point["draws"]), max(point["draws"])
-        rows.append((f"noise {point['noise']:g}", f"{key} {point[key]:.4f} ({low:.4f} to {high:.4f})"))
+        rows.append((f"noise {point['noise']:g}", _noisy(point)))
     return rows
+
+
+def _noisy(point: Mapping[str, Any]) -> str:
+    draws = point["draws"]
+    if "accuracy" in point:
+        mean, low, high = (f"{value:.1%}" for value in (point["accuracy"], min(draws), max(draws)))
+    else:
+        mean, low, high = (f"{value:.4f}" for value in (point["loss"], min(draws), max(draws)))
+    what = f"{mean} accuracy" if "accuracy" in point else f"loss {mean}"
+    if len(draws) == 1:
+        return f"{what}, of one draw"
+    return f"{what}, mean of {len(draws)} draws; lowest {low}, highest {high}"
 
 
 def _gate(result: Mapping[str, Any], min_accuracy: float | None, max_loss: float | None) -> None:

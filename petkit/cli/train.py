@@ -223,8 +223,11 @@ def measured(result: Mapping[str, Any]) -> str:
     Returns:
         Text such as `81.2% accuracy, 95 % interval 78.1% to 84.0%, n 500`.
     """
+    from petkit.report.tables import significant
+
     if result.get("accuracy") is None:
-        return f"perplexity {result['perplexity']:.4g}, loss {result['loss']:.4f}, n {result['n']:,} tokens"
+        perplexity = significant(result["perplexity"], 4)
+        return f"perplexity {perplexity}, loss {result['loss']:.4f}, n {result['n']:,} tokens"
     low, high = result["interval"]
     return f"{result['accuracy']:.1%} accuracy, 95 % interval {low:.1%} to {high:.1%}, n {result['n']:,}"
 

@@ -145,6 +145,12 @@ def test_noise_gives_the_flat_minimum_curve(petkit: Petkit, trained: Path) -> No
     assert [(point["noise"], len(point["draws"])) for point in payload["noise"]] == [(0.1, 2), (3.0, 2)]
     for point in payload["noise"]:
         assert point["accuracy"] == pytest.approx(sum(point["draws"]) / 2)
+    low, high = sorted(payload["noise"][1]["draws"])
+    mean = (low + high) / 2
+    text = petkit("eval", trained, "--noise", 3.0, "--noise-seeds", 2).out
+    assert f"{mean:.1%} accuracy, mean of 2 draws; lowest {low:.1%}, highest {high:.1%}" in text
+    once = petkit("eval", trained, "--noise", 3.0, "--noise-seeds", 1).out
+    assert f"{payload['noise'][1]['draws'][0]:.1%} accuracy, of one draw" in once
     refused = petkit("eval", trained, "--noise", 0.1, "--mode", "packed")
     assert refused.code == 2
     assert "packed bits cannot hold noise" in refused.err

@@ -47,6 +47,22 @@ def test_a_table_prints_square_brackets_as_they_are(capsys):
     assert "[bold]a[/bold]" in capsys.readouterr().out
 
 
+def test_numbers_of_a_table_are_written_alike(capsys):
+    rows = [(11380.4, 5063, 0.53125, True), (1.5e-7, 1_000_000, 2.0, False)]
+    output.print_result(output.table(("a", "b", "c", "d"), rows), {}, as_json=False)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[2:] == [["11,380", "5,063", "0.5312", "True"], ["1.5e-07", "1,000,000", "2", "False"]]
+
+
+def test_a_rate_has_no_exponent(capsys, monkeypatch):
+    output.configure_logging()
+    clock = iter((0, 1))
+    monkeypatch.setattr(output.time, "monotonic", lambda: next(clock))
+    with output.progress("eval", total=1650, unit="examples") as advance:
+        advance(1650)
+    assert capsys.readouterr().err == "eval 1650/1650 (1,650 examples/s, 0s left)\n"
+
+
 def test_progress_off_a_terminal_is_lines_with_rate_and_time_left(capsys, monkeypatch):
     output.configure_logging()
     clock = iter(range(0, 1000, 6))

@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 
 from petkit.artifacts import open_run
+from petkit.cli.train import measured
 
 Petkit = Callable[..., Any]
 TENSORS = "adapter_packed.safetensors"
@@ -78,6 +79,11 @@ def test_text_output_names_the_accuracy_and_quiet_says_nothing_else(petkit: Petk
     assert "stopped by max_steps" in result.out
     assert "3 of 8" in result.out
     assert "95 % interval" in result.out
+
+
+def test_a_large_perplexity_has_no_exponent() -> None:
+    result = {"accuracy": None, "perplexity": 11380.4, "loss": 9.34, "n": 5063}
+    assert measured(result) == "perplexity 11,380, loss 9.3400, n 5,063 tokens"
 
 
 def test_verbose_lists_every_module(petkit: Petkit, recipe: Path) -> None:
