@@ -26,7 +26,7 @@ def test_a_random_base_is_told_and_no_key_without_a_value(petkit, tmp_path):
     assert lines[2] == "         drawn at random (model.pretrained: false), not a published model"
     assert lines[3] == "adapter  bits 1, method adaptformer"
     made = made.model_copy(update={"model": {"pretrained": True}})
-    assert "random" not in petkit("inspect", write_small(tmp_path / "b", manifest=made)).out
+    assert "drawn at random" not in petkit("inspect", write_small(tmp_path / "b", manifest=made)).out
 
 
 def test_json_adds_up(petkit, tmp_path):
