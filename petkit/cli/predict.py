@@ -26,7 +26,8 @@ def command(
         list[str],
         typer.Argument(
             metavar="[ARTIFACT] INPUT...",
-            help="The artifact (not with --bank), then pictures, folders, texts, .txt or .jsonl files.",
+            help="The artifact (not with --bank), then pictures and folders, or texts and .txt files, or .jsonl "
+            "files.",
         ),
     ],
     bank: Annotated[
@@ -129,6 +130,8 @@ def _with_artifact(
     task = read_manifest(folder).task
     if task is None:
         raise InputError(f"{folder} does not say what its head predicts, so that nothing can be predicted")
+    if task.type == "image_classification":
+        _refuse_urls(inputs)
     language_model = task.type == "causal_lm"
     if language_model:
         _refuse(top_k, "--top-k", "a language model writes text")
@@ -146,6 +149,15 @@ def _with_artifact(
         skip_bad=skip_bad,
         precision=precision,
     )
+
+
+def _refuse_urls(inputs: Sequence[str]) -> None:
+    for text in inputs:
+        # A path would lose one of the two slashes, and the message with it its sense.
+        if text.startswith(("http://", "https://")):
+            raise InputError(
+                f"INPUT {text} is a URL, and URLs are not fetched: download it and name the file"
+            )
 
 
 def _refuse(value: int | None, flag: str, why: str) -> None:

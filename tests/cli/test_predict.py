@@ -1,6 +1,7 @@
 """`petkit predict` from its command line: one artifact, a bank, and refusals."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -123,6 +124,16 @@ def test_an_unreadable_picture_ends_with_2_unless_it_is_skipped(petkit, pictures
     assert "nothing was predicted" in only.err
 
 
+def test_a_row_that_names_a_pipe_is_refused_and_not_waited_for(petkit, pictures, bank):
+    os.mkfifo(pictures / "pipe.png")
+    inputs = rows(pictures / "in.jsonl", {"image": "pipe.png", "adapter": "cats"})
+    code, out, err = petkit("predict", "--bank", bank, inputs)
+    assert (code, out) == (2, "")
+    assert (
+        "pipe.png must be a regular file, got a folder, pipe or device); repair it or pass --skip-bad" in err
+    )
+
+
 def test_texts_and_a_bank_of_text_adapters(petkit, tmp_path):
     base = save_bert(tmp_path / "bert")
     config = AdapterConfig(method="lora", bits=1, bottleneck=4)
@@ -166,6 +177,10 @@ def test_bad_paths_end_with_2(petkit, pictures, bank, tmp_path):
         ((bank / "cats",), "needs an ARTIFACT and at least one INPUT"),
         ((tmp_path / "missing", pictures), "missing"),
         ((bank / "cats", tmp_path / "no.png"), "got no such file"),
+        (
+            (bank / "cats", "https://x.org/a.png"),
+            "INPUT https://x.org/a.png is a URL, and URLs are not fetched: download it and name the file",
+        ),
         (("--bank", tmp_path / "missing", pictures), "must be a folder of artifacts"),
         (("--bank", bank, pictures), "whose rows name their adapter"),
         (("--bank", bank, pictures, "--max-new-tokens", "3"), "a bank holds classifiers"),
