@@ -17,6 +17,24 @@ from petkit.report.tables import Table, bytes_text, format_cell, significant
 
 # For measures that thousands separators and 4 significant digits do not suit; a seed is no count.
 FORMATS = {"accuracy": ".1%", "seed": "d"}
+FULL = "full model in float32"
+SIZES = {"bytes": "file", "adapter": "adapter", "head": "head", "full_model_fp32": FULL}
+# In the headline or under the title; the rest are other measures.
+TOLD = {
+    *(
+        "schema_version",
+        "checks",
+        "status",
+        "stopped",
+        "accuracy",
+        "interval",
+        "perplexity",
+        "n",
+        "unit",
+        "split",
+    ),
+    *(f"bytes.{key}" for key in (*SIZES, "ratio")),
+}
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #5b6169; --line: #d9dde2; --page: #ffffff;
@@ -123,29 +141,28 @@ def _draw_curves(run_folder: Path) -> None:
 
 
 def _headline_section(result: Mapping[str, Any]) -> list[Section]:
-    """What a reader looks for first, in words; all numbers are in the details."""
+    """What a reader looks for first, in words; nothing of it is told again further down."""
     rows: list[tuple[str, str]] = []
-    split, count, unit = (result.get(key, "") for key in ("split", "n", "unit"))
-    if result.get("interval") and result.get("accuracy") is not None:
-        low, high = result["interval"]
-        rows.append(("accuracy", f"{result['accuracy']:.1%}, 95 % interval {low:.1%} to {high:.1%}"))
+    if result.get("accuracy") is not None:
+        accuracy = format_cell(result["accuracy"], FORMATS["accuracy"])
+        ends = [format_cell(end, FORMATS["accuracy"]) for end in result.get("interval") or ()]
+        rows.append(("accuracy", accuracy + (f", 95 % interval {' to '.join(ends)}" if ends else "")))
     if result.get("perplexity") is not None:
         rows.append(("perplexity", format_cell(result["perplexity"])))
-    if rows:
-        rows.append(("measured on", f"{format_cell(count)} {unit} of the {split} split"))
-    sizes = result.get("bytes", {})
-    if not isinstance(sizes, Mapping):
-        sizes = {}
-    labels = {
-        "bytes": "file",
-        "adapter": "adapter",
-        "head": "head",
-        "full_model_fp32": "full model in float32",
-    }
-    rows += [(label, _bytes_cell(sizes[key])) for key, label in labels.items() if sizes.get(key) is not None]
-    if sizes.get("ratio"):
-        rows.append(("full model over adapter and head", f"{sizes['ratio']:,.0f} times the bytes"))
+    if result.get("n") is not None:
+        split = f" of the {result['split']} split" if result.get("split") else ""
+        rows.append(("measured on", f"{format_cell(result['n'])} {result.get('unit', 'examples')}{split}"))
+    rows += _size_rows(result.get("bytes"))
     return [Section("Result", tables=(Table(("measure", "value"), tuple(rows)),))] if rows else []
+
+
+def _size_rows(sizes: Any) -> list[tuple[str, str]]:
+    if not isinstance(sizes, Mapping):
+        return []
+    rows = {label: _bytes_cell(sizes[key]) for key, label in SIZES.items() if sizes.get(key) is not None}
+    if sizes.get("ratio") and FULL in rows:
+        rows[FULL] += f": the full model takes {sizes['ratio']:,.0f} times the bytes of adapter and head"
+    return list(rows.items())
 
 
 def _list_sections(result: Mapping[str, Any]) -> list[Section]:
@@ -169,13 +186,13 @@ def _details_section(result: Mapping[str, Any]) -> list[Section]:
     shown = {
         name: value
         for name, value in flatten(result).items()
-        if name not in ("schema_version", "checks")
+        if name not in TOLD
         and not name.startswith("per_class.")
         and not _is_records(value)
         and value is not None
     }
     rows = tuple((name, _result_text(name, value)) for name, value in shown.items())
-    return [Section("All measures", tables=(Table(("measure", "value"), rows),))] if rows else []
+    return [Section("Other measures", tables=(Table(("measure", "value"), rows),))] if rows else []
 
 
 def _result_text(name: str, value: Any) -> str:
@@ -186,8 +203,6 @@ def _result_text(name: str, value: Any) -> str:
         return significant(value)
     if isinstance(value, (bool, int, float, str)) or value is None:
         return format_cell(value, FORMATS.get(name, ""))
-    if name == "interval":
-        return " to ".join(format_cell(end, FORMATS["accuracy"]) for end in value)
     return json.dumps(value)
 
 

@@ -54,7 +54,8 @@ def test_a_report_shows_every_file_of_the_run(run_folder):
     assert "83.0%, 95 % interval 80.0% to 85.5%" in page
     assert "1,000 examples of the test split" in page
     assert "2,048 bytes (2.0 KiB)" in page
-    assert "1,907 times the bytes" in page
+    size = "4,096,000 bytes (3.9 MiB): the full model takes 1,907 times the bytes of adapter and head"
+    assert size in page
     assert '<td>cat</td><td class="number">90.0%</td>' in page
     assert "<h2>Errors</h2>" in page
     assert "blocks.0.down" in page
@@ -79,19 +80,20 @@ def test_numbers_are_written_for_people(tmp_path):
     }
     (tmp_path / "result.json").write_text(json.dumps(result))
     page = write_report(tmp_path).read_text()
-    rows = dict(re.findall(r"<td>([^<]*)</td><td>([^<]*)</td>", page.partition("All measures")[2]))
-    assert rows == {
-        "accuracy": "79.0%",
-        "interval": "45.2% to 64.4%",
-        "n": "12,345",
+    rows = re.findall(r"<td>([^<]*)</td><td>([^<]*)</td>", page)
+    # Nothing twice: as many rows as names.
+    assert len(rows) == len(dict(rows))
+    assert dict(rows) == {
+        "accuracy": "79.0%, 95 % interval 45.2% to 64.4%",
+        "measured on": "12,345 examples",
+        "adapter": "864 bytes",
+        "full model in float32": "1,202,984 bytes (1.1 MiB): the full model takes 12,347 times the bytes of "
+        "adapter and head",
         "loss": "1.415",
         "images_per_second.train": "53.4",
         "images_per_second.eval": "4,270",
         "seed": "20261124",
         "trainable_parameters": "6,794",
-        "bytes.adapter": "864 bytes",
-        "bytes.full_model_fp32": "1,202,984 bytes (1.1 MiB)",
-        "bytes.ratio": "12,350",
     }
 
 
