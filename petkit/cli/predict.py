@@ -26,8 +26,8 @@ def command(
         list[str],
         typer.Argument(
             metavar="[ARTIFACT] INPUT...",
-            help="The artifact (not with --bank), then pictures and folders, or texts and .txt files, or .jsonl "
-            "files.",
+            help="The artifact (not with --bank), then pictures and folders, or texts and .txt files, or "
+            ".jsonl files.",
         ),
     ],
     bank: Annotated[
