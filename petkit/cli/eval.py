@@ -178,7 +178,7 @@ def _under_noise(relative: float, draws: Sequence[Mapping[str, Any]]) -> dict[st
 
 
 def _rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    from petkit.report.tables import significant
+    from petkit.report.rounding import significant
 
     rows = [
         ("artifact", result["artifact"]),

@@ -146,7 +146,7 @@ class _Lines:
         rate = (self.done - self.before) / max(now - self.start, 1e-9)
         text = f"{self.label} {self.done}" + (f"/{self.total}" if self.total else "")
         left = f", {duration((self.total - self.done) / rate)} left" if self.total and rate > 0 else ""
-        return f"{text} ({_rate(rate)} {self.unit}/s{left})"
+        return f"{text} ({_digits(rate, 3)} {self.unit}/s{left})"
 
 
 @contextmanager
@@ -165,7 +165,7 @@ def _bar(label: str, total: int | None, unit: str, done: int) -> Iterator[Advanc
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(f"{_rate(task.speed)} {unit}/s" if task.speed else "")
+            return Text(f"{_digits(task.speed, 3)} {unit}/s" if task.speed else "")
 
     note_column = TextColumn("{task.fields[note]}", markup=False)
     columns = [
@@ -194,12 +194,6 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
-def _rate(value: float) -> str:
-    from petkit.report.tables import significant
-
-    return significant(value)
-
-
 def _console(file: IO[str], width: int | None = None) -> Any:
     from rich.console import Console
 
@@ -214,11 +208,17 @@ def _plain(result: RenderableType) -> str:
 
 
 def _cell(value: object) -> str:
-    from petkit.report.tables import format_cell
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return _digits(value, 4)
+    return "" if value is None else str(value)
 
-    if value is None:
-        return ""
-    return format_cell(value) if type(value) in (int, float) else str(value)  # type: ignore[arg-type]
+
+def _digits(value: float, digits: int) -> str:
+    from petkit.report.rounding import significant
+
+    return significant(value, digits)
 
 
 def _jsonable(value: Any) -> Any:

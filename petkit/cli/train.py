@@ -198,7 +198,7 @@ def _report(folder: Path) -> None:
 
 
 def _result_rows(result: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
-    from petkit.report.tables import significant
+    from petkit.report.rounding import significant
 
     sizes, rates = result["bytes"], result.get("images_per_second") or result["examples_per_second"]
     trained, evaluated = significant(rates["train"]), significant(rates["eval"])
@@ -223,7 +223,7 @@ def measured(result: Mapping[str, Any]) -> str:
     Returns:
         Text such as `81.2% accuracy, 95 % interval 78.1% to 84.0%, n 500`.
     """
-    from petkit.report.tables import significant
+    from petkit.report.rounding import significant
 
     if result.get("accuracy") is None:
         perplexity = significant(result["perplexity"], 4)

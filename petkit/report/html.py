@@ -13,7 +13,8 @@ from typing import Any
 from petkit.artifacts import atomic_write
 from petkit.errors import ArtifactError, InputError
 from petkit.report.plots import read_metrics, training_curves
-from petkit.report.tables import Table, bytes_text, format_cell, significant
+from petkit.report.rounding import significant
+from petkit.report.tables import Table, bytes_text, format_cell
 
 # For measures that thousands separators and 4 significant digits do not suit; a seed is no count.
 FORMATS = {"accuracy": ".1%", "seed": "d"}

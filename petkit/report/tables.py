@@ -14,6 +14,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from petkit.errors import InputError
+from petkit.report.rounding import significant
 from petkit.report.statistics import Interval
 
 # As the tables of the command line have it.
@@ -132,20 +133,6 @@ def format_cell(cell: Cell, specification: str = "") -> str:
     if isinstance(cell, float):
         return format(cell, specification) if specification else significant(cell, 4)
     return cell
-
-
-def significant(value: float, digits: int = 3) -> str:
-    """A measured number for a person.
-
-    Args:
-        value: any number.
-        digits: significant digits, at least 1.
-
-    Returns:
-        Text such as "53.4", "4,270" or "1.67e-06".
-    """
-    # Rounded first: 15 digits then write the result out, where ".3g" takes to an exponent at 1,000.
-    return format(float(format(value, f".{digits}g")), ",.15g")
 
 
 def _encodable(text: str) -> str:
