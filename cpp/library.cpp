@@ -26,4 +26,12 @@ STABLE_TORCH_LIBRARY(petkit, m) {
         "Tensor levels, int bits, int out_features, bool relu) -> Tensor");
   m.def("adapter_bank_add_(Tensor(a!) y, Tensor x, Tensor adapter_ids, Tensor down, Tensor up, "
         "Tensor constants, Tensor levels, int bits, bool relu) -> ()");
+  m.def(
+      "token_statistics(Tensor logits, Tensor token_ids, int top_k, float temperature) -> (Tensor "
+      "log_z, Tensor entropy, Tensor varentropy, Tensor max_prob, Tensor log_prob, Tensor "
+      "top_log_probs, Tensor top_ids, Tensor maximum, Tensor log_sum)");
+  m.def(
+      "token_statistics_backward(Tensor logits, Tensor token_ids, Tensor maximum, Tensor log_sum, "
+      "Tensor entropy, Tensor grad_log_z, Tensor grad_entropy, Tensor grad_log_prob, float "
+      "temperature) -> Tensor");
 }

@@ -22,7 +22,20 @@ struct Isa {
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
   }
+  static Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
+  static float highest(Float a) {
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+  }
+  // a * 2**whole, where biased is whole + 1.5 * 2**23: its last bits are those of whole.
+  static Float scale(Float a, Float, Float biased) {
+    const Int exponent = _mm256_slli_epi32(_mm256_castps_si256(biased), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), exponent));
+  }
 
+  static Mask unordered(Float a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
+  static bool any(Mask mask) { return _mm256_movemask_ps(mask) != 0; }
   static Mask greater(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
   static Mask load_mask(const uint8_t* p) {
     const Int bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);

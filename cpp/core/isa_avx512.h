@@ -18,6 +18,13 @@ struct Isa {
   static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
   static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
   static float sum(Float a) { return _mm512_reduce_add_ps(a); }
+  static Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
+  static float highest(Float a) { return _mm512_reduce_max_ps(a); }
+  // a * 2**whole, where biased is whole + 1.5 * 2**23.
+  static Float scale(Float a, Float whole, Float) { return _mm512_scalef_ps(a, whole); }
+
+  static Mask unordered(Float a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
+  static bool any(Mask mask) { return mask != 0; }
 
   static Mask greater(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
   static Mask load_mask(const uint8_t* p) {

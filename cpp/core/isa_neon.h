@@ -33,7 +33,23 @@ struct Isa {
     return {vfmaq_f32(c.low, a.low, b.low), vfmaq_f32(c.high, a.high, b.high)};
   }
   static float sum(Float a) { return vaddvq_f32(vaddq_f32(a.low, a.high)); }
+  static Float max(Float a, Float b) {
+    return {vmaxq_f32(a.low, b.low), vmaxq_f32(a.high, b.high)};
+  }
+  static float highest(Float a) { return vmaxvq_f32(vmaxq_f32(a.low, a.high)); }
+  // a * 2**whole, where biased is whole + 1.5 * 2**23: its last bits are those of whole.
+  static float32x4_t scale(float32x4_t a, float32x4_t biased) {
+    const uint32x4_t exponent = vshlq_n_u32(vreinterpretq_u32_f32(biased), 23);
+    return vreinterpretq_f32_u32(vaddq_u32(vreinterpretq_u32_f32(a), exponent));
+  }
+  static Float scale(Float a, Float, Float biased) {
+    return {scale(a.low, biased.low), scale(a.high, biased.high)};
+  }
 
+  static Mask unordered(Float a) {
+    return {vmvnq_u32(vceqq_f32(a.low, a.low)), vmvnq_u32(vceqq_f32(a.high, a.high))};
+  }
+  static bool any(Mask mask) { return vmaxvq_u32(vorrq_u32(mask.low, mask.high)) != 0; }
   static Mask greater(Float a, Float b) {
     return {vcgtq_f32(a.low, b.low), vcgtq_f32(a.high, b.high)};
   }

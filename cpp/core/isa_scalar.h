@@ -53,7 +53,29 @@ struct Isa {
     const float* p = a.lane;
     return ((p[0] + p[4]) + (p[2] + p[6])) + ((p[1] + p[5]) + (p[3] + p[7]));
   }
+  static Float max(Float a, Float b) {
+    return each([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+  }
+  static float highest(Float a) {
+    for (int i = 1; i < width; ++i)
+      a.lane[0] = a.lane[i] > a.lane[0] ? a.lane[i] : a.lane[0];
+    return a.lane[0];
+  }
+  // a * 2**whole, where biased is whole + 1.5 * 2**23: its last bits are those of whole.
+  static Float scale(Float a, Float, Float biased) {
+    return each(
+        [&](int i) { return float_of(bits_of(a.lane[i]) + (bits_of(biased.lane[i]) << 23)); });
+  }
 
+  static Mask unordered(Float a) {
+    return mask_where([&](int i) { return a.lane[i] != a.lane[i]; });
+  }
+  static bool any(Mask mask) {
+    uint32_t all = 0;
+    for (uint32_t lane : mask.lane)
+      all |= lane;
+    return all != 0;
+  }
   static Mask greater(Float a, Float b) {
     return mask_where([&](int i) { return a.lane[i] > b.lane[i]; });
   }

@@ -18,6 +18,7 @@ PETKIT_TARGET_BEGIN("avx2,fma,f16c")
 #include "bank_impl.h"
 #include "linear_impl.h"
 #include "quantize_impl.h"
+#include "softmax_impl.h"
 PETKIT_TARGET_END
 
 namespace petkit {
@@ -26,6 +27,7 @@ Kernels make_avx2_kernels() {
   Kernels kernels{};
   kernels.name = "avx2";
   fill_quantize(kernels);
+  fill_softmax(kernels);
   fill_linear(kernels);
   fill_bank<SumRows>(kernels);
   return kernels;

@@ -19,6 +19,7 @@ PETKIT_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #include "lookup_avx512.h"
 #include "lookup_bank_avx512.h"
 #include "quantize_impl.h"
+#include "softmax_impl.h"
 PETKIT_TARGET_END
 
 namespace petkit {
@@ -27,6 +28,7 @@ Kernels make_avx512_kernels() {
   Kernels kernels{};
   kernels.name = "avx512";
   fill_quantize(kernels);
+  fill_softmax(kernels);
   fill_linear(kernels);
   fill_bank<LookupRows>(kernels);
   fill_lookup(kernels);

@@ -17,6 +17,7 @@
 #include "bank_impl.h"
 #include "linear_impl.h"
 #include "quantize_impl.h"
+#include "softmax_impl.h"
 
 namespace petkit {
 
@@ -24,6 +25,7 @@ Kernels make_neon_kernels() {
   Kernels kernels{};
   kernels.name = "neon";
   fill_quantize(kernels);
+  fill_softmax(kernels);
   fill_linear(kernels);
   fill_bank<SumRows>(kernels);
   return kernels;

@@ -14,6 +14,7 @@
 #include "bank_impl.h"
 #include "linear_impl.h"
 #include "quantize_impl.h"
+#include "softmax_impl.h"
 
 namespace petkit {
 
@@ -21,6 +22,7 @@ Kernels make_scalar_kernels() {
   Kernels kernels{};
   kernels.name = "scalar";
   fill_quantize(kernels);
+  fill_softmax(kernels);
   fill_linear(kernels);
   fill_bank<SumRows>(kernels);
   return kernels;

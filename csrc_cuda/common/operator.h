@@ -153,22 +153,25 @@ template <class T> struct Element {
   using type = T;
 };
 
-// Calls with Element<T> and the number of bits as a constant. `name` is the argument whose type it
-// is.
-template <class Call> void dispatch(ScalarType type, const char* name, int64_t bits, Call call) {
-  const auto with_bits = [&](auto element) {
-    dispatch_bits(bits, [&](auto constant_bits) { call(element, constant_bits); });
-  };
+// Calls with Element<T>. `name` is the argument whose type it is.
+template <class Call> void dispatch_type(ScalarType type, const char* name, Call call) {
   switch (type) {
   case ScalarType::Float:
-    return with_bits(Element<float>{});
+    return call(Element<float>{});
   case ScalarType::BFloat16:
-    return with_bits(Element<__nv_bfloat16>{});
+    return call(Element<__nv_bfloat16>{});
   case ScalarType::Half:
-    return with_bits(Element<__half>{});
+    return call(Element<__half>{});
   default:
     STD_TORCH_CHECK(false, name, " must be float32, bfloat16 or float16 on CUDA; convert it first");
   }
+}
+
+// Calls with Element<T> and the number of bits as a constant.
+template <class Call> void dispatch(ScalarType type, const char* name, int64_t bits, Call call) {
+  dispatch_type(type, name, [&](auto element) {
+    dispatch_bits(bits, [&](auto constant_bits) { call(element, constant_bits); });
+  });
 }
 
 } // namespace petkit::cuda

@@ -1,5 +1,8 @@
-// Sums over a warp and a block in a fixed order: the same input gives the same bits on every run.
+// Sums and maxima over a warp and a block in a fixed order: the same input gives the same bits on
+// every run.
 #pragma once
+
+#include <cmath>
 
 #include "launch.cuh"
 
@@ -33,6 +36,23 @@ template <class T> __device__ inline T block_sum(T value) {
   // `warps` may be written again by the next call only after everybody has read it.
   __syncthreads();
   return total;
+}
+
+// The largest value of a block of whole warps, in every thread; a nan is passed over. Every thread
+// of the block must call it.
+__device__ inline float block_max(float value) {
+  PETKIT_SHARED(float, warps, most_warps);
+#pragma unroll
+  for (int lanes = warp_threads / 2; lanes > 0; lanes /= 2)
+    value = fmaxf(value, __shfl_xor_sync(~0u, value, lanes));
+  if (lane_index() == 0)
+    warps[warp_index()] = value;
+  __syncthreads();
+  float highest = warps[0];
+  for (int w = 1; w < warp_count(); ++w)
+    highest = fmaxf(highest, warps[w]);
+  __syncthreads();
+  return highest;
 }
 
 } // namespace petkit::cuda

@@ -11,6 +11,7 @@ from petkit.benchmarks.ops import (
     bench_lowbit_fake_quantize,
     bench_lowbit_linear,
     bench_lowbit_quantize,
+    bench_token_statistics,
 )
 
 GROUPS: dict[str, Callable[[], list[Case]]] = {
@@ -19,5 +20,6 @@ GROUPS: dict[str, Callable[[], list[Case]]] = {
     "lowbit_linear": bench_lowbit_linear.cases,
     "lowbit_fake_quantize": bench_lowbit_fake_quantize.cases,
     "adapter_bank": bench_adapter_bank.cases,
+    "token_statistics": bench_token_statistics.cases,
 }
 """Op to its cases. A new op adds one line."""

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from petkit.ops.lowbit_fake_quantize import lowbit_fake_quantize
     from petkit.ops.lowbit_linear import lowbit_linear
     from petkit.ops.lowbit_quantize import lowbit_quantize
+    from petkit.ops.token_statistics import TokenStatistics, token_statistics
 
 __all__ = [
     "AdapterBank",
+    "TokenStatistics",
     "adapter_bank",
     "backend",
     "lowbit_codebook",
@@ -28,9 +30,10 @@ __all__ = [
     "lowbit_fake_quantize",
     "lowbit_linear",
     "lowbit_quantize",
+    "token_statistics",
 ]
 
-_HOMES = {"AdapterBank": "adapter_bank", "backend": "_library"}
+_HOMES = {"AdapterBank": "adapter_bank", "TokenStatistics": "token_statistics", "backend": "_library"}
 
 
 class _Operators(ModuleType):

@@ -20,6 +20,7 @@
 #include "lowbit_linear.cuh"
 #include "lowbit_quantize.cuh"
 #include "lowbit_transpose.cuh"
+#include "token_statistics.cuh"
 
 namespace py = pybind11;
 namespace pc = petkit::cuda;
@@ -259,6 +260,68 @@ py::array adapter_bank(const py::array& x, const py::array& adapter_ids, const p
   return result;
 }
 
+// Columns in the order of the operator's results; without tokens the fifth stays nan.
+py::tuple token_statistics(const py::array& logits, const py::object& token_ids, int64_t top_k,
+                           float temperature, const std::string& type, unsigned seed) {
+  emulator::machine.seed = seed;
+  py::tuple result;
+  const int64_t rows = logits.shape(0), vocab = logits.shape(1);
+  dispatch_type(type, [&](auto element) {
+    using T = decltype(element);
+    Arena arena;
+    const int64_t* ids = token_ids.is_none()
+                             ? nullptr
+                             : arena.input<int64_t>(token_ids.cast<py::array>(), "token_ids");
+    const auto column = [&](const char* name) { return arena.scratch<float>(rows, name); };
+    const pc::Results results{column("log_z"),
+                              column("entropy"),
+                              column("varentropy"),
+                              column("max_prob"),
+                              column("log_prob"),
+                              arena.scratch<float>(rows * top_k, "top_log_probs"),
+                              arena.scratch<int64_t>(rows * top_k, "top_ids"),
+                              column("maximum"),
+                              column("log_sum")};
+    pc::token_statistics<T>(arena.input<T>(logits, "logits"), pc::Wanted{ids, top_k, temperature},
+                            results, rows, vocab, nullptr);
+    arena.check();
+    py::array_t<int64_t> top_ids({rows, top_k});
+    std::copy(results.top_ids, results.top_ids + rows * top_k, top_ids.mutable_data());
+    const auto give = [&](const float* from) { return download(from, {rows}); };
+    result = py::make_tuple(give(results.log_z), give(results.entropy), give(results.varentropy),
+                            give(results.max_prob), give(results.log_prob),
+                            download(results.top_log_probs, {rows, top_k}), top_ids,
+                            give(results.maximum), give(results.log_sum));
+  });
+  return result;
+}
+
+// `columns` are maximum, log_sum, entropy and the gradients of log_z, entropy and log_prob.
+py::array token_statistics_backward(const py::array& logits, const py::object& token_ids,
+                                    const py::array& columns, float temperature,
+                                    const std::string& type, unsigned seed) {
+  emulator::machine.seed = seed;
+  py::array result;
+  const int64_t rows = logits.shape(0), vocab = logits.shape(1);
+  dispatch_type(type, [&](auto element) {
+    using T = decltype(element);
+    Arena arena;
+    const int64_t* ids = token_ids.is_none()
+                             ? nullptr
+                             : arena.input<int64_t>(token_ids.cast<py::array>(), "token_ids");
+    const float* at = arena.input<float>(columns, "columns");
+    const pc::Upstream upstream{
+        ids,           at,         at + rows, at + 2 * rows, at + 3 * rows, at + 4 * rows,
+        at + 5 * rows, temperature};
+    auto* gradient = arena.scratch<T>(rows * vocab, "gradient");
+    pc::token_statistics_backward<T>(arena.input<T>(logits, "logits"), upstream, gradient, rows,
+                                     vocab, nullptr);
+    arena.check();
+    result = download(gradient, {rows, vocab});
+  });
+  return result;
+}
+
 } // namespace
 
 PYBIND11_MODULE(cuda_emulator, m) {
@@ -270,5 +333,7 @@ PYBIND11_MODULE(cuda_emulator, m) {
   m.def("linear_backward", &linear_backward);
   m.def("transpose", &transpose);
   m.def("adapter_bank", &adapter_bank);
+  m.def("token_statistics", &token_statistics);
+  m.def("token_statistics_backward", &token_statistics_backward);
   bind_examples(m);
 }

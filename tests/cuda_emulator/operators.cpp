@@ -8,3 +8,4 @@
 #include "lowbit_fake_quantize.cu"
 #include "lowbit_linear.cu"
 #include "lowbit_quantize.cu"
+#include "token_statistics.cu"

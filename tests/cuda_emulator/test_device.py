@@ -13,6 +13,7 @@ from petkit.ops import (
     lowbit_fake_quantize,
     lowbit_linear,
     lowbit_quantize,
+    token_statistics,
 )
 from tests.cuda_emulator.support import BITS, DTYPES, normal
 
@@ -92,6 +93,20 @@ def test_adapter_bank(bits, dtype, tokens):
     bank = AdapterBank.from_dense(normal(5, 8, 96), normal(5, 96, 8, seed=1), torch.linspace(0.5, 2, 5), bits)
     x, ids = normal(tokens, 96, seed=2, dtype=dtype), torch.arange(tokens) // 3 % 6 - 1
     assert_close(adapter_bank(x.cuda(), ids.cuda(), bank.to("cuda")), adapter_bank(x, ids, bank))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 50257), (300, 1001), (4, 152064)])
+def test_token_statistics(shape, dtype):
+    logits, ids = normal(*shape, dtype=dtype) * 3, torch.arange(shape[0])
+    results = []
+    for device in ("cuda", "cpu"):
+        live = logits.to(device).detach().requires_grad_()
+        found = token_statistics(live, ids.to(device), 8, 0.9)
+        (found.log_z + 2 * found.entropy - found.log_prob).sum().backward()
+        results.append((*(part.detach() for part in found), live.grad))
+    for on_device, on_cpu in zip(*results, strict=True):
+        assert_close(on_device, on_cpu)
 
 
 def test_kernels_use_the_current_stream():

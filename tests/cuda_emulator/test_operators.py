@@ -112,6 +112,23 @@ def test_many_tokens_share_blocks(call):
     assert_close(call("adapter_bank", x, ids, *tensors, 1, 8, True), adapter_bank(x, ids, bank))
 
 
+@pytest.mark.parametrize("chosen", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_token_statistics(call, dtype, chosen):
+    logits = normal(67, 5, dtype=dtype).T
+    ids = torch.tensor([3, 1, 66, 0, 9] if chosen else [], dtype=torch.int64)
+    result = call("token_statistics", logits, ids, 4, 0.7)
+    expected = torch.ops.petkit.token_statistics(logits, ids, 4, 0.7)
+    for got, other in zip(result, expected, strict=True):
+        assert got.shape == other.shape
+        torch.testing.assert_close(got, other, rtol=1e-5, atol=1e-5)
+    _, entropy, *_, maximum, log_sum = result
+    grads = (normal(5, seed=2), normal(1, seed=3).expand(5), normal(5 if chosen else 0, seed=4))
+    arguments = (logits, ids, maximum, log_sum, entropy, *grads, 0.7)
+    got = call("token_statistics_backward", *arguments)
+    assert_close(got, torch.ops.petkit.token_statistics_backward(*arguments))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -163,3 +180,21 @@ def test_a_bank_of_another_shape_is_refused(call):
         call("adapter_bank", x, ids.int(), bank.down, bank.up, bank.constants, levels, 1, 8, True)
     with pytest.raises(RuntimeError, match=r"up must have shape \(2, 3, 1\), got \(1, 3, 1\)"):
         call("adapter_bank", x, ids, bank.down, bank.up[:1], bank.constants, levels, 1, 8, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.zeros(3), [], 0, 1.0), r"logits must have 2 dimensions, got shape \(3\)"),
+        ((torch.zeros(2, 0), [], 0, 1.0), r"logits must have a vocabulary, got shape \(2, 0\)"),
+        ((torch.zeros(2, 3), [1], 0, 1.0), r"token_ids must have shape \(2\), got \(1\)"),
+        ((torch.zeros(2, 3), [], 4, 1.0), "top_k must lie between 0 and 3, got 4"),
+        ((torch.zeros(2, 3000), [], 2049, 1.0), "top_k must be at most 2048 on CUDA, got 2049"),
+        ((torch.zeros(2, 3), [], 0, -1.0), "temperature must be positive, got -1"),
+        ((torch.zeros(2, 3).double(), [], 0, 1.0), "logits must be float32, bfloat16 or float16 on CUDA"),
+    ],
+)
+def test_token_statistics_refuses(call, arguments, message):
+    logits, ids, top_k, temperature = arguments
+    with pytest.raises(RuntimeError, match=message):
+        call("token_statistics", logits, torch.tensor(ids, dtype=torch.int64), top_k, temperature)

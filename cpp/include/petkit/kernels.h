@@ -57,6 +57,20 @@ struct BankBlock {
 
 constexpr int64_t bank_block = 16;
 
+// Sums over logits x of one row, with d = factor (x - maximum), of 2**d, d 2**d and d**2 2**d.
+// `factor` is log2(e) over the temperature, so that 2**d is exp((x - maximum) / temperature).
+struct SoftmaxSums {
+  float maximum;
+  double weight, first, second;
+  float highest; // of this block alone
+};
+
+// The gradient of a logit: 2**d (constant + slope d).
+struct SoftmaxSlope {
+  float maximum, factor;
+  float constant, slope;
+};
+
 struct Kernels {
   const char* name;
 
@@ -94,6 +108,17 @@ struct Kernels {
   // floats.
   void (*bank[4])(const Bank& bank, const void* x, DType dtype, const BankBlock& block, void* y,
                   bool add, float* scratch);
+
+  // The sums of one block of a row, relative to the maximum of the row up to and including it;
+  // `before` is the maximum up to there. All zero for a block that lies more than `gap` below, nan
+  // where a logit is.
+  SoftmaxSums (*softmax_sums)(const void* x, DType dtype, int64_t count, float factor, float before,
+                              float gap);
+  void (*softmax_gradient)(const void* x, DType dtype, int64_t count, const SoftmaxSlope& slope,
+                           void* out);
+  // Writes the positions of the values above a bound in rising order and returns how many there
+  // are.
+  int64_t (*positions_above)(const float* x, int64_t count, float bound, int32_t* positions);
 };
 
 constexpr int64_t row_group = 64;

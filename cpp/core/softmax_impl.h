@@ -1,0 +1,194 @@
+// Softmax statistics of rows of logits, and their gradient, for one instruction set `Isa`.
+#pragma once
+
+#include "vector_impl.h"
+
+namespace petkit {
+namespace {
+
+// Below 2**-125 nothing counts, and every intermediate value stays a normal number.
+constexpr float least_exponent = -125.0f;
+
+// 2**d for d between least_exponent and 0, to 2e-7 of its size, and exactly 1 for 0: the integer
+// part goes into the exponent, a polynomial of degree 5 (minimax on [-1/2, 1/2]) does the rest.
+inline Isa::Float power_of_two(Isa::Float d) {
+  const Isa::Float magic = Isa::set(12582912.0f); // 1.5 * 2**23: its sums are rounded to integers
+  const Isa::Float biased = Isa::add(d, magic);
+  const Isa::Float whole = Isa::sub(biased, magic);
+  const Isa::Float part = Isa::sub(d, whole);
+  Isa::Float power = Isa::set(1.3264727e-3f);
+  power = Isa::fma(power, part, Isa::set(9.671513e-3f));
+  power = Isa::fma(power, part, Isa::set(5.5507336e-2f));
+  power = Isa::fma(power, part, Isa::set(2.4022242e-1f));
+  power = Isa::fma(power, part, Isa::set(6.93147e-1f));
+  power = Isa::fma(power, part, Isa::set(1.0f));
+  return Isa::scale(power, whole, biased);
+}
+
+// Logits of one dtype as vectors; lanes behind the end hold -infinity, which weighs nothing.
+template <DType D> struct Logits {
+  const char* data;
+
+  explicit Logits(const void* p) : data(static_cast<const char*>(p)) {}
+
+  Isa::Float load(int64_t i) const {
+    if constexpr (D == DType::float32)
+      return Isa::load(reinterpret_cast<const float*>(data) + i);
+    else
+      return load_half(reinterpret_cast<const uint16_t*>(data) + i, D);
+  }
+  Isa::Float load_part(int64_t i, int64_t count) const {
+    float buffer[W];
+    to_float(data + i * item_size(D), D, buffer, count);
+    return petkit::load_part(buffer, count, -__builtin_inff());
+  }
+};
+
+template <class Visit> inline void visit_dtype(const void* x, DType dtype, const Visit& visit) {
+  if (dtype == DType::float32)
+    visit(Logits<DType::float32>(x));
+  else if (dtype == DType::bfloat16)
+    visit(Logits<DType::bfloat16>(x));
+  else
+    visit(Logits<DType::float16>(x));
+}
+
+constexpr int64_t unrolled = W == 16 ? 4 : 2; // vectors in flight, as many as registers hold
+
+// A nan may or may not show in the result: `has_nan` tells.
+template <class Source> float highest(const Source& x, int64_t count) {
+  Isa::Float best[unrolled];
+  for (int64_t u = 0; u < unrolled; ++u)
+    best[u] = Isa::set(-__builtin_inff());
+  int64_t i = 0;
+  for (; i + unrolled * W <= count; i += unrolled * W)
+    for (int64_t u = 0; u < unrolled; ++u)
+      best[u] = Isa::max(x.load(i + u * W), best[u]);
+  for (; i + W <= count; i += W)
+    best[0] = Isa::max(x.load(i), best[0]);
+  if (i < count)
+    best[0] = Isa::max(x.load_part(i, count - i), best[0]);
+  for (int64_t u = 1; u < unrolled; ++u)
+    best[0] = Isa::max(best[u], best[0]);
+  return Isa::highest(best[0]);
+}
+
+template <class Source> bool has_nan(const Source& x, int64_t count) {
+  bool found = false;
+  sweep(
+      count, [&](int64_t i) { found |= Isa::any(Isa::unordered(x.load(i))); },
+      [&](int64_t i, int64_t rest) { found |= Isa::any(Isa::unordered(x.load_part(i, rest))); });
+  return found;
+}
+
+// Several sums side by side: an addition takes some cycles, and short chains round less.
+struct SoftmaxLanes {
+  Isa::Float weight[unrolled], first[unrolled], second[unrolled];
+  Isa::Float maximum, factor;
+
+  SoftmaxLanes(float highest, float scaling)
+      : maximum(Isa::set(highest)), factor(Isa::set(scaling)) {
+    for (int64_t u = 0; u < unrolled; ++u)
+      weight[u] = first[u] = second[u] = Isa::set(0);
+  }
+  void add(int64_t u, Isa::Float x) {
+    const Isa::Float d = Isa::mul(Isa::sub(x, maximum), factor);
+    // In this order a nan stays one.
+    const Isa::Float exponent = Isa::max(Isa::set(least_exponent), d);
+    const Isa::Float power = power_of_two(exponent), product = Isa::mul(exponent, power);
+    weight[u] = Isa::add(weight[u], power);
+    first[u] = Isa::add(first[u], product);
+    second[u] = Isa::fma(exponent, product, second[u]);
+  }
+  static double total(const Isa::Float (&sums)[unrolled]) {
+    double all = 0;
+    for (int64_t u = 0; u < unrolled; ++u)
+      all += double(Isa::sum(sums[u]));
+    return all;
+  }
+};
+
+template <class Source>
+SoftmaxSums sums_of(const Source& x, int64_t count, float factor, float before, float gap) {
+  const float own = highest(x, count), maximum = own > before ? own : before;
+  // So little that it would not change a digit, or a block of nothing but -infinity.
+  if (own < before - gap || maximum == -__builtin_inff()) {
+    const double none = has_nan(x, count) ? __builtin_nan("") : 0;
+    return {maximum, none, none, none, own};
+  }
+  SoftmaxLanes lanes(maximum, factor);
+  int64_t i = 0;
+  for (; i + unrolled * W <= count; i += unrolled * W)
+    for (int64_t u = 0; u < unrolled; ++u)
+      lanes.add(u, x.load(i + u * W));
+  for (; i + W <= count; i += W)
+    lanes.add(0, x.load(i));
+  if (i < count)
+    lanes.add(0, x.load_part(i, count - i));
+  return {maximum, SoftmaxLanes::total(lanes.weight), SoftmaxLanes::total(lanes.first),
+          SoftmaxLanes::total(lanes.second), own};
+}
+
+SoftmaxSums softmax_sums(const void* data, DType dtype, int64_t count, float factor, float before,
+                         float gap) {
+  SoftmaxSums sums;
+  visit_dtype(data, dtype, [&](const auto& x) { sums = sums_of(x, count, factor, before, gap); });
+  return sums;
+}
+
+void softmax_gradient(const void* data, DType dtype, int64_t count, const SoftmaxSlope& slope,
+                      void* out) {
+  const Isa::Float maximum = Isa::set(slope.maximum), factor = Isa::set(slope.factor);
+  const Isa::Float constant = Isa::set(slope.constant), rise = Isa::set(slope.slope);
+  const auto gradient = [&](Isa::Float x) {
+    const Isa::Float least = Isa::set(least_exponent);
+    const Isa::Float exponent = Isa::max(least, Isa::mul(Isa::sub(x, maximum), factor));
+    const Isa::Float result = Isa::mul(power_of_two(exponent), Isa::fma(rise, exponent, constant));
+    // An impossible token has no gradient at all.
+    return Isa::select(Isa::greater(exponent, least), result, Isa::set(0));
+  };
+  visit_dtype(data, dtype, [&](const auto& x) {
+    sweep(
+        count,
+        [&](int64_t i) {
+          const Isa::Float result = gradient(x.load(i));
+          if (dtype == DType::float32)
+            Isa::store(static_cast<float*>(out) + i, result);
+          else
+            store_half(static_cast<uint16_t*>(out) + i, dtype, result);
+        },
+        [&](int64_t i, int64_t rest) {
+          float buffer[W];
+          Isa::store(buffer, gradient(x.load_part(i, rest)));
+          from_float(buffer, dtype, static_cast<char*>(out) + i * item_size(dtype), rest);
+        });
+  });
+}
+
+int64_t positions_above(const float* x, int64_t count, float bound, int32_t* positions) {
+  const Isa::Float limit = Isa::set(bound);
+  int64_t found = 0;
+  const auto collect = [&](int64_t i, int64_t end) {
+    for (; i < end; ++i) {
+      positions[found] = int32_t(i);
+      found += x[i] > bound;
+    }
+  };
+  sweep(
+      count,
+      [&](int64_t i) {
+        if (Isa::any(Isa::greater(Isa::load(x + i), limit)))
+          collect(i, i + W);
+      },
+      [&](int64_t i, int64_t rest) { collect(i, i + rest); });
+  return found;
+}
+
+void fill_softmax(Kernels& k) {
+  k.softmax_sums = softmax_sums;
+  k.softmax_gradient = softmax_gradient;
+  k.positions_above = positions_above;
+}
+
+} // namespace
+} // namespace petkit

@@ -1,0 +1,302 @@
+// token_statistics on the CPU: softmax statistics of rows of logits from one read, and their
+// gradient.
+#include <torch/csrc/stable/library.h>
+
+#include <cmath>
+#include <limits>
+#include <tuple>
+
+#include "operator.h"
+
+namespace petkit {
+namespace {
+
+constexpr double ln2 = 0.6931471805599453;
+constexpr double log2_e = 1.4426950408889634;
+constexpr float infinity = std::numeric_limits<float>::infinity();
+constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+constexpr int64_t grain_logits = 1 << 15; // logits worth a thread's while
+
+// What one row has gathered so far: sums over d = (x - maximum) log2(e) / temperature, as in
+// SoftmaxSums. Blocks are merged in double.
+class RowState {
+public:
+  explicit RowState(double factor) : factor_(factor) {}
+
+  float maximum() const { return sums_.maximum; }
+
+  void merge(const SoftmaxSums& block) {
+    if (block.maximum > sums_.maximum && sums_.weight > 0) {
+      // All earlier d move down by the same distance.
+      const double down = factor_ * (double(sums_.maximum) - double(block.maximum));
+      const double shrink = std::exp2(down);
+      sums_.second = shrink * (sums_.second + down * (2 * sums_.first + down * sums_.weight));
+      sums_.first = shrink * (sums_.first + down * sums_.weight);
+      sums_.weight *= shrink;
+    }
+    sums_.maximum = block.maximum;
+    sums_.weight += block.weight, sums_.first += block.first, sums_.second += block.second;
+  }
+
+  // log(sum of exp((x - maximum) / temperature)); nan for a row of nothing but -infinity.
+  double log_sum() const { return sums_.weight == 0 ? nan : std::log(sums_.weight); }
+  double log_z(double inverse_temperature) const {
+    return sums_.weight == 0 ? -infinity : sums_.maximum * inverse_temperature + log_sum();
+  }
+  double entropy() const { return log_sum() - ln2 * sums_.first / sums_.weight; }
+  double varentropy() const {
+    const double mean = sums_.first / sums_.weight;
+    const double variance = sums_.second / sums_.weight - mean * mean;
+    return ln2 * ln2 * (variance < 0 ? 0 : variance);
+  }
+
+private:
+  double factor_;
+  SoftmaxSums sums_{-infinity, 0, 0, 0, -infinity};
+};
+
+// The k largest logits of a row, of equal ones the first, while the row passes by.
+class Largest {
+public:
+  explicit Largest(int64_t k) : k_(size_t(k)), positions_(size_t(k > 0 ? block_size + 1 : 0)) {}
+
+  void clear() { kept_.clear(), bound_ = -infinity; }
+  bool wants(float block_maximum) const { return k_ > 0 && block_maximum > bound_; }
+
+  void add(const float* x, int64_t count, int64_t offset) {
+    const int64_t found = kernels().positions_above(x, count, bound_, positions_.data());
+    for (int64_t i = 0; i < found; ++i)
+      kept_.push_back({x[positions_[i]], offset + positions_[i]});
+    if (kept_.size() > k_) {
+      std::nth_element(kept_.begin(), kept_.begin() + std::ptrdiff_t(k_), kept_.end(), before);
+      kept_.resize(k_);
+    }
+    // From now on only larger ones get in: equal ones come later and lose.
+    if (kept_.size() == k_)
+      bound_ = std::max_element(kept_.begin(), kept_.end(), before)->value;
+  }
+
+  // Writes log-probabilities and positions, largest first; what is left over is -infinity.
+  void write(const RowState& row, double inverse_temperature, const char* logits, DType dtype,
+             int64_t vocab, float* log_probs, int64_t* ids) {
+    if (kept_.size() < k_)
+      fill_with_impossible(logits, dtype, vocab);
+    std::sort(kept_.begin(), kept_.end(), before);
+    const double maximum = row.maximum(), log_sum = row.log_sum();
+    for (size_t i = 0; i < k_; ++i) {
+      log_probs[i] = float((double(kept_[i].value) - maximum) * inverse_temperature - log_sum);
+      ids[i] = kept_[i].position;
+    }
+  }
+
+private:
+  struct Entry {
+    float value;
+    int64_t position;
+  };
+  static bool before(const Entry& a, const Entry& b) {
+    return a.value > b.value || (a.value == b.value && a.position < b.position);
+  }
+
+  // -infinity is above no bound, so the first of those come in only when nothing else is left.
+  void fill_with_impossible(const char* logits, DType dtype, int64_t vocab) {
+    for (int64_t i = 0; i < vocab && kept_.size() < k_; ++i) {
+      float x;
+      kernels().to_float(logits + i * item_size(dtype), dtype, &x, 1);
+      if (!(x > -infinity))
+        kept_.push_back({x, i});
+    }
+  }
+
+  size_t k_;
+  float bound_ = -infinity;
+  std::vector<Entry> kept_;
+  std::vector<int32_t> positions_;
+};
+
+void check_tokens(const Tensor& token_ids, int64_t rows, int64_t vocab) {
+  check_dtype(token_ids, "token_ids", ScalarType::Long);
+  STD_TORCH_CHECK(token_ids.numel() == 0 || token_ids.numel() == rows,
+                  "token_ids must hold one id for each of ", rows, " rows, got ",
+                  token_ids.numel());
+  const int64_t* ids = static_cast<const int64_t*>(token_ids.const_data_ptr());
+  for (int64_t row = 0; row < token_ids.numel(); ++row)
+    STD_TORCH_CHECK(ids[row] >= 0 && ids[row] < vocab, "token_ids must lie between 0 and ",
+                    vocab - 1, ", got ", ids[row], " in row ", row);
+}
+
+void check_rows(const Tensor& logits, double temperature) {
+  check_rank(logits, "logits", 2);
+  STD_TORCH_CHECK(logits.size(1) > 0, "logits must have a vocabulary, got 0 columns");
+  STD_TORCH_CHECK(temperature > 0 && std::isfinite(temperature),
+                  "temperature must be positive, got ", temperature);
+}
+
+float* out(const Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
+
+// One row after another of a call; each thread has its own.
+class Rows {
+public:
+  Rows(const Tensor& logits, int64_t top_k, double temperature)
+      : data_(static_cast<const char*>(logits.const_data_ptr())),
+        dtype_(dtype_of(logits, "logits")), vocab_(logits.size(1)), inverse_(1 / temperature),
+        factor_(log2_e / temperature),
+        // What lies this far below the maximum adds less than 4e-11 of the sum to it.
+        gap_(float((std::log(double(vocab_)) + 24) * temperature)), largest_(top_k) {}
+
+  RowState read(int64_t row) {
+    RowState state(factor_);
+    largest_.clear();
+    for (int64_t first = 0; first < vocab_; first += block_size) {
+      const int64_t count = std::min(block_size, vocab_ - first);
+      const char* block = place(row, first);
+      const SoftmaxSums sums =
+          kernels().softmax_sums(block, dtype_, count, float(factor_), state.maximum(), gap_);
+      state.merge(sums);
+      if (largest_.wants(sums.highest))
+        largest_.add(wide(block, count), count, first);
+    }
+    return state;
+  }
+  double log_prob(const RowState& state, int64_t row, int64_t id) const {
+    float x;
+    kernels().to_float(place(row, id), dtype_, &x, 1);
+    return (double(x) - state.maximum()) * inverse_ - state.log_sum();
+  }
+  void write_largest(const RowState& state, int64_t row, float* log_probs, int64_t* ids) {
+    largest_.write(state, inverse_, place(row, 0), dtype_, vocab_, log_probs, ids);
+  }
+  double inverse_temperature() const { return inverse_; }
+
+private:
+  const char* place(int64_t row, int64_t column) const {
+    return data_ + (row * vocab_ + column) * item_size(dtype_);
+  }
+  const float* wide(const char* block, int64_t count) {
+    if (dtype_ == DType::float32)
+      return reinterpret_cast<const float*>(block);
+    kernels().to_float(block, dtype_, buffer_, count);
+    return buffer_;
+  }
+
+  const char* data_;
+  DType dtype_;
+  int64_t vocab_;
+  double inverse_, factor_;
+  float gap_;
+  Largest largest_;
+  float buffer_[block_size];
+};
+
+int64_t row_grain(int64_t vocab) { return std::max<int64_t>(1, grain_logits / vocab); }
+
+using Statistics =
+    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Statistics token_statistics(const Tensor logits_, const Tensor token_ids_, int64_t top_k,
+                            double temperature) {
+  check_rows(logits_, temperature);
+  const Tensor logits = torch::stable::contiguous(logits_);
+  const Tensor token_ids = torch::stable::contiguous(token_ids_);
+  const int64_t rows = logits.size(0), vocab = logits.size(1);
+  STD_TORCH_CHECK(top_k >= 0 && top_k <= vocab, "top_k must lie between 0 and ", vocab, ", got ",
+                  top_k);
+  check_tokens(token_ids, rows, vocab);
+  const int64_t* ids = static_cast<const int64_t*>(token_ids.const_data_ptr());
+  const bool chosen = token_ids.numel() > 0;
+  const auto column = [&](bool wanted) {
+    return torch::stable::new_empty(logits, std::array<int64_t, 1>{wanted ? rows : 0},
+                                    ScalarType::Float);
+  };
+  const Tensor log_z = column(true), entropy = column(true), varentropy = column(true);
+  const Tensor max_prob = column(true), log_prob = column(chosen);
+  const Tensor maximum = column(true), log_sum = column(true);
+  const std::array<int64_t, 2> shape{rows, top_k};
+  const Tensor top_log_probs = torch::stable::new_empty(logits, shape, ScalarType::Float);
+  const Tensor top_ids = torch::stable::new_empty(logits, shape, ScalarType::Long);
+  torch::stable::parallel_for(0, rows, row_grain(vocab), [&](int64_t begin, int64_t end) {
+    Rows reader(logits, top_k, temperature);
+    for (int64_t r = begin; r < end; ++r) {
+      const RowState state = reader.read(r);
+      out(log_z)[r] = float(state.log_z(reader.inverse_temperature()));
+      out(entropy)[r] = float(state.entropy());
+      out(varentropy)[r] = float(state.varentropy());
+      out(max_prob)[r] = float(std::exp(-state.log_sum()));
+      out(maximum)[r] = state.maximum();
+      out(log_sum)[r] = float(state.log_sum());
+      if (chosen)
+        out(log_prob)[r] = float(reader.log_prob(state, r, ids[r]));
+      if (top_k > 0)
+        reader.write_largest(state, r, out(top_log_probs) + r * top_k,
+                             static_cast<int64_t*>(top_ids.mutable_data_ptr()) + r * top_k);
+    }
+  });
+  return {log_z, entropy, varentropy, max_prob, log_prob, top_log_probs, top_ids, maximum, log_sum};
+}
+
+// With p = exp((x - maximum) / temperature - log_sum), the derivatives of log z, of the entropy and
+// of the token's log-probability are p, -p (log p + entropy) and [x is the token] - p, all over the
+// temperature.
+Tensor token_statistics_backward(const Tensor logits_, const Tensor token_ids_,
+                                 const Tensor maximum, const Tensor log_sum, const Tensor entropy,
+                                 const Tensor grad_log_z_, const Tensor grad_entropy_,
+                                 const Tensor grad_log_prob_, double temperature) {
+  check_rows(logits_, temperature);
+  const Tensor logits = torch::stable::contiguous(logits_);
+  const Tensor token_ids = torch::stable::contiguous(token_ids_);
+  const int64_t rows = logits.size(0), vocab = logits.size(1);
+  check_tokens(token_ids, rows, vocab);
+  const int64_t* ids = static_cast<const int64_t*>(token_ids.const_data_ptr());
+  const bool chosen = token_ids.numel() > 0;
+  const Tensor grad_log_z = torch::stable::contiguous(grad_log_z_),
+               grad_entropy = torch::stable::contiguous(grad_entropy_),
+               grad_log_prob = torch::stable::contiguous(grad_log_prob_);
+  const auto check_column = [&](const Tensor& column, const char* name, int64_t length) {
+    check_dtype(column, name, ScalarType::Float);
+    STD_TORCH_CHECK(column.numel() == length, name, " must hold ", length, " values, got ",
+                    column.numel());
+  };
+  check_column(maximum, "maximum", rows);
+  check_column(log_sum, "log_sum", rows);
+  check_column(entropy, "entropy", rows);
+  check_column(grad_log_z, "grad_log_z", rows);
+  check_column(grad_entropy, "grad_entropy", rows);
+  check_column(grad_log_prob, "grad_log_prob", chosen ? rows : 0);
+  const Tensor gradient = torch::stable::new_empty(logits, logits.sizes());
+  const DType dtype = dtype_of(logits, "logits");
+  const char* source = static_cast<const char*>(logits.const_data_ptr());
+  char* target = static_cast<char*>(gradient.mutable_data_ptr());
+  prefer_huge_pages(gradient, gradient.numel() * item_size(dtype));
+  torch::stable::parallel_for(0, rows, row_grain(vocab), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const double token = chosen ? floats(grad_log_prob)[r] : 0, sum = floats(log_sum)[r];
+      const double uncertain = floats(grad_entropy)[r];
+      // p (plain - uncertain log p) / temperature, with log p = ln2 d - log_sum.
+      const double plain = floats(grad_log_z)[r] - token - uncertain * floats(entropy)[r];
+      const double share = std::exp(-sum) / temperature;
+      const SoftmaxSlope slope{floats(maximum)[r], float(log2_e / temperature),
+                               float(share * (plain + uncertain * sum)),
+                               float(-share * uncertain * ln2)};
+      const int64_t bytes = vocab * item_size(dtype);
+      kernels().softmax_gradient(source + r * bytes, dtype, vocab, slope, target + r * bytes);
+      if (chosen) {
+        const int64_t place = r * bytes + ids[r] * item_size(dtype);
+        float x, g;
+        kernels().to_float(source + place, dtype, &x, 1);
+        const double d = (double(x) - slope.maximum) * log2_e / temperature;
+        g = float(token / temperature +
+                  std::exp2(d) * (double(slope.constant) + double(slope.slope) * d));
+        kernels().from_float(&g, dtype, target + place, 1);
+      }
+    }
+  });
+  return gradient;
+}
+
+} // namespace
+} // namespace petkit
+
+STABLE_TORCH_LIBRARY_IMPL(petkit, CPU, m) {
+  m.impl("token_statistics", TORCH_BOX(&petkit::token_statistics));
+  m.impl("token_statistics_backward", TORCH_BOX(&petkit::token_statistics_backward));
+}
