@@ -1,0 +1,1 @@
+"""What happens while a model writes: today, how sure it is of every token."""

@@ -1,0 +1,166 @@
+"""How sure a language model is of every token that it writes, recorded while it writes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from petkit.errors import InputError, PetkitError
+from petkit.ops import token_statistics
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One sequence's uncertainty, a number for each token that was drawn; of equal lengths."""
+
+    entropy: tuple[float, ...] = ()
+    """-sum(p log p) in nats, over the whole vocabulary."""
+
+    varentropy: tuple[float, ...] = ()
+    """Variance of log p, in squared nats."""
+
+    max_prob: tuple[float, ...] = ()
+    """Probability of the likeliest token."""
+
+    def __len__(self) -> int:
+        return len(self.entropy)
+
+
+@dataclass
+class _Row:
+    entropy: list[float] = field(default_factory=list)
+    varentropy: list[float] = field(default_factory=list)
+    max_prob: list[float] = field(default_factory=list)
+    ended: bool = False
+
+
+class EntropyTracker:
+    """Records the uncertainty of every token of a batch; a `LogitsProcessor` for transformers' `generate`.
+
+    Rows of a batch may end at different tokens: what a model computes for a row behind its end is left out.
+    Left padding does not matter, since only new tokens are looked at. One tracker serves one call of
+    `generate` without beam search, whose rows change places.
+
+    Args:
+        eos_token_ids: tokens that end a sequence; the entropy of drawing such a token is still recorded.
+        max_tokens: record the first so many tokens of each sequence only; None records all.
+        temperature: of the distribution that is recorded; the logits themselves are passed on unchanged.
+
+    Source:
+        EDRM (arXiv 2605.22873) section 2 uses the entropies of the first 64 tokens.
+    """
+
+    def __init__(
+        self,
+        eos_token_ids: int | Collection[int] = (),
+        max_tokens: int | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        ids = (eos_token_ids,) if isinstance(eos_token_ids, int) else tuple(eos_token_ids)
+        self.eos_token_ids, self.max_tokens, self.temperature = frozenset(ids), max_tokens, temperature
+        self._rows: list[_Row] = []
+        self._steps = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Record one step and pass the logits on.
+
+        Args:
+            input_ids: (batch, tokens so far).
+            scores: logits (batch, vocab) of the next token.
+
+        Returns:
+            `scores` itself.
+
+        Raises:
+            InputError: another batch size than at the first step.
+            PetkitError: a row without a distribution; the message names it.
+        """
+        if not self._rows:
+            self._rows = [_Row() for _ in range(len(scores))]
+        elif len(self._rows) != len(scores):
+            raise InputError(
+                f"a tracker serves one batch: expected {len(self._rows)} rows, got {len(scores)}; make a "
+                "new one for each call of generate"
+            )
+        if self._steps:
+            self._end(input_ids[:, -1].tolist())
+        self._steps += 1
+        open_rows = [index for index, row in enumerate(self._rows) if self._wanted(row)]
+        if open_rows:
+            self._record(open_rows, scores if len(open_rows) == len(scores) else scores[open_rows])
+        return scores
+
+    def trajectories(self) -> list[Trajectory]:
+        """What was recorded so far, a trajectory for each row of the batch."""
+        return [
+            Trajectory(tuple(row.entropy), tuple(row.varentropy), tuple(row.max_prob)) for row in self._rows
+        ]
+
+    def _wanted(self, row: _Row) -> bool:
+        return not row.ended and (self.max_tokens is None or len(row.entropy) < self.max_tokens)
+
+    def _end(self, last_tokens: Sequence[int]) -> None:
+        for row, token in zip(self._rows, last_tokens, strict=True):
+            row.ended = row.ended or token in self.eos_token_ids
+
+    @torch.no_grad()
+    def _record(self, rows: Sequence[int], scores: Tensor) -> None:
+        found = token_statistics(scores, temperature=self.temperature)
+        columns = (found.entropy.tolist(), found.varentropy.tolist(), found.max_prob.tolist())
+        for index, entropy, varentropy, max_prob in zip(rows, *columns, strict=True):
+            if not math.isfinite(entropy):
+                raise PetkitError(
+                    f"the logits of row {index} must be finite (or -inf) for an entropy, got nan or inf at "
+                    f"its token {len(self._rows[index].entropy)}: check the model's weights and precision"
+                )
+            row = self._rows[index]
+            row.entropy.append(entropy)
+            row.varentropy.append(varentropy)
+            row.max_prob.append(max_prob)
+
+
+@dataclass(frozen=True)
+class BoundedEntropy:
+    """The entropy of a token of which only the likeliest alternatives are known, in nats."""
+
+    estimate: float
+    """Entropy with all unknown tokens counted as one: never above the true one."""
+
+    bias: float
+    """The true entropy is at most this much larger."""
+
+
+def entropy_from_top(top_log_probs: Sequence[float], vocab: int) -> BoundedEntropy:
+    """Bound the entropy of a token from the log-probabilities that an API returns.
+
+    Args:
+        top_log_probs: of the likeliest tokens, in nats, in any order; at least one. -inf is allowed.
+        vocab: size of the vocabulary, at least as many.
+
+    Returns:
+        The estimate, and how far the truth may lie above it.
+
+    Raises:
+        InputError: no log-probability, one above 0 or nan, more of them than tokens, or a sum of more than 1.
+
+    Source:
+        Grouping: H = H(top, rest as one) + P(rest) H(rest), and 0 <= H(rest) <= log(vocab - k).
+    """
+    if not top_log_probs or not all(value <= 1e-6 for value in top_log_probs):
+        raise InputError(f"top_log_probs must hold log-probabilities (0 at most), got {list(top_log_probs)}")
+    if len(top_log_probs) > vocab:
+        raise InputError(f"vocab must be at least {len(top_log_probs)}, got {vocab}")
+    known = math.fsum(math.exp(value) for value in top_log_probs)
+    # Servers round: a little more than 1 is 1.
+    if known > 1 + 1e-3:
+        raise InputError(f"top_log_probs must be of different tokens: their probabilities add up to {known}")
+    rest = max(0.0, 1 - known)
+    estimate = -math.fsum(math.exp(value) * value for value in top_log_probs if value > -math.inf)
+    unknown = vocab - len(top_log_probs)
+    if rest == 0 or unknown == 0:
+        return BoundedEntropy(estimate, 0.0)
+    return BoundedEntropy(estimate - rest * math.log(rest), rest * math.log(unknown))

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from petkit.errors import InputError, PetkitError
+from petkit.rollout.entropy import EntropyTracker, entropy_from_top
+from tests.reference import token_statistics as reference
+
+VOCAB, EOS, PAD = 40, 1, 0
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        vocab_size=VOCAB,
+        bos_token_id=None,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+    )
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def generate(model, prompts, tracker, tokens=12, **options):
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[PAD] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    options = {"do_sample": False, **options}
+    written = model.generate(
+        ids, attention_mask=mask, max_new_tokens=tokens, logits_processor=[tracker], **options
+    )
+    return written[:, longest:].tolist()
+
+
+@torch.no_grad()
+def judge(model, prompt, written):
+    """Entropy of every token drawn, by a forward pass over the whole sequence in float64."""
+    logits = model(torch.tensor([prompt + written])).logits[0, len(prompt) - 1 : -1]
+    return reference.statistics(logits.double().numpy())
+
+
+def test_records_what_the_model_drew_from(model):
+    tracker, prompt = EntropyTracker(EOS), [5, 9, 3]
+    written = generate(model, [prompt], tracker)[0]
+    (found,) = tracker.trajectories()
+    expected = judge(model, prompt, written)
+    assert len(found) == len(written)
+    for name in ("entropy", "varentropy", "max_prob"):
+        np.testing.assert_allclose(getattr(found, name), expected[name], rtol=0, atol=1e-5)
+
+
+def test_ragged_prompts_give_what_each_gives_alone(model):
+    prompts = [[5, 9, 3], [7], [2, 2, 8, 4, 6]]
+    together = EntropyTracker(EOS)
+    generate(model, prompts, together)
+    for prompt, found in zip(prompts, together.trajectories(), strict=True):
+        alone = EntropyTracker(EOS)
+        generate(model, [prompt], alone)
+        assert found.entropy == pytest.approx(alone.trajectories()[0].entropy, abs=1e-5)
+
+
+def test_nothing_is_recorded_behind_the_end():
+    tracker = EntropyTracker({EOS, 3})
+    flat = torch.zeros(3, VOCAB)
+    last = [[9, 9, 9], [EOS, 9, 9], [PAD, 3, 9], [PAD, PAD, 9]]
+    for step in range(4):
+        ids = torch.tensor([last[step]]).T if step else torch.full((3, 2), EOS)
+        assert tracker(ids, flat) is flat
+    # A prompt that ends with EOS ends nothing; the token that ends a sequence counts.
+    assert [len(found) for found in tracker.trajectories()] == [1, 2, 4]
+    assert tracker.trajectories()[0].entropy[0] == pytest.approx(math.log(VOCAB), abs=1e-6)
+
+
+def test_only_the_first_tokens(model):
+    tracker = EntropyTracker(EOS, max_tokens=4)
+    generate(model, [[5, 9], [3]], tracker)
+    assert [len(found) for found in tracker.trajectories()] == [4, 4]
+
+
+def test_temperature_belongs_to_the_record_and_not_to_the_model(model):
+    plain, cold = EntropyTracker(EOS), EntropyTracker(EOS, temperature=0.5)
+    assert generate(model, [[5, 9]], plain) == generate(model, [[5, 9]], cold)
+    assert cold.trajectories()[0].entropy[0] < plain.trajectories()[0].entropy[0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_row_without_a_distribution_is_named(bad):
+    tracker = EntropyTracker()
+    tracker(torch.zeros(2, 1), torch.zeros(2, 5))
+    scores = torch.zeros(2, 5)
+    scores[1, 3] = bad
+    with pytest.raises(PetkitError, match=r"the logits of row 1 must be finite .* at its token 1"):
+        tracker(torch.zeros(2, 2), scores)
+
+
+def test_another_batch_needs_another_tracker():
+    tracker = EntropyTracker()
+    tracker(torch.zeros(2, 1), torch.zeros(2, 5))
+    with pytest.raises(InputError, match="expected 2 rows, got 3; make a new one"):
+        tracker(torch.zeros(3, 1), torch.zeros(3, 5))
+
+
+@given(st.lists(st.floats(-8, 8), min_size=2, max_size=30), st.integers(1, 30))
+def test_the_truth_lies_within_the_bound(values, k):
+    log_p = reference.log_softmax(np.array([values]))[0]
+    top = sorted(log_p, reverse=True)[:k]
+    truth = float(-(np.exp(log_p) * log_p).sum())
+    found = entropy_from_top(list(top), len(values))
+    assert found.estimate - 1e-9 <= truth <= found.estimate + found.bias + 1e-9
+
+
+def test_a_whole_vocabulary_leaves_no_doubt():
+    assert entropy_from_top([math.log(0.5)] * 2, 2).bias == 0
+    assert entropy_from_top([math.log(0.5)] * 2, 2).estimate == pytest.approx(math.log(2))
+    assert entropy_from_top([0.0, -math.inf], 9) == entropy_from_top([0.0], 9)
+
+
+@pytest.mark.parametrize(
+    ("top", "vocab", "message"),
+    [
+        ([], 5, "must hold log-probabilities"),
+        ([0.5], 5, r"must hold log-probabilities \(0 at most\), got \[0.5\]"),
+        ([math.nan], 5, "must hold log-probabilities"),
+        ([-1.0, -1.0, -2.0], 2, "vocab must be at least 3, got 2"),
+        ([-0.1, -0.1], 5, "must be of different tokens: their probabilities add up to 1.8"),
+    ],
+)
+def test_refusals(top, vocab, message):
+    with pytest.raises(InputError, match=message):
+        entropy_from_top(top, vocab)
