@@ -12,7 +12,7 @@ from petkit.cli.common import JsonFlag
 from petkit.errors import MissingError
 
 OLDEST_TORCH = (2, 10)
-REBUILD = "pip install --no-build-isolation -e . in the source tree"
+REBUILD = "pip install . in the source tree"
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ def cp(
     ] = False,
 ) -> None:
     """Copy a recipe to a file of your own, with its comments, and with changes when asked for."""
+    from petkit.artifacts.files import atomic_write
     from petkit.configuration import edit_yaml, parse_override
 
     text = _recipe(name).path.read_text(encoding="utf-8")
@@ -58,7 +59,7 @@ def cp(
         raise InputError(f"{file} exists; choose another name or pass --overwrite")
     if not file.resolve().parent.is_dir():
         raise InputError(f"{file} must lie in a folder that exists; {file.resolve().parent} does not")
-    file.write_text(edit_yaml(text, changes), encoding="utf-8")
+    atomic_write(file, edit_yaml(text, changes).encode())
     output.log(f"wrote {file}; run it with: petkit {_recipe(name).command} {file}")
 
 

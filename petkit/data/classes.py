@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from petkit.errors import InputError
 
+# Gaps count as classes, so one wrong number could ask for a head of any size.
+MOST_CLASSES = 1_000_000
+
 
 def class_names(labels: Mapping[str, Sequence[str]], numbered: bool, allow_unseen: bool) -> tuple[str, ...]:
     """Name the classes of a data set that does not list them.
@@ -17,9 +20,17 @@ def class_names(labels: Mapping[str, Sequence[str]], numbered: bool, allow_unsee
 
     Returns:
         Class names in the order of their numbers: numeric, or alphabetic.
+
+    Raises:
+        InputError: A number that is too large for a class.
     """
     if numbered:
         highest = max(int(label) for values in labels.values() for label in values)
+        if highest >= MOST_CLASSES:
+            raise InputError(
+                f"class numbers must count from 0 and stay below {MOST_CLASSES:,}, got {highest}: correct "
+                "the label, or write names instead of numbers"
+            )
         return tuple(str(number) for number in range(highest + 1))
     counted = labels if allow_unseen or "train" not in labels else fitted_part(labels)
     return tuple(sorted({label for values in counted.values() for label in values}))

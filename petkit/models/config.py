@@ -35,7 +35,9 @@ class AdapterConfig(Config):
     dropout: float = Field(default=0.1, ge=0, lt=1, json_schema_extra=applies_to(method=_ADAPTERS))
     """Dropout inside the bottleneck, in training only."""
 
-    targets: tuple[str, ...] | None = Field(default=None, json_schema_extra=applies_to(method=("lora",)))
+    targets: tuple[str, ...] | None = Field(
+        default=None, min_length=1, json_schema_extra=applies_to(method=("lora",))
+    )
     """lora only: module name patterns (fnmatch on dotted names or their last part) or q, k, v, o, mlp;
     default q and v. A pattern that matches nothing is an error."""
 

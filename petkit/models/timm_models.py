@@ -61,8 +61,19 @@ def load_timm(
     preprocess = _preprocess(model, config)
     _set_image_size(model, config, preprocess)
     if num_classes:
+        _check_head(model, config.name)
         set_head(model, new_head(int(model.num_features), num_classes, generator))  # type: ignore[arg-type]
     return LoadedModel(model, config.name, config.revision, sha256, "timm", preprocess)
+
+
+def _check_head(model: nn.Module, name: str) -> None:
+    """Refuse models whose head also pools or is several: one linear map cannot stand in for it."""
+    head = getattr(model, "head", None)
+    if not isinstance(head, (nn.Identity, nn.Linear)):
+        raise InputError(
+            f"model.name {name}: petkit trains one linear head, and this model's is a "
+            f"{type(head).__name__}: take a ViT, or the model's version for transformers (hf/ORG/NAME)"
+        )
 
 
 def _create(name: str, config: ModelConfig, published: bool, options: Mapping[str, Any]) -> nn.Module:

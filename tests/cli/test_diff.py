@@ -66,6 +66,8 @@ def test_a_matrix_takes_one_line_of_a_terminal(petkit, tmp_path, monkeypatch):
         made = manifest().model_copy(update={"lineage": lineage})
         write_small(tmp_path / folder, packed=packed, dense=head(), manifest=made)
     monkeypatch.setenv("COLUMNS", "100")
+    # A dumb terminal has 80 columns whatever COLUMNS says.
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     lines = petkit("diff", tmp_path / "a", tmp_path / "b").out.splitlines()
     matrices = [line for line in lines if line.startswith("blocks.")]

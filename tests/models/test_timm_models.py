@@ -99,3 +99,16 @@ def test_an_unknown_name_gets_a_hint(name, hint):
     with pytest.raises(ConfigError) as caught:
         load(name=f"timm/{name}")
     assert str(caught.value) == f"model.name timm/{name}: Unknown model ({name}); {hint}"
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [("test_convnext", "NormMlpClassifierHead"), ("swin_tiny_patch4_window7_224", "ClassifierHead")],
+)
+def test_a_head_that_is_more_than_a_linear_map_is_refused(name, head):
+    message = (
+        f"model.name timm/{name}: petkit trains one linear head, and this model's is a {head}: take a ViT"
+    )
+    with pytest.raises(InputError, match=message):
+        load(name=f"timm/{name}")
+    assert load(name=f"timm/{name}", classes=0).model is not None

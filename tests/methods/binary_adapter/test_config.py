@@ -130,6 +130,7 @@ def evaluations(folder: Path) -> int:
         {"model": {}},
         {"model": {"name": "timm/test_vit", "image_size": 0}},
         {"data": {"format": "vtab"}},
+        {"adapter": {"method": "lora", "targets": []}},
         {"unknown": 1},
     ],
 )
