@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from petkit import ops
 from petkit.benchmarks.harness import Case
+
+log = logging.getLogger(__name__)
 
 ROWS, VOCAB = 256, 152_064
 TRL, COMPILED = "TRL's entropy_from_logits", "torch.compile"
@@ -54,8 +57,9 @@ def _compiled() -> Callable[[Tensor], Tensor] | None:
     compiled: Callable[[Tensor], Tensor] = torch.compile(_entropy)
     try:
         compiled(torch.zeros(2, 3))
-    except Exception:
-        # Inductor fails in many ways without a C++ compiler; the case then has one peer less.
+    except Exception as error:
+        # Inductor fails in many ways, most often for want of a C++ compiler.
+        log.warning("torch.compile does not work here and is left out: %s", type(error).__name__)
         return None
     return compiled
 
