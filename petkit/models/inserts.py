@@ -99,7 +99,8 @@ def set_head(model: nn.Module, head: nn.Module) -> None:
         head: Map from (..., features) to (..., classes).
     """
     model.head = head
-    if hasattr(model, "head_dist"):
+    # PiT has the attribute without a distilled head, as None, and takes its value for the answer.
+    if getattr(model, "head_dist", None) is not None:
         # The distilled ViT averages the logits of two heads; one shared head sees the mean of both tokens.
         model.head_dist = head
 

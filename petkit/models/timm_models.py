@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -17,9 +18,13 @@ from torch import Tensor, nn
 from petkit.artifacts.provenance import state_dict_sha256
 from petkit.errors import ConfigError, InputError, OfflineError, SafetyError
 from petkit.models.config import ModelConfig
+from petkit.models.features import FeatureClassifier, feature_width, has_linear_head
 from petkit.models.hub import hub_or_cache, offline_advice
 from petkit.models.inserts import base_state, set_head
 from petkit.models.loaded import LoadedModel, new_head, randomly_initialized
+
+# An architecture, and perhaps a pretrained tag after a point: no path, no address.
+NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)?")
 
 
 def load_timm(
@@ -39,17 +44,17 @@ def load_timm(
         options: Further keyword arguments of `timm.create_model`.
 
     Returns:
-        The model at the configured image size.
+        The model at the configured image size; inside a FeatureClassifier where its own classifier is no
+        linear map named `head`.
 
     Raises:
         ConfigError: The name is unknown, or the model cannot take a configured value.
-        InputError: The weight file does not fit.
+        InputError: The weight file does not fit, or the model gives no pooled features.
         OfflineError: The published weights are not in the cache and cannot be fetched.
         SafetyError: The weight file is a pickle.
     """
     name = config.name.removeprefix("timm/")
-    if ":" in name:
-        raise ConfigError(f"model.name must be timm/NAME with one of timm's own names, got {config.name!r}")
+    _check_name(name, config.name)
     if config.pooling is not None:
         raise ConfigError("model.pooling has no effect on timm models: remove it")
     model = _create(name, config, state is None, options)
@@ -57,23 +62,53 @@ def load_timm(
         _load_strictly(model, state, config.name)
     elif config.weights is not None:
         _load_weights(model, Path(config.weights))
-    sha256 = state_dict_sha256(base_state(model))
+    sha256 = state_dict_sha256(_own_state(model))
     preprocess = _preprocess(model, config)
     _set_image_size(model, config, preprocess)
-    if num_classes:
-        _check_head(model, config.name)
-        set_head(model, new_head(int(model.num_features), num_classes, generator))  # type: ignore[arg-type]
-    return LoadedModel(model, config.name, config.revision, sha256, "timm", preprocess)
+    width = _feature_width(model, config, preprocess["image_size"])
+    head = new_head(width, num_classes, generator) if num_classes else nn.Identity()
+    return LoadedModel(_with_head(model, head), config.name, config.revision, sha256, "timm", preprocess)
 
 
-def _check_head(model: nn.Module, name: str) -> None:
-    """Refuse models whose head also pools or is several: one linear map cannot stand in for it."""
-    head = getattr(model, "head", None)
-    if not isinstance(head, (nn.Identity, nn.Linear)):
+def _check_name(name: str, given: str) -> None:
+    if NAME_PATTERN.fullmatch(name):
+        return
+    hint = _suggest(name.rpartition("/")[2])
+    organisation, _, rest = name.partition("/")
+    if NAME_PATTERN.fullmatch(organisation) and NAME_PATTERN.fullmatch(rest) and organisation != "timm":
+        hint = f"; did you mean hf/{name}?"
+    raise ConfigError(f"model.name must be timm/NAME with one of timm's own names, got {given!r}{hint}")
+
+
+def _own_state(model: nn.Module) -> Mapping[str, Tensor]:
+    """The weights without the classifier; a head that is more than that keeps its norms, which are base."""
+    return base_state(model) if has_linear_head(model) else model.state_dict()
+
+
+def _feature_width(model: nn.Module, config: ModelConfig, size: int) -> int:
+    from timm.models.vision_transformer import VisionTransformer
+
+    if isinstance(model, VisionTransformer):
+        return int(model.num_features)
+    try:
+        return feature_width(model, size)
+    except ValueError as error:
+        if config.image_size is not None:
+            raise ConfigError(
+                f"model.image_size {size}: {config.name} cannot take it, remove the key ({error})"
+            ) from error
         raise InputError(
-            f"model.name {name}: petkit trains one linear head, and this model's is a "
-            f"{type(head).__name__}: take a ViT, or the model's version for transformers (hf/ORG/NAME)"
-        )
+            f"model.name {config.name}: petkit trains a linear head on pooled features, and this model does "
+            f"not give them ({error}): take a ViT, or its version for transformers (hf/ORG/NAME)"
+        ) from error
+
+
+def _with_head(model: nn.Module, head: nn.Module) -> nn.Module:
+    """Put the head in, or beside a model whose own one has another name or is more than a linear map."""
+    if not has_linear_head(model):
+        return FeatureClassifier(model, head)
+    set_head(model, head)
+    return model
 
 
 def _create(name: str, config: ModelConfig, published: bool, options: Mapping[str, Any]) -> nn.Module:
@@ -132,7 +167,7 @@ def _suggest(name: str) -> str:
 
     names = timm.list_models() + timm.list_pretrained()
     # Who writes vit_tiny means vit_tiny_patch16_224, and not gcvit_tiny, which has more letters in common.
-    longer = sorted((full for full in names if full.startswith(name)), key=len)
+    longer = sorted((full for full in names if len(name) > 2 and full.startswith(name)), key=len)
     close = longer or difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean timm/{close[0]}?" if close else "`petkit list models 'vit*'` lists the names"
     return f"; {hint}"
@@ -157,13 +192,22 @@ def _load_weights(model: nn.Module, path: Path) -> None:
 
 
 def _load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    own = {key: value for key, value in state.items() if not key.startswith(("head.", "head_dist."))}
+    classifiers = _classifier_names(model)
+    own = {key: value for key, value in state.items() if not key.startswith(classifiers)}
     try:
         model.load_state_dict(own, strict=True)
     except RuntimeError as error:
         raise InputError(
             f"{source} does not fit {type(model).__name__}: {' '.join(str(error).split())}"
         ) from error
+
+
+def _classifier_names(model: nn.Module) -> tuple[str, ...]:
+    """Starts of the names of the published classifier's weights, which are left aside."""
+    if has_linear_head(model):
+        return "head.", "head_dist."
+    named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    return tuple(f"{name}." for name in ((named,) if isinstance(named, str) else named))
 
 
 def _preprocess(model: nn.Module, config: ModelConfig) -> dict[str, Any]:
