@@ -86,12 +86,13 @@ def import_petl_vit(path: Path, config: Path | None = None) -> Imported:
     )
 
 
-def import_peft(path: Path, allow_pickle: bool = False) -> Imported:
+def import_peft(path: Path, allow_pickle: bool = False, task: str | None = None) -> Imported:
     """Read a PEFT LoRA folder.
 
     Args:
         path: the folder, or a file in it.
         allow_pickle: read `adapter_model.bin`, if there is no safetensors file, in a child process.
+        task: what the model is for, where the folder does not say it.
 
     Returns:
         The adapter with 32-bit weights.
@@ -105,7 +106,7 @@ def import_peft(path: Path, allow_pickle: bool = False) -> Imported:
     if not folder.is_dir():
         raise InputError(f"expected a PEFT folder, {path} is missing")
     name, tensors = _peft_tensors(folder, allow_pickle)
-    adapter = peft_lora.read_adapter(folder, tensors)
+    adapter = peft_lora.read_adapter(folder, tensors, task)
     files = [folder / peft_lora.CONFIG_FILE, folder / name]
 
     def same(artifact: Artifact) -> bool:
@@ -131,23 +132,23 @@ def _equal(written: Mapping[str, RawTensor], read: Mapping[str, RawTensor]) -> b
     )
 
 
-def with_base(imported: Imported, name: str | None, sha256: str | None) -> Imported:
+def with_base(imported: Imported, model: Mapping[str, Any] | None, sha256: str | None) -> Imported:
     """Return the adapter with what is known of its base model.
 
     Args:
         imported: the adapter.
-        name: as `model.name` of a recipe; None keeps the name that the foreign file gave.
+        model: a `model:` section that finds the base; None keeps the one of the foreign file.
         sha256: hash of the base's weights.
 
     Returns:
         A copy.
     """
-    manifest = imported.manifest
-    base = manifest.base.model_copy(
-        update={"sha256": sha256} | ({"id": name, "revision": None} if name else {})
-    )
-    model = {**manifest.model, "name": name} if name else manifest.model
-    return replace(imported, manifest=manifest.model_copy(update={"base": base, "model": model}))
+    manifest, update = imported.manifest, {"sha256": sha256}
+    if model is not None and model["name"] != manifest.base.id:
+        update |= {"id": model["name"], "revision": None}
+    base = manifest.base.model_copy(update=update)
+    section = {key: value for key, value in (model or manifest.model).items() if value is not None}
+    return replace(imported, manifest=manifest.model_copy(update={"base": base, "model": section}))
 
 
 def write_imported(

@@ -83,7 +83,7 @@ def export_adapter(artifact: Artifact) -> Export:
     layers = {_peft_path(path, source.get("prefix")): layer for path, layer in hosts.items()}
     bare = not source and layers.keys() != hosts.keys()
     head = {name: weights.pop(name) for name in list(weights) if bare and name.startswith("head.")}
-    saved = {_peft_name(name, source.get("head")): array for name, array in weights.items()}
+    saved = {_peft_name(name, source): array for name, array in weights.items()}
     config = _kept_config(source, layers) or _new_config(
         manifest, layers, saved, source.get("adapter_config") or {}
     )
@@ -100,8 +100,11 @@ def _peft_path(host: str, prefix: str | None) -> str:
     return f"{prefix}.{path}" if prefix and path != host else path
 
 
-def _peft_name(name: str, head: str | None) -> str:
+def _peft_name(name: str, source: Mapping[str, Any]) -> str:
     """Return the name of a saved tensor in PEFT's model, where the classifier may be called otherwise."""
+    if source.get("prefix") == "":
+        return name.removeprefix(f"{BACKBONE}.")
+    head = source.get("head")
     return f"{head}.{name.removeprefix('head.')}" if head and name.startswith("head.") else name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -26,6 +27,15 @@ BACKBONE = "backbone"
 # Image classifiers of transformers whose only layer after the backbone is `classifier`.
 BARE_CLASSIFIERS = ("ViTForImageClassification", "DeiTForImageClassification")
 TASKS = {"CAUSAL_LM": "causal_lm", "SEQ_CLS": "text_classification"}
+# Ends of the names of transformers' classes; PEFT records the class where it was told no task.
+CLASS_TASKS = {
+    "ForCausalLM": "causal_lm",
+    "LMHeadModel": "causal_lm",
+    "ForSequenceClassification": "text_classification",
+    "ForImageClassification": "image_classification",
+}
+# Last layers of classifiers with hidden layers; their rows are the classes.
+LAST_LAYERS = ("classifier.out_proj.weight", "classifier.weight", "score.weight")
 
 Array = NDArray[np.float32]
 
@@ -36,7 +46,8 @@ class Origin(NamedTuple):
     Args:
         config: its `adapter_config.json`.
         head: the saved module that became `head`, if any.
-        prefix: the part of the layers' paths that became `backbone`, if any.
+        prefix: the part of the layers' paths that became `backbone`; "" when the whole model did, with its
+            own classifier; None when the paths stayed.
         dtype: of its tensors, F32 when they differ.
     """
 
@@ -47,7 +58,16 @@ class Origin(NamedTuple):
 
     def host(self, layer: str) -> str:
         """Return the path of a layer in petkit's model."""
-        return f"{BACKBONE}.{layer.removeprefix(f'{self.prefix}.')}" if self.prefix else layer
+        if self.prefix is None:
+            return layer
+        return f"{BACKBONE}.{layer.removeprefix(f'{self.prefix}.') if self.prefix else layer}"
+
+    def saved(self, name: str) -> str:
+        """Return the name in petkit's model of a tensor of a module that was saved whole."""
+        if self.prefix == "":
+            return self.host(name)
+        inside = self.head is not None and name.startswith(f"{self.head}.")
+        return f"head.{name.removeprefix(f'{self.head}.')}" if inside else name
 
     def settings(self) -> dict[str, Any]:
         """Return it as plain values, for the manifest."""
@@ -61,12 +81,13 @@ class Adapter(NamedTuple):
     dense: dict[str, Array]
 
 
-def read_adapter(folder: Path, tensors: Mapping[str, RawTensor]) -> Adapter:
+def read_adapter(folder: Path, tensors: Mapping[str, RawTensor], task: str | None = None) -> Adapter:
     """Read a PEFT LoRA folder.
 
     Args:
         folder: holds `adapter_config.json`.
         tensors: its tensors, as `read_tensors` or a converted pickle gives them.
+        task: what the model is for, where the folder does not say it.
 
     Returns:
         Manifest and weights: `<layer>.lora.down.weight` (r, in), `<layer>.lora.up.weight` (out, r), the head
@@ -74,7 +95,7 @@ def read_adapter(folder: Path, tensors: Mapping[str, RawTensor]) -> Adapter:
 
     Raises:
         ArtifactError: the files are damaged or contradict each other.
-        InputError: a PEFT feature that petkit cannot keep; the message names it.
+        InputError: a PEFT feature that petkit cannot keep, or another task than the folder's own.
         SafetyError: a pickle, or a path that leaves the folder.
     """
     where = str(folder / CONFIG_FILE)
@@ -83,15 +104,15 @@ def read_adapter(folder: Path, tensors: Mapping[str, RawTensor]) -> Adapter:
     except FileNotFoundError:
         raise InputError(f"{folder} is no PEFT adapter: it has no {CONFIG_FILE}") from None
     layers, saved = _sort(tensors, config, str(folder))
+    task = _task_name(config, task, where)
     head = _head_module(saved)
-    origin = Origin(
-        config, head, _prefix(config, head, {layer for layer, _ in layers}), _common_dtype(tensors)
-    )
+    prefix = _prefix(config, task, head, {layer for layer, _ in layers})
+    origin = Origin(config, None if prefix == "" else head, prefix, _common_dtype(tensors))
     dense = {
         f"{origin.host(layer)}.lora.{part}.weight": to_float32(raw) for (layer, part), raw in layers.items()
     }
-    dense |= {_saved_name(name, head): to_float32(raw) for name, raw in saved.items()}
-    return Adapter(_manifest(origin, layers, dense), dense)
+    dense |= {origin.saved(name): to_float32(raw) for name, raw in saved.items()}
+    return Adapter(_manifest(origin, task, layers, dense), dense)
 
 
 def read_tensors(folder: Path) -> dict[str, RawTensor]:
@@ -125,7 +146,7 @@ def _sort(
             raise InputError(f"{where}: tensor {name} does not begin with {PREFIX}")
         if ending:
             layers[path[: -len(ending) - 1], _PARTS[ending]] = raw
-        elif any(f".{path}".find(f".{module}.") >= 0 for module in modules):
+        elif _is_saved_whole(path, modules):
             saved[path] = raw
         else:
             raise InputError(
@@ -133,6 +154,12 @@ def _sort(
             )
     _check_layers(layers, config, where)
     return layers, saved
+
+
+def _is_saved_whole(path: str, modules: tuple[str, ...]) -> bool:
+    """PEFT saves every module whose path ends in a name: `classifier` takes `pre_classifier` too."""
+    parents = itertools.accumulate(path.split(".")[:-1], "{}.{}".format)
+    return any(parent.endswith(modules) for parent in parents)
 
 
 def _check_layers(layers: Mapping[tuple[str, str], RawTensor], config: Mapping[str, Any], where: str) -> None:
@@ -161,23 +188,30 @@ def _head_module(saved: Mapping[str, RawTensor]) -> str | None:
     return None
 
 
-def _prefix(config: Mapping[str, Any], head: str | None, layers: Collection[str]) -> str | None:
-    """Return what stands before the backbone's paths, if petkit's classifier computes what the original does.
+def _prefix(
+    config: Mapping[str, Any], task: str | None, head: str | None, layers: Collection[str]
+) -> str | None:
+    """Return what stands before the backbone's paths, "" where the classifier needs all its own layers.
 
     petkit puts its head on the last hidden state of a bare backbone. So do the image classifiers named above
-    and the classifiers on decoders (`score`). Others have layers of their own before the classifier: they
-    keep their paths, which petkit's models do not have, so that they are refused there, not miscomputed.
+    and the classifiers on decoders (`score`). Others have layers of their own before the classifier, so that
+    the whole model of transformers is the backbone.
     """
-    model = (config.get("auto_mapping") or {}).get("base_model_class")
+    model = _class_of(config)
     alike = (head == "classifier" and model in BARE_CLASSIFIERS) or (
-        head == "score" and config.get("task_type") == "SEQ_CLS"
+        head == "score" and task == "text_classification"
     )
     prefixes = {layer.partition(".")[0] for layer in layers}
-    return prefixes.pop() if alike and len(prefixes) == 1 else None
+    if alike and len(prefixes) == 1:
+        return prefixes.pop()
+    own = model.endswith(("ForSequenceClassification", "ForImageClassification"))
+    return "" if own or (not model and task == "text_classification") else None
 
 
-def _saved_name(name: str, head: str | None) -> str:
-    return f"head.{name.removeprefix(f'{head}.')}" if head and name.startswith(f"{head}.") else name
+def _class_of(config: Mapping[str, Any]) -> str:
+    """Return the base's class, which PEFT records where it was told no task; "" if it did not."""
+    mapping = config.get("auto_mapping")
+    return str(mapping.get("base_model_class") or "") if isinstance(mapping, dict) else ""
 
 
 def _common_dtype(tensors: Mapping[str, RawTensor]) -> str:
@@ -186,7 +220,10 @@ def _common_dtype(tensors: Mapping[str, RawTensor]) -> str:
 
 
 def _manifest(
-    origin: Origin, layers: Mapping[tuple[str, str], RawTensor], dense: Mapping[str, Array]
+    origin: Origin,
+    task: str | None,
+    layers: Mapping[tuple[str, str], RawTensor],
+    dense: Mapping[str, Array],
 ) -> Manifest:
     config, paths = origin.config, sorted({layer for layer, _ in layers})
     scaling = {f"{origin.host(path)}.lora": scaling_of(config, path) for path in paths}
@@ -194,7 +231,7 @@ def _manifest(
     base = _model_name(config.get("base_model_name_or_path"))
     return Manifest(
         base=Base(id=base, revision=config.get("revision")),
-        model={"name": base},
+        model={"name": base} | ({"pooling": "own"} if origin.prefix == "" else {}),
         adapter={
             "method": "lora",
             "bits": 32,
@@ -203,7 +240,7 @@ def _manifest(
             "dropout": float(config.get("lora_dropout", 0.0)),
             "targets": [origin.host(path) for path in paths],
         },
-        task=_task(config, dense),
+        task=_task(task, dense),
         scaling={} if same else scaling,
         source=Source(format="peft", settings=origin.settings()),
     )
@@ -216,10 +253,21 @@ def _model_name(name: Any) -> str:
     return f"hf/{text}" if is_hub_name and not Path(text).exists() else text
 
 
-def _task(config: Mapping[str, Any], dense: Mapping[str, Array]) -> Task | None:
-    """Return the task as far as PEFT tells it: it has no name for image classification."""
-    name = TASKS.get(str(config.get("task_type")), "image_classification" if "head.weight" in dense else None)
+def _task_name(config: Mapping[str, Any], given: str | None, where: str) -> str | None:
+    """Return the task that the folder tells, by its own word or by the base's class, else the given one."""
+    model = _class_of(config)
+    by_class = (name for ending, name in CLASS_TASKS.items() if model.endswith(ending))
+    told = TASKS.get(str(config.get("task_type"))) or next(by_class, None)
+    if told and given and told != given:
+        raise InputError(f"{where} is for {told}, --task says {given}: leave it out")
+    return told or given
+
+
+def _task(name: str | None, dense: Mapping[str, Array]) -> Task | None:
+    """Return the task with numbered classes; an unnamed head is of images, for which PEFT has no name."""
+    name = name or ("image_classification" if "head.weight" in dense else None)
     if name is None:
         return None
-    classes = tuple(map(str, range(len(dense["head.weight"])))) if "head.weight" in dense else ()
-    return Task(type=name, classes=classes)  # type: ignore[arg-type]
+    ends = (f"{BACKBONE}.{layer}" for layer in LAST_LAYERS)
+    last = next((dense[end] for end in ("head.weight", *ends) if end in dense), ())
+    return Task(type=name, classes=tuple(map(str, range(len(last)))))  # type: ignore[arg-type]

@@ -29,17 +29,19 @@ def wanted_base(base: str, artifact: Path) -> str:
     if SHA256.fullmatch(base):
         return base.lower()
     from petkit.artifacts.reader import read_manifest
+    from petkit.methods.binary_adapter.recorded import check_sections
 
     manifest = read_manifest(artifact)
+    check_sections(manifest, artifact)
     return hash_base(base, manifest.model, manifest.task.type if manifest.task else None)
 
 
-def hash_base(name: str, model: Mapping[str, Any], task: str | None) -> str:
+def hash_base(base: str, model: Mapping[str, Any], task: str | None) -> str:
     """Load a model and return the hash of its frozen weights.
 
     Args:
-        name: as `model.name` of a recipe.
-        model: other settings of the recipe's `model:` section.
+        base: as `model.name` of a recipe, or a file of weights.
+        model: the settings of the recipe's `model:` section that belong to the architecture.
         task: what the head is for; None stands for image classification.
 
     Returns:
@@ -49,15 +51,14 @@ def hash_base(name: str, model: Mapping[str, Any], task: str | None) -> str:
         PetkitError: the model cannot be loaded.
     """
     from petkit.models.config import ModelConfig
-    from petkit.models.loading import load_model
+    from petkit.models.loading import load_model, relocated
 
     kind = task or "image_classification"
-    output.log(f"hashing the weights of {name}")
-    # The name may be another place of the same weights: revision and file belong to the recorded one.
-    config = ModelConfig(**{**model, "name": name, "revision": None, "weights": None})
+    output.log(f"hashing the weights of {base}")
+    config = ModelConfig(**relocated(model, base))
     try:
         return load_model(config, kind).base_sha256  # type: ignore[arg-type]
     except PetkitError as error:
         # Here the model stands in a flag, not in a recipe.
-        reason = str(error).replace("model.name", "--base")
-        raise type(error)(f"--base {name} does not load as the artifact's kind ({kind}): {reason}") from error
+        reason = str(error).replace("model.name", "--base").replace("model.weights", "--base")
+        raise type(error)(f"--base {base} does not load as the artifact's kind ({kind}): {reason}") from error

@@ -50,6 +50,14 @@ OutputOption: TypeAlias = Annotated[
     Path,
     typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write; must not exist or be empty."),
 ]
+BaseOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        metavar="MODEL",
+        help="The artifact's base in another place: a model's name or folder, or a weight file.",
+    ),
+]
 SeedOption: TypeAlias = Annotated[
     int | None, typer.Option("--seed", metavar="N", min=0, help="Root of every random stream.")
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +14,14 @@ from petkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from petkit.artifacts.importing import Imported
+
+
+class TaskName(str, Enum):
+    """What a model is for."""
+
+    image_classification = "image_classification"
+    text_classification = "text_classification"
+    causal_lm = "causal_lm"
 
 
 class Source(str, Enum):
@@ -34,7 +41,15 @@ def command(
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option("--base", metavar="MODEL", help="Base model, or its sha256; its hash is recorded."),
+        typer.Option(
+            "--base",
+            metavar="MODEL",
+            help="Base model, its weight file, or its sha256; the hash is recorded.",
+        ),
+    ] = None,
+    task: Annotated[
+        TaskName | None,
+        typer.Option("--task", help="peft: what the model is for, where the folder does not say it."),
     ] = None,
     allow_pickle: Annotated[
         bool,
@@ -51,7 +66,7 @@ def command(
     from petkit.artifacts.checks import checks_json, exit_code
     from petkit.artifacts.importing import write_imported
 
-    imported = _with_base(_read(path, source, config, allow_pickle), base)
+    imported = _with_base(_read(path, source, config, allow_pickle, task), base)
     artifact, checks = write_imported(imported, out, overwrite)
     for check in checks:
         output.log(f"{check.name}: {'ok' if check.ok else 'FAILED'}, {check.detail}")
@@ -62,26 +77,37 @@ def command(
     return exit_code(checks)
 
 
-def _read(path: Path, source: Source, config: Path | None, allow_pickle: bool) -> Imported:
+def _read(
+    path: Path, source: Source, config: Path | None, allow_pickle: bool, task: TaskName | None
+) -> Imported:
     from petkit.artifacts.importing import import_peft, import_petl_vit
 
     if source is Source.petl_vit:
         if allow_pickle:
             raise ConfigError("--allow-pickle has no effect with --from petl-vit, whose files are no pickles")
+        if task is not None:
+            raise ConfigError("--task has no effect with --from petl-vit, whose files are image classifiers")
         return import_petl_vit(path, config)
     if config is not None:
         raise ConfigError("--config has no effect with --from peft, which has its adapter_config.json")
-    return import_peft(path, allow_pickle)
+    return import_peft(path, allow_pickle, task.value if task else None)
 
 
 def _with_base(imported: Imported, base: str | None) -> Imported:
     from petkit.artifacts.importing import with_base
     from petkit.cli.base_model import SHA256, hash_base
+    from petkit.models.loading import relocated
 
+    manifest = imported.manifest
+    if manifest.task is None:
+        names = ", ".join(task.value for task in TaskName)
+        output.warn(f"the folder does not say what the model is for: --task records one of {names}")
     if base is None:
-        output.warn(f"the hash of the base {imported.manifest.base.id} is unknown; --base MODEL records it")
+        output.warn(f"the hash of the base {manifest.base.id} is unknown; --base MODEL records it")
         return imported
-    if re.fullmatch(SHA256, base):
+    if SHA256.fullmatch(base):
         return with_base(imported, None, base.lower())
-    task = imported.manifest.task.type if imported.manifest.task else None
-    return with_base(imported, base, hash_base(base, imported.manifest.model, task))
+    if manifest.task is None:
+        raise ConfigError("--base MODEL needs --task: how a model is loaded depends on what it is for")
+    sha256 = hash_base(base, manifest.model, manifest.task.type)
+    return with_base(imported, relocated(manifest.model, base), sha256)

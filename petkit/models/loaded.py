@@ -33,6 +33,7 @@ class LoadedModel:
     kind: Kind
     preprocess: dict[str, Any] | None = None
     tokenizer: Any | None = None
+    unset: tuple[str, ...] = ()
 
 
 def new_head(in_features: int, classes: int, generator: torch.Generator | None) -> nn.Linear:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,8 @@ from petkit.models.timm_models import load_timm
 from petkit.models.transformers_models import load_transformers
 
 log = logging.getLogger(__name__)
+
+WEIGHT_FILES = (".safetensors", ".npz")
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def load_adapted(
         artifact_folder: Folder of the artifact.
         device: Where the model goes.
         mode: packed computes from the packed bits; dense dequantises first, for comparison.
-        base_override: Name of the base in place of the recorded one: the same weights in another place.
+        base_override: The same base in another place than the recorded one, as `relocated` takes it.
 
     Returns:
         The model, ready to predict.
@@ -100,6 +103,7 @@ def load_adapted(
     kind: Task = task.type if task else "image_classification"
     base = load_model(model_config, kind, _class_count(artifact))
     check_base(artifact, base)
+    _check_filled(artifact, base)
     insert(base.model, adapter_config)
     load_packed(
         base.model, artifact.packed, artifact.dense, artifact.manifest.scaling, as_dense=mode == "dense"
@@ -131,11 +135,37 @@ def check_base(artifact: Artifact, base: LoadedModel) -> None:
         )
 
 
+def relocated(section: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Return a `model:` section that finds the same weights in another place.
+
+    Args:
+        section: `name` and other settings.
+        place: Another `model.name`, or a file of weights (.safetensors, .npz) for the recorded architecture.
+
+    Returns:
+        The section for that place.
+    """
+    if Path(place).suffix in WEIGHT_FILES:
+        return {**section, "weights": place}
+    # The recorded revision and weight file belong to the old place.
+    return {**section, "name": place, "revision": None, "weights": None}
+
+
+def _check_filled(artifact: Artifact, base: LoadedModel) -> None:
+    random = sorted(set(base.unset) - set(artifact.raw_dense))
+    if random:
+        names = ", ".join(name.partition(".")[2] for name in random[:4])
+        raise ArtifactError(
+            f"{artifact.folder} and its base {base.base_id} both lack {names}"
+            f"{' and more' if len(random) > 4 else ''}: it would be random there; save "
+            "these modules with the adapter (PEFT's modules_to_save), or give its checkpoint with --base"
+        )
+
+
 def _configs(artifact: Artifact, base_override: str | None) -> tuple[ModelConfig, AdapterConfig]:
     section = {"name": artifact.manifest.base.id, **artifact.manifest.model}
     if base_override is not None:
-        # Another place: the recorded revision and weight file belong to the old one.
-        section = {**section, "name": base_override, "revision": None, "weights": None}
+        section = relocated(section, base_override)
     try:
         return ModelConfig(**section), AdapterConfig(**artifact.manifest.adapter)
     except ValidationError as error:

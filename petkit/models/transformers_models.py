@@ -20,6 +20,7 @@ from petkit.models.config import ModelConfig
 from petkit.models.encoder import EncoderClassifier, Pooling, accepts
 from petkit.models.hub import hub_or_cache, offline_advice
 from petkit.models.loaded import Kind, LoadedModel, Task, new_head, randomly_initialized
+from petkit.models.own_classifier import BACKBONE, OwnClassifier, base_sha256, load_own
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
 FILE_ARGUMENTS = ("revision", "local_files_only")
@@ -51,6 +52,8 @@ def load_transformers(
     fetching = nullcontext() if source.folder else hub_or_cache()
     with _quiet(), source.named_errors(), fetching:
         settings = _settings(config, source)
+        if config.pooling == "own":
+            return _with_own_classifier(config, source, settings, task, num_classes)
         kind: Kind = "causal_lm" if task == "causal_lm" else "encoder"
         base = _load_base(config, source, settings, kind)
         tokenizer = None if task == "image_classification" else _tokenizer(source)
@@ -150,6 +153,47 @@ def _settings(config: ModelConfig, source: _Source) -> Any:
             raise ConfigError(f"model.drop_path_rate has no effect on {config.name}: remove it")
         settings.drop_path_rate = config.drop_path_rate
     return settings
+
+
+def _with_own_classifier(
+    config: ModelConfig, source: _Source, settings: Any, task: Task, num_classes: int
+) -> LoadedModel:
+    """The whole classifier of transformers; what its files lack must come from an artifact."""
+    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+
+    if config.weights is not None:
+        raise ConfigError(
+            "model.weights has no effect with model.pooling own: give a local folder as model.name"
+        )
+    images = task == "image_classification"
+    auto = AutoModelForImageClassification if images else AutoModelForSequenceClassification
+    if num_classes:
+        settings.num_labels = num_classes
+    if config.pretrained:
+        model, unset = load_own(
+            auto.from_pretrained,
+            pretrained_model_name_or_path=source.path,
+            config=settings,
+            dtype=torch.float32,
+            use_safetensors=True,
+            **source.arguments,
+        )
+    else:
+        model = randomly_initialized(lambda: auto.from_config(settings, dtype=torch.float32))
+        unset = ()
+    preprocess = _preprocess(config, source, settings) if images else None
+    options = _position_options(model, settings, preprocess)
+    revision = getattr(settings, "_commit_hash", None) or config.revision
+    return LoadedModel(
+        OwnClassifier(model, options),
+        config.name,
+        revision,
+        base_sha256(model, unset),
+        "encoder",
+        preprocess,
+        None if images else _tokenizer(source),
+        tuple(f"{BACKBONE}.{name}" for name in unset),
+    )
 
 
 def _load_base(config: ModelConfig, source: _Source, settings: Any, kind: Kind) -> nn.Module:
@@ -254,14 +298,22 @@ def _with_head(
         raise InputError(
             f"model.name {config.name} is a {type(backbone).__name__}, which does not take {wanted}"
         )
-    options = {}
-    resized = preprocess is not None and preprocess["image_size"] != getattr(settings, "image_size", None)
-    if resized and accepts(backbone, "interpolate_pos_encoding"):
-        options["interpolate_pos_encoding"] = True
-    pooling = config.pooling or _default_pooling(backbone, source)
+    options = _position_options(backbone, settings, preprocess)
+    asked = config.pooling
+    pooling = _default_pooling(backbone, source) if asked is None or asked == "own" else asked
     width = int(settings.hidden_size)
     head = new_head(width, num_classes, generator) if num_classes else nn.Identity()
     return EncoderClassifier(backbone, head, pooling, options)
+
+
+def _position_options(
+    model: nn.Module, settings: Any, preprocess: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What a call needs at another image size than the one the model was trained at."""
+    resized = preprocess is not None and preprocess["image_size"] != getattr(settings, "image_size", None)
+    return (
+        {"interpolate_pos_encoding": True} if resized and accepts(model, "interpolate_pos_encoding") else {}
+    )
 
 
 def _default_pooling(backbone: nn.Module, source: _Source) -> Pooling:

@@ -9,7 +9,7 @@ PATH = Path(__file__).parents[1] / "data" / "petl_vit" / "adaptformer-kitti-bit1
 
 def test_the_base_may_be_told(tmp_path):
     imported = import_petl_vit(PATH)
-    told = with_base(imported, "runs/my-vit", "ab" * 32).manifest
+    told = with_base(imported, {"name": "runs/my-vit", "weights": None}, "ab" * 32).manifest
     assert (told.base.id, told.base.sha256, told.model["name"]) == ("runs/my-vit", "ab" * 32, "runs/my-vit")
     kept = with_base(imported, None, "ab" * 32).manifest
     assert kept.base.id == imported.manifest.base.id

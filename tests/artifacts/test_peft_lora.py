@@ -7,6 +7,7 @@ import peft
 import pytest
 import safetensors.torch
 import timm
+import tokenizers
 import torch
 import transformers
 
@@ -37,6 +38,40 @@ def bert():
     return transformers.BertForSequenceClassification(
         transformers.BertConfig(**SIZES, vocab_size=30, max_position_embeddings=16, num_labels=3)
     )
+
+
+TEXT = {"vocab_size": 30, "num_labels": 3, "pad_token_id": 0}
+
+
+def roberta():
+    config = transformers.RobertaConfig(**SIZES, **TEXT, max_position_embeddings=16)
+    return transformers.RobertaForSequenceClassification(config)
+
+
+def distilbert():
+    config = transformers.DistilBertConfig(
+        dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=16, **TEXT
+    )
+    return transformers.DistilBertForSequenceClassification(config)
+
+
+def electra():
+    config = transformers.ElectraConfig(**SIZES, **TEXT, embedding_size=16, max_position_embeddings=16)
+    return transformers.ElectraForSequenceClassification(config)
+
+
+def modernbert():
+    config = transformers.ModernBertConfig(
+        **SIZES, **TEXT, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2
+    )
+    return transformers.ModernBertForSequenceClassification(config)
+
+
+def swin():
+    config = transformers.SwinConfig(
+        image_size=16, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4, num_labels=3
+    )
+    return transformers.SwinForImageClassification(config)
 
 
 def llama():
@@ -310,8 +345,90 @@ def test_what_is_no_peft_folder(tmp_path):
         import_peft(tmp_path)
 
 
-def test_classifiers_that_petkit_would_miscompute_keep_paths_it_does_not_have(tmp_path):
-    save_adapter(tmp_path / "peft", bert, CASES["bert"][2])
-    assert all(t.startswith("bert.") for t in import_peft(tmp_path / "peft").manifest.adapter["targets"])
+SEQ_CLS = {"task_type": "SEQ_CLS"}
+OWN = {
+    "bert": (bert, TOKENS, {**SEQ_CLS, "target_modules": ["query"]}),
+    "bert without a task": (bert, TOKENS, {"target_modules": ["query"], "modules_to_save": ["classifier"]}),
+    "roberta": (roberta, TOKENS, {**SEQ_CLS, "target_modules": ["query", "value"]}),
+    # PEFT's `classifier` saves `pre_classifier` as well, because that ends in it.
+    "distilbert": (distilbert, TOKENS, {**SEQ_CLS, "target_modules": ["q_lin"], "rank_pattern": {"0.*": 2}}),
+    "electra": (electra, TOKENS, {**SEQ_CLS, "target_modules": ["value"]}),
+    "modernbert": (
+        modernbert,
+        TOKENS,
+        {**SEQ_CLS, "target_modules": ["Wqkv"], "modules_to_save": ["classifier", "head"]},
+    ),
+    "swin": (swin, IMAGES, {"target_modules": ["q_proj"], "modules_to_save": ["classifier"]}),
+}
+
+
+def save_headless(make, folder):
+    """A base as people have it: pretrained, without the classifier, and with a tokenizer if it reads text."""
+    model = fresh(make)
+    getattr(model, model.base_model_prefix).save_pretrained(folder)
+    vocabulary = {f"w{index}": index for index in range(30)}
+    raw = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="w0"))
+    transformers.PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="w0").save_pretrained(folder)
+
+
+@pytest.mark.parametrize("case", OWN)
+@torch.no_grad()
+def test_classifiers_with_layers_of_their_own_compute_what_peft_computes(tmp_path, case):
+    make, inputs, options = OWN[case]
+    original = save_adapter(tmp_path / "peft", make, options)
+    save_headless(make, tmp_path / "base")
+    imported = import_peft(tmp_path / "peft")
+    assert imported.manifest.model["pooling"] == "own"
+    assert imported.manifest.task.classes == ("0", "1", "2")
+    artifact, checks = write_imported(imported, tmp_path / "artifact")
+    assert all(check.ok for check in checks)
+    adapted = load_adapted(tmp_path / "artifact", base_override=str(tmp_path / "base"))
+    expected = logits(original, inputs)
+    torch.testing.assert_close(adapted.model(**inputs), expected, rtol=0, atol=1e-5)
+    export_peft(artifact, tmp_path / "again")
+    assert torch.equal(logits(loaded(make, tmp_path / "again"), inputs), expected)
+
+
+def test_the_hash_of_a_base_does_not_depend_on_its_classifier(tmp_path):
+    from petkit.models.config import ModelConfig
+    from petkit.models.loading import load_model
+
+    save_headless(bert, tmp_path / "headless")
+    save_headless(bert, tmp_path / "whole")
+    fresh(bert).save_pretrained(tmp_path / "whole")
+    hashes = {
+        load_model(
+            ModelConfig(name=str(tmp_path / name), pooling="own"), "text_classification", classes
+        ).base_sha256
+        for name in ("headless", "whole")
+        for classes in (0, 3, 5)
+    }
+    assert len(hashes) == 1
+
+
+def test_a_layer_that_neither_the_base_nor_the_adapter_has_is_refused(tmp_path):
+    options = {**SEQ_CLS, "target_modules": ["q_lin"], "modules_to_save": ["classifier"]}
+    save_adapter(tmp_path / "peft", distilbert, options)
+    save_headless(distilbert, tmp_path / "base")
+    edit(tmp_path / "peft", lambda t: [t.pop(name) for name in list(t) if "pre_classifier" in name])
+    write_imported(import_peft(tmp_path / "peft"), tmp_path / "artifact")
+    with pytest.raises(ArtifactError, match=r"both lack pre_classifier\.bias, pre_classifier\.weight"):
+        load_adapted(tmp_path / "artifact", base_override=str(tmp_path / "base"))
+
+
+def test_a_bare_classifier_keeps_petkits_own_head(tmp_path):
     save_adapter(tmp_path / "vit", vit, VIT)
-    assert all(t.startswith("backbone.") for t in import_peft(tmp_path / "vit").manifest.adapter["targets"])
+    manifest = import_peft(tmp_path / "vit").manifest
+    assert "pooling" not in manifest.model
+    assert all(target.startswith("backbone.layers.") for target in manifest.adapter["targets"])
+
+
+def test_the_task_is_told_by_the_folder_or_by_the_caller(tmp_path):
+    save_adapter(tmp_path / "causal", llama, {"target_modules": ["q_proj"]})
+    assert import_peft(tmp_path / "causal").manifest.task.type == "causal_lm"
+    with pytest.raises(InputError, match="is for causal_lm, --task says text_classification"):
+        import_peft(tmp_path / "causal", task="text_classification")
+    path = tmp_path / "causal" / CONFIG_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), "auto_mapping": None}))
+    assert import_peft(tmp_path / "causal").manifest.task is None
+    assert import_peft(tmp_path / "causal", task="causal_lm").manifest.task.type == "causal_lm"

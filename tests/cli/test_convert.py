@@ -106,3 +106,36 @@ def test_output_folders_are_respected(petkit, tmp_path):
     assert petkit(*arguments).code == 0
     assert petkit(*arguments).code == 2
     assert petkit(*arguments, "--overwrite").code == 0
+
+
+def test_a_task_must_be_told_where_the_folder_does_not_say_it(petkit, tmp_path):
+    folder = peft_folder(tmp_path / "peft")
+    result = petkit("convert", folder, "--from", "peft", "-o", tmp_path / "a")
+    assert "does not say what the model is for: --task" in result.err
+    result = petkit("convert", folder, "--from", "peft", "-o", tmp_path / "b", "--base", "timm/test_vit")
+    assert (result.code, result.out) == (2, "")
+    assert "--base MODEL needs --task" in result.err
+    arguments = ["convert", folder, "--from", "peft", "-o", tmp_path / "c", "--task", "image_classification"]
+    assert petkit(*arguments).code == 0
+    assert read_artifact(tmp_path / "c").manifest.task.type == "image_classification"
+
+
+@pytest.mark.slow
+def test_a_published_checkpoint_with_a_weight_file(petkit, tmp_path):
+    import timm
+    import torch
+    from PIL import Image
+
+    torch.manual_seed(0)
+    file = tmp_path / "vit.safetensors"
+    state = timm.create_model("vit_base_patch16_224", num_classes=0).state_dict()
+    safetensors.numpy.save_file({name: tensor.numpy() for name, tensor in state.items()}, file)
+    result = petkit("convert", FILES[0], "--from", "petl-vit", "-o", tmp_path / "a", "--base", file)
+    assert result.code == 0, result.err
+    manifest = read_artifact(tmp_path / "a").manifest
+    assert manifest.base.id == "timm/vit_base_patch16_224.orig_in21k"
+    assert manifest.model["weights"] == str(file)
+    assert petkit("verify", tmp_path / "a", "--base", file).code == 0
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    result = petkit("predict", tmp_path / "a", tmp_path / "x.png", "--json")
+    assert result.code == 0, result.err

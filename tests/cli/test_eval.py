@@ -233,3 +233,24 @@ def test_an_artifact_that_records_no_data_needs_to_be_told(
     assert result.code == 2
     assert "does not record its data: pass --data" in result.err
     assert petkit("eval", copy, "--data", "adapter-smoke").code == 0
+
+
+def test_the_base_may_be_a_weight_file_but_only_with_the_same_weights(petkit: Petkit, trained: Path) -> None:
+    from safetensors.torch import save_file
+
+    from petkit.models.config import ModelConfig
+    from petkit.models.loading import load_model
+
+    settings = ModelConfig(name="timm/test_vit", pretrained=False)
+    state = load_model(settings, "image_classification", 10).model.state_dict()
+    file = trained.parent / "base.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
+    there = json.loads(petkit("eval", trained, "--base", file, "--json").out)
+    assert there["loss"] == json.loads(petkit("eval", trained, "--json").out)["loss"]
+    save_file({name: tensor + 1 for name, tensor in state.items()}, file)
+    result = petkit("eval", trained, "--base", file)
+    assert result.code == 2
+    assert "give the base it was trained on" in result.err
+    result = petkit("eval", trained, "--base", trained.parent / "none.safetensors")
+    assert result.code == 2
+    assert "none.safetensors is not a file" in result.err

@@ -198,6 +198,11 @@ def prepare(config: BinaryAdapterConfig, context: RunContext) -> Ready:
         PetkitError: model or data cannot be loaded.
     """
     _warn_of_endless_warmup(config.training)
+    if config.model.pooling == "own":
+        raise ConfigError(
+            "model.pooling own is for adapters converted from PEFT: training puts a new linear head on cls, mean "
+            "or last"
+        )
     # Before a model is fetched, for minutes perhaps, in vain.
     finish_data = list_data(config.data, config.task, seed=config.seed)
     # With a head of one class, until the splits say how many there are.
