@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from petkit.artifacts.files import write_json
+from petkit.artifacts.strict_json import parse_json
 from petkit.errors import ArtifactError, GateError
 
 CHECKS = "checks.json"
@@ -59,6 +59,6 @@ def parse_checks(raw: bytes, path: str) -> list[Check]:
         ArtifactError: it is not what `write_checks` writes.
     """
     try:
-        return [Check(**entry) for entry in json.loads(raw)["checks"]]
+        return [Check(**entry) for entry in parse_json(raw)["checks"]]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ArtifactError(f"{path} is not a list of checks: {str(error)[:200]}") from error

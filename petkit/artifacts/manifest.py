@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any, Literal
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from petkit.artifacts.packed import BITS, CODEBOOKS
+from petkit.artifacts.strict_json import parse_json
 from petkit.errors import ArtifactError
 
 SCHEMA_VERSION = 1
@@ -57,9 +59,14 @@ class Preprocess(_Part):
     """How an image becomes a tensor: resize to a square, scale to [0, 1], subtract the mean, divide."""
 
     image_size: int = Field(ge=1, le=4096)
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = Field(min_length=3, max_length=3)
+    """Of red, green and blue, in units of [0, 1]."""
+
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=3, max_length=3)
+    """Divides, so that 0 would give NaN for every pixel."""
+
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """Resampling filter of the resize."""
 
 
 class Task(_Part):
@@ -81,6 +88,27 @@ class Source(_Part):
 
     format: Literal["peft", "petl-vit"]
     settings: dict[str, Any] = {}
+
+
+def _one_of(choices: Sequence[Any]) -> Callable[[Any], bool]:
+    # By type too, since for Python 1 equals true.
+    return lambda value: any(type(value) is type(one) and value == one for one in choices)
+
+
+def _is_factor(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
+
+
+def _is_width(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+_ADAPTER_FIELDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("bits", _one_of((*BITS, 32)), f"one of {(*BITS, 32)}"),
+    ("codebook", _one_of(CODEBOOKS), f"one of {CODEBOOKS}"),
+    ("scale", _is_factor, "a number greater than 0"),
+    ("bottleneck", _is_width, "a whole number of at least 1"),
+)
 
 
 class Manifest(_Part):
@@ -106,14 +134,10 @@ class Manifest(_Part):
 
     @model_validator(mode="after")
     def _adapter_fields(self) -> Manifest:
-        # The section's own model lives in a higher layer; these fields the file format itself relies on.
-        for key, allowed in (("bits", (*BITS, 32)), ("codebook", CODEBOOKS)):
-            if key in self.adapter and self.adapter[key] not in allowed:
-                raise ValueError(
-                    f"adapter.{key} must be one of {allowed}, got {str(self.adapter[key])[:40]!r}"
-                )
-        if not isinstance(self.adapter.get("scale", 1.0), (int, float)):
-            raise ValueError(f"adapter.scale must be a number, got {str(self.adapter['scale'])[:40]!r}")
+        # The sections' own models live in a higher layer; on these fields the file format itself relies.
+        for key, is_good, expected in _ADAPTER_FIELDS:
+            if key in self.adapter and not is_good(self.adapter[key]):
+                raise ValueError(f"adapter.{key} must be {expected}, got {str(self.adapter[key])[:40]!r}")
         return self
 
     def to_json(self) -> str:
@@ -140,7 +164,7 @@ def parse_manifest(raw: bytes, path: str) -> Manifest:
         ArtifactError: not JSON, of a later schema version, or with a missing, unknown or invalid field.
     """
     try:
-        content = json.loads(raw.decode("utf-8"))
+        content = parse_json(raw)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is not valid JSON: {str(error)[:200]}") from error
     if not isinstance(content, Mapping):

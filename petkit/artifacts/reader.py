@@ -248,6 +248,12 @@ def manifest_faults(
             for n in shapes
             if n not in packed and n != "head"
         ]
+    widths = [shape[0] for name, shape in shapes.items() if name.endswith(".down")]
+    # Sites may be narrower than this: PEFT gives each a rank of its own.
+    if widths and adapter.get("bottleneck", max(widths)) != max(widths):
+        faults.append(
+            f"the widest site has {max(widths)} units, {MANIFEST} says bottleneck {adapter['bottleneck']}"
+        )
     classes = manifest.task.classes if manifest.task else ()
     if classes and "head" in shapes and shapes["head"][0] != len(classes):
         faults.append(f"the head has {shapes['head'][0]} rows, {MANIFEST} names {len(classes)} classes")

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from petkit.artifacts.paths import check_name, looks_like_pickle, open_inside, refuse_pickle
+from petkit.artifacts.strict_json import parse_json
 from petkit.errors import ArtifactError, PetkitError
 
 MAX_HEADER = 16 * 2**20
@@ -114,25 +115,13 @@ def _length_fault(path: Path, length: int, size: int) -> str:
 
 def _header(raw: bytes, path: Path) -> dict[str, Any]:
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        header = parse_json(raw)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} has a header that is not valid JSON: {str(error)[:200]}") from error
     # The header must begin with the brace itself, so that no other content can be put before it.
     if raw[:1] != b"{" or not isinstance(header, dict):
         raise ArtifactError(f"{path} has a header that is not a JSON object")
     return header
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"duplicate key {next(name for name in names if names.count(name) > 1)!r}")
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _metadata(metadata: Any, path: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ from petkit.artifacts.checks import CHECKS, MAX_CHECKS, Check, parse_checks
 from petkit.artifacts.manifest import Manifest
 from petkit.artifacts.paths import PICKLE_SUFFIXES
 from petkit.artifacts.reader import (
+    MANIFEST,
     TENSORS,
     artifact_folder,
     manifest_faults,
@@ -29,12 +30,17 @@ MAX_ENTRIES = 100_000
 Result = TypeVar("Result")
 
 
-def verify(folder: str | os.PathLike[str], base_sha256: str | None = None) -> list[Check]:
+def verify(
+    folder: str | os.PathLike[str],
+    base_sha256: str | None = None,
+    examine: Callable[[Manifest], Sequence[str]] | None = None,
+) -> list[Check]:
     """Check an artifact folder as far as that is possible without its base model.
 
     Args:
         folder: the artifact.
         base_sha256: hash of the base model it is meant for; compared with the one it was trained on.
+        examine: further faults of the manifest, such as a higher layer finds in the recipe's sections.
 
     Returns:
         One entry for each check that could be made, a failed one with `ok` false and the reason. A check that
@@ -45,7 +51,7 @@ def verify(folder: str | os.PathLike[str], base_sha256: str | None = None) -> li
     """
     path = artifact_folder(folder)
     checks = [*_folder_checks(path)]
-    manifest = _attempt(checks, "petkit.json", lambda: read_manifest(path), _describe)
+    manifest = _attempt(checks, "petkit.json", lambda: _manifest(path, examine), _describe)
     content = _attempt(checks, "tensor file", lambda: read_tensor_file(path, TENSORS), _describe_file)
     if manifest is not None and content is not None:
         checks.append(_same_hash(manifest, content))
@@ -73,6 +79,14 @@ def _attempt(
         checks.append(Check(name, True, describe(result)))
         return result
     return None
+
+
+def _manifest(path: Path, examine: Callable[[Manifest], Sequence[str]] | None) -> Manifest:
+    manifest = read_manifest(path)
+    faults = examine(manifest) if examine else ()
+    if faults:
+        raise ArtifactError(f"{path / MANIFEST} is broken: {'; '.join(faults)}")
+    return manifest
 
 
 def _describe(manifest: Manifest) -> str:

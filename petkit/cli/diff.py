@@ -39,9 +39,9 @@ def command(
 ) -> int:
     """Compare two artifacts: manifest, configuration, and how many bits of each matrix differ."""
     from petkit.artifacts.comparison import compare
-    from petkit.artifacts.reader import read_artifact
+    from petkit.methods.binary_adapter.recorded import read_checked
 
-    differences = compare(read_artifact(first), read_artifact(second))
+    differences = compare(read_checked(first), read_checked(second))
     alike = all(one.is_incidental for one in differences)
     result = _page(differences, alike) if differences else f"{first} and {second} are the same"
     payload = {

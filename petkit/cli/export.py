@@ -31,10 +31,10 @@ def command(
     """Write an artifact in another tool's format; what the format cannot hold is refused, with the reason."""
     from petkit.artifacts.checks import checks_json, exit_code
     from petkit.artifacts.exporting import export_peft, export_petl_vit
-    from petkit.artifacts.reader import read_artifact
+    from petkit.methods.binary_adapter.recorded import read_checked
 
     write = export_peft if target is Target.peft else export_petl_vit
-    exported = write(read_artifact(artifact), out, overwrite)
+    exported = write(read_checked(artifact), out, overwrite)
     for note in exported.notes:
         output.log(f"note: {note}")
     paths = [str(path) for path in exported.paths]

@@ -24,15 +24,15 @@ def command(
     as_json: JsonFlag = False,
 ) -> None:
     """Say what an artifact holds: its base, its history, and every matrix with its bits and bytes."""
-    from petkit.artifacts.reader import read_artifact
     from petkit.artifacts.summary import describe_foreign, summarize, summary_json
+    from petkit.methods.binary_adapter.recorded import read_checked
 
     foreign = describe_foreign(artifact)
     if foreign is not None:
         kind, sentence = foreign
         output.print_result(sentence, {"kind": kind, "path": str(artifact), "detail": sentence}, as_json)
         return
-    content = read_artifact(artifact)
+    content = read_checked(artifact)
     summary = summarize(content)
     output.print_result(_page(content, summary), summary_json(content, summary), as_json)
 

@@ -75,6 +75,7 @@ def command(
 ) -> None:
     """Quantise a trained 32-bit adapter without further training; head and base stay as they are."""
     from petkit.artifacts.writer import check_output
+    from petkit.methods.binary_adapter.recorded import check_sections
     from petkit.quantization.artifact import adapter_matrices
     from petkit.quantization.source import read_source
     from petkit.training import device as devices
@@ -86,6 +87,7 @@ def command(
     chosen = devices.resolve_device(device)
     with tempfile.TemporaryDirectory() as scratch:
         source = read_source(adapter, Path(scratch))
+        check_sections(source.manifest, adapter)
         count = len(adapter_matrices(source))
         inputs = None if data is None else _inputs(source, data, amount, chosen)
         job = _Job(settings, source, folder, inputs)

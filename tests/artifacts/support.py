@@ -29,8 +29,11 @@ def adapter_matrices(sites: Mapping[str, tuple[int, int, int]], bits: int, seed:
     return packed
 
 
-def manifest(method: str = "adaptformer", bits: int = 1, **changes: Any) -> Manifest:
-    adapter = {"method": method, "bits": bits, "bottleneck": 3, "scale": 0.5, "codebook": "normal_l1"}
+def manifest(
+    method: str = "adaptformer", bits: int = 1, width: int | None = None, **changes: Any
+) -> Manifest:
+    adapter = {"method": method, "bits": bits, "scale": 0.5, "codebook": "normal_l1"}
+    adapter |= {} if width is None else {"bottleneck": width}
     task = Task(type="image_classification", classes=("cat", "dog"))
     return Manifest(**{"base": Base(id="timm/tiny"), "adapter": adapter, "task": task, **changes})
 
@@ -44,7 +47,7 @@ def write_small(folder: Path, bits: int = 1, **changes: Any) -> Path:
     """An artifact of two sites with widths that do not fill bytes."""
     sites = {f"blocks.{block}.adaptformer": (10, 3, 10) for block in range(2)}
     arguments = {
-        "manifest": manifest(bits=bits),
+        "manifest": manifest(bits=bits, width=None if "packed" in changes or bits == 32 else 3),
         "config": {"output": "runs/x", "adapter": {"bits": bits}},
         "packed": {} if bits == 32 else adapter_matrices(sites, bits),
         "dense": head(),

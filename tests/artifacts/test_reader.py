@@ -191,6 +191,17 @@ def test_refuses_dense_tensors_that_are_not_finite(tmp_path):
         read_artifact(folder)
 
 
+def pictures(**changes):
+    preprocess = {
+        "image_size": 32,
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "interpolation": "bicubic",
+        **changes,
+    }
+    return {"type": "image_classification", "classes": ["cat", "dog"], "preprocess": preprocess}
+
+
 MANIFEST_DAMAGE = [
     ({"schema_version": 2}, "schema_version 2 is later than 1"),
     ({"schema_version": "1"}, "must have an integer schema_version"),
@@ -203,7 +214,21 @@ MANIFEST_DAMAGE = [
     ({"adapter": {"bits": 3}}, "adapter.bits must be one of"),
     ({"adapter": {"bits": [1]}}, "adapter.bits must be one of"),
     ({"adapter": {"codebook": "nf4"}}, "adapter.codebook must be one of"),
-    ({"adapter": {"scale": "big"}}, "adapter.scale must be a number"),
+    ({"adapter": {"bits": True}}, "adapter.bits must be one of"),
+    ({"adapter": {"scale": "big"}}, "adapter.scale must be a number greater than 0, got 'big'"),
+    ({"adapter": {"scale": True}}, "adapter.scale must be a number greater than 0, got 'True'"),
+    ({"adapter": {"scale": -5}}, "adapter.scale must be a number greater than 0, got '-5'"),
+    ({"adapter": {"scale": 0}}, "adapter.scale must be a number greater than 0, got '0'"),
+    ({"adapter": {"scale": math.nan}}, "NaN is not JSON"),
+    ({"adapter": {"bottleneck": "3"}}, "adapter.bottleneck must be a whole number of at least 1, got '3'"),
+    ({"adapter": {"bottleneck": 4}}, "the widest site has 3 units, petkit.json says bottleneck 4"),
+    ({"model": {"anything": [math.inf]}}, "Infinity is not JSON"),
+    ({"task": pictures(std=[0, 0, 0])}, "task.preprocess.std.0: Input should be greater than 0"),
+    ({"task": pictures(std=[0.2, -0.2, 0.2])}, "task.preprocess.std.1: Input should be greater than 0"),
+    ({"task": pictures(std=[0.2, math.inf, 0.2])}, "Infinity is not JSON"),
+    ({"task": pictures(std=[0.2])}, "task.preprocess.std"),
+    ({"task": pictures(mean=[0.5])}, "task.preprocess.mean"),
+    ({"task": pictures(interpolation="nearest")}, "task.preprocess.interpolation"),
     ({"adapter": {"bits": 4}}, "has 1 bits, petkit.json says 4"),
     ({"tensors_sha256": "0" * 64}, "the file was altered or exchanged"),
     ({"tensors_sha256": None}, "the file was altered or exchanged"),
@@ -212,7 +237,7 @@ MANIFEST_DAMAGE = [
         "the head has 2 rows, petkit.json names 1",
     ),
     ({"scaling": {"blocks.9.adaptformer": 1.0}}, "scaling names blocks.9.adaptformer, which has no weights"),
-    ({"scaling": {SITE: math.nan}}, "scaling"),
+    ({"scaling": {SITE: math.nan}}, "NaN is not JSON"),
 ]
 
 
@@ -229,6 +254,32 @@ def test_refuses_a_broken_manifest(tmp_path, content):
     (folder / MANIFEST).write_bytes(content)
     with pytest.raises(ArtifactError, match=r"petkit\.json"):
         read_artifact(folder)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"kind":', '"kind": "adapter", "kind":', "duplicate key 'kind'"),
+        ('"bits": 1', '"bits": 1, "bits": 1', "duplicate key 'bits'"),
+        ('"scale": 0.5', '"scale": 1e999', "1e999 is too large for a number"),
+        ('"scale": 0.5', '"scale": -Infinity', "-Infinity is not JSON"),
+    ],
+)
+def test_refuses_a_manifest_that_only_python_reads(tmp_path, old, new, message):
+    path = write_small(tmp_path / "a") / MANIFEST
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(ArtifactError, match=re.escape(f"{path} is not valid JSON: {message}")):
+        read_artifact(path.parent)
+
+
+def test_the_bottleneck_is_the_width_of_the_widest_site(tmp_path):
+    packed = adapter_matrices({"a": (10, 3, 10), "b": (10, 2, 10)}, 1)
+    folder = write_small(tmp_path / "a", packed=packed, manifest=manifest(width=3))
+    assert read_artifact(folder).manifest.adapter["bottleneck"] == 3
+    with pytest.raises(ArtifactError, match="the widest site has 3 units"):
+        write_small(tmp_path / "b", packed=packed, manifest=manifest(width=2))
 
 
 def test_refuses_a_manifest_without_end(tmp_path):
