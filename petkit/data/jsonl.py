@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from petkit.data.files import read_text
+from petkit.data.files import placed_lines
 from petkit.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -18,6 +19,7 @@ Made = TypeVar("Made")
 
 # Faulty lines that a message names; it counts the others.
 SHOWN = 20
+HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 def read_rows(path: Path, parse: Callable[[dict[str, Any]], Row], skip_bad: bool = False) -> list[Row]:
@@ -52,9 +54,7 @@ def placed_rows(
     Raises:
         InputError: As `read_rows`.
     """
-    lines = read_text(path).split("\n")
-    placed = ((f"{path}:{number}", line) for number, line in enumerate(lines, start=1) if line.strip())
-    return convert(placed, lambda line: parse(parse_object(line)), skip_bad)
+    return convert(placed_lines(path), lambda line: parse(parse_object(line)), skip_bad)
 
 
 def convert(
@@ -65,7 +65,7 @@ def convert(
     Args:
         placed: Pairs of `path:line` and row.
         make: Raises ValueError with what was expected and what came.
-        skip_bad: Leave such rows out, each named in the log.
+        skip_bad: Leave such rows out, each named and all of them counted in the log.
 
     Returns:
         Pairs of `path:line` and what was made.
@@ -83,6 +83,8 @@ def convert(
         raise InputError(_refusal(faults))
     for fault in faults:
         log.warning("left out: %s", fault)
+    if faults:
+        log.warning("%d of %d lines are faulty and left out", len(faults), len(faults) + len(made))
     return made
 
 
@@ -94,7 +96,7 @@ def _refusal(faults: Sequence[str]) -> str:
 
 
 def parse_object(text: str) -> dict[str, Any]:
-    """Parse one JSON object, refusing a key that comes twice.
+    """Parse one JSON object, refusing a key that comes twice and text that is none.
 
     Args:
         text: JSON.
@@ -103,12 +105,26 @@ def parse_object(text: str) -> dict[str, Any]:
         The object.
 
     Raises:
-        ValueError: Not JSON, not an object, or a duplicate key.
+        ValueError: Not JSON, not an object, a duplicate key, or half of a surrogate pair, which stands for no
+            character and which no tokenizer takes.
     """
     value = json.loads(text, object_pairs_hook=_unique_keys)
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, got {type(value).__name__}")
+    # A file of UTF-8 can hold half a pair in no other way than as an escape.
+    if "\\u" in text:
+        _refuse_half_pairs(value)
     return value
+
+
+def _refuse_half_pairs(row: dict[str, Any]) -> None:
+    for key, value in row.items():
+        half = HALF_PAIR.search(json.dumps([key, value], ensure_ascii=False))
+        if half:
+            raise ValueError(
+                f"{ascii(key)[1:-1]} must hold whole characters, got the half \\u{ord(half[0]):04x} of a "
+                "surrogate pair: write both halves, or neither"
+            )
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from petkit.data.files import read_text
+from petkit.data.files import placed_lines, refuse_url
 from petkit.data.images import ArrayImages, FileImages, ImageSource
-from petkit.errors import ConfigError, InputError, SafetyError
+from petkit.data.jsonl import convert
+from petkit.errors import ConfigError, SafetyError
 
 VTAB_LISTS = {"train": "train800.txt", "validation": "val200.txt", "test": "test.txt"}
 VTAB_JOINED = "train800val200.txt"
@@ -30,42 +31,43 @@ class Listing:
     labels: tuple[str, ...]
 
 
-def list_vtab(folder: Path, splits: Sequence[str]) -> dict[str, Listing]:
+def list_vtab(folder: Path, splits: Sequence[str], skip_bad: bool = False) -> dict[str, Listing]:
     """Read VTAB-1K's list files, lines of `relative/path label`.
 
     Args:
         folder: Data folder with train800.txt, val200.txt, test.txt; a folder that only has
             train800val200.txt has no validation split.
         splits: Splits to read; a missing one is left out.
+        skip_bad: Leave malformed lines out, each named in the log.
 
     Returns:
         Listings by split, in the order of the files, class names being the numbers as text.
 
     Raises:
-        InputError: A line is malformed; the message names file and line. Or a file cannot be read.
-        SafetyError: A path leaves the folder.
+        InputError: Lines are malformed; the message names file and line of the first 20. Or a file cannot
+            be read.
+        SafetyError: A path leaves the folder, also with `skip_bad`.
     """
     files = {split: folder / VTAB_LISTS[split] for split in splits}
     if "train" in files and not files["train"].exists() and (folder / VTAB_JOINED).exists():
         files = {**files, "train": folder / VTAB_JOINED}
         files.pop("validation", None)
-    return {split: _read_list(path, folder) for split, path in files.items() if path.exists()}
+    return {split: _read_list(path, folder, skip_bad) for split, path in files.items() if path.exists()}
 
 
-def _read_list(path: Path, folder: Path) -> Listing:
-    files, labels = [], []
+def _read_list(path: Path, folder: Path, skip_bad: bool) -> Listing:
     root = os.path.realpath(folder)
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        name, _, label = line.strip().rpartition(" ")
-        if not name or not label.isdecimal():
-            raise InputError(
-                f"{path}:{number}: expected 'relative/path label' with a label of 0 or more, got {line!r}"
-            )
-        files.append(_inside(root, name.strip(), f"{path}:{number}"))
-        labels.append(str(int(label)))
-    return Listing(FileImages(tuple(files)), tuple(labels))
+    rows = [(place, (place, line)) for place, line in placed_lines(path)]
+    found = [pair for _, pair in convert(rows, lambda row: _listed(root, *row), skip_bad)]
+    return Listing(FileImages(tuple(file for file, _ in found)), tuple(label for _, label in found))
+
+
+def _listed(root: str, place: str, line: str) -> tuple[Path, str]:
+    name, _, label = line.strip().rpartition(" ")
+    if not name or not label.isdecimal():
+        raise ValueError(f"expected 'relative/path label' with a label of 0 or more, got {line.strip()!r}")
+    refuse_url(name, "the picture")
+    return _inside(root, name.strip(), place), str(int(label))
 
 
 def _inside(root: str, name: str, place: str) -> Path:

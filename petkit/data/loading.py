@@ -178,8 +178,10 @@ def _image_listings(
 ) -> tuple[dict[str, Listing], tuple[str, ...] | None]:
     if config.format == "sample":
         return list_sample(config.sample, splits)
-    read = list_vtab if config.format == "vtab" else list_folders
-    return read(data_folder(config), splits), None
+    folder = data_folder(config)
+    if config.format == "vtab":
+        return list_vtab(folder, splits, config.skip_bad), None
+    return list_folders(folder, splits), None
 
 
 def _list_texts(

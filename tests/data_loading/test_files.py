@@ -5,7 +5,7 @@ import os
 import pytest
 
 from petkit.data.config import DataConfig
-from petkit.data.files import read_text, refuse_special
+from petkit.data.files import placed_lines, read_text, refuse_special, refuse_url
 from petkit.data.images import FileImages, read_image
 from petkit.data.jsonl import read_rows
 from petkit.data.listings import list_vtab
@@ -29,7 +29,7 @@ def test_text_is_read_and_its_faults_are_named(tmp_path):
     file.write_bytes(b"\xff")
     with pytest.raises(InputError, match=r"a\.txt cannot be read as UTF-8 text: 'utf-8' codec"):
         read_text(file)
-    with pytest.raises(InputError, match=r"b\.txt cannot be read as UTF-8 text: .*No such file"):
+    with pytest.raises(InputError, match=r"b\.txt is missing: expected a file of UTF-8 text$"):
         read_text(tmp_path / "b.txt")
 
 
@@ -65,3 +65,25 @@ def test_a_pipe_in_a_list_file_is_refused(pipe, tmp_path, preprocess):
     splits = list_data(config, "image_classification", splits=("test",))(preprocess, None)
     with pytest.raises(InputError, match=SPECIAL):
         splits.test[0]
+
+
+def test_only_line_ends_end_a_line(tmp_path):
+    (tmp_path / "a.txt").write_bytes("one\u2028still\r\n \n\nfour".encode())
+    assert list(placed_lines(tmp_path / "a.txt")) == [
+        (f"{tmp_path / 'a.txt'}:1", "one\u2028still"),
+        (f"{tmp_path / 'a.txt'}:4", "four"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["https://x.org/a.png", "S3://bucket/a.png", "data:image/png;base64,iVBO"])
+def test_addresses_are_refused_and_not_taken_for_files(name):
+    with pytest.raises(InputError) as caught:
+        refuse_url(name, "image")
+    assert str(caught.value) == (
+        f"image {name} is a URL, and URLs are not fetched: download it and name the file"
+    )
+
+
+def test_file_names_that_look_a_little_like_addresses_pass():
+    for name in ("a:b.png", "http:/a.png", "database/a.png", "C:\\a.png", "x/http://y"):
+        refuse_url(name, "image")

@@ -15,6 +15,12 @@ from petkit.errors import InputError
         ('{"a": {"b": 1, "b": 1}}', "the key 'b' comes twice"),
         ("[1]", "expected a JSON object, got list"),
         ('{"a": ', r"rows\.jsonl:3: Expecting value"),
+        (
+            r'{"a": "x\ud800"}',
+            r"rows\.jsonl:3: a must hold whole characters, got the half \\ud800 of a surrogate pair: ",
+        ),
+        (r'{"a": [{"b": "\uDC00\ud83e"}]}', r"got the half \\udc00"),
+        (r'{"\ud800": 1}', r"rows\.jsonl:3: \\ud800 must hold whole characters"),
         ("[" * 100_000, r"rows\.jsonl:3"),
     ],
 )
@@ -26,6 +32,7 @@ def test_faults_name_file_and_line(tmp_path, line, message, caplog):
     with caplog.at_level(logging.WARNING):
         assert read_rows(path, dict, skip_bad=True) == [{"a": 1}, {"a": 2}]
     assert "rows.jsonl:3" in caplog.text
+    assert "1 of 3 lines are faulty and left out" in caplog.text
 
 
 def test_files_that_are_not_text(tmp_path):
@@ -39,6 +46,12 @@ def test_line_separators_inside_strings_do_not_split_rows(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": "one\u2028two"}\r\n', encoding="utf-8", newline="")
     assert read_rows(path, dict) == [{"a": "one\u2028two"}]
+
+
+def test_whole_pairs_are_characters(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(r'{"a": "\ud83e\udd16", "b": "\\ud800"}')
+    assert read_rows(path, dict) == [{"a": "\U0001f916", "b": "\\ud800"}]
 
 
 def test_every_faulty_line_is_named_at_once(tmp_path):

@@ -1,5 +1,7 @@
 """List files, class folders and the embedded sample."""
 
+import logging
+
 import pytest
 
 from petkit.data.listings import list_folders, list_sample, list_vtab
@@ -29,6 +31,27 @@ def test_malformed_lines_are_named(vtab, line):
     (vtab / "test.txt").write_text(f"images/test 0.png 0\n\n{line}\n")
     with pytest.raises(InputError, match=r"test\.txt:3: expected 'relative/path label'"):
         list_vtab(vtab, SPLITS)
+
+
+def test_malformed_lines_are_left_out_on_request(vtab, caplog):
+    (vtab / "test.txt").write_text(
+        "images/test 0.png 0\nno label\nhttps://x.org/a.png 1\nimages/test 1.png 1\n"
+    )
+    with caplog.at_level(logging.WARNING):
+        listing = list_vtab(vtab, ["test"], skip_bad=True)["test"]
+    assert listing.labels == ("0", "1")
+    assert listing.source.paths == (vtab / "images/test 0.png", vtab / "images/test 1.png")
+    assert f"left out: {vtab}/test.txt:2: expected 'relative/path label'" in caplog.text
+    assert "test.txt:3: the picture https://x.org/a.png is a URL, and URLs are not fetched" in caplog.text
+    assert "2 of 4 lines are faulty and left out" in caplog.text
+    with pytest.raises(InputError, match=r"repair the 2 lines or set data\.skip_bad$"):
+        list_vtab(vtab, ["test"])
+
+
+def test_a_path_that_leaves_the_folder_is_refused_even_so(vtab):
+    (vtab / "test.txt").write_text("../outside.png 0\nimages/test 0.png 0\n")
+    with pytest.raises(SafetyError, match=r"test\.txt:1: .* leaves the data folder"):
+        list_vtab(vtab, ["test"], skip_bad=True)
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "/etc/hostname", "images/../../x.png", "link/x.png"])

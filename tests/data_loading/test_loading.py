@@ -149,6 +149,25 @@ def test_unreadable_images_are_left_out_on_request(vtab, preprocess, caplog):
     assert "train800 4.png" in caplog.text
 
 
+def test_malformed_lines_of_list_files_are_left_out_on_request(vtab, preprocess, caplog):
+    (vtab / "test.txt").write_text("images/test 0.png 0\nimages/test 1.png one\n")
+    config = {"format": "vtab", "path": str(vtab)}
+    with pytest.raises(InputError, match=r"test\.txt:2: expected 'relative/path label'"):
+        load(config, preprocess=preprocess)
+    with caplog.at_level(logging.WARNING):
+        assert values(load(config | {"skip_bad": True}, preprocess=preprocess).test) == [13]
+    assert "1 of 2 lines are faulty and left out" in caplog.text
+
+
+def test_half_a_character_names_its_line(write_rows, tokenizer):
+    good, bad = {"text": "x", "label": "a"}, '{"text": "\\ud800", "label": "a"}'
+    config = {"format": "text", "path": str(write_rows(train=[good, bad], test=[good]))}
+    with pytest.raises(InputError, match=r"train\.jsonl:2: text must hold whole characters"):
+        load(config, "text_classification", tokenizer=tokenizer)
+    splits = load(config | {"skip_bad": True}, "text_classification", tokenizer=tokenizer)
+    assert len(splits.train) == 1
+
+
 def test_nothing_readable_is_an_error(vtab, preprocess):
     for path in vtab.glob("images/test*"):
         path.write_bytes(b"broken")
