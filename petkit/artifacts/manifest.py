@@ -16,6 +16,7 @@ from petkit.errors import ArtifactError
 SCHEMA_VERSION = 1
 MAX_MANIFEST = 4 * 2**20
 
+_Deviation = Annotated[float, Field(gt=0)]
 Sha256 = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 
 
@@ -59,10 +60,10 @@ class Preprocess(_Part):
     """How an image becomes a tensor: resize to a square, scale to [0, 1], subtract the mean, divide."""
 
     image_size: int = Field(ge=1, le=4096)
-    mean: tuple[float, ...] = Field(min_length=3, max_length=3)
+    mean: tuple[float, float, float]
     """Of red, green and blue, in units of [0, 1]."""
 
-    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=3, max_length=3)
+    std: tuple[_Deviation, _Deviation, _Deviation]
     """Divides, so that 0 would give NaN for every pixel."""
 
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from petkit.artifacts import (
@@ -31,7 +32,7 @@ from petkit.artifacts import (
 from petkit.configuration.effects import effective
 from petkit.data.loading import Dataset, Splits, list_data
 from petkit.data.tokens import at_targets
-from petkit.errors import ConfigError, GateError
+from petkit.errors import ConfigError, GateError, InputError
 from petkit.methods.binary_adapter.algorithm import insert_adapters, pack_adapters, step_function
 from petkit.methods.binary_adapter.config import BinaryAdapterConfig
 from petkit.models.inserts import Site, set_head
@@ -208,6 +209,8 @@ def prepare(config: BinaryAdapterConfig, context: RunContext) -> Ready:
     # With a head of one class, until the splits say how many there are.
     loaded = load_model(config.model, config.task, num_classes=1)
     splits = finish_data(loaded.preprocess, loaded.tokenizer)
+    # The artifact will record it: a value that it refuses must not be found after the training.
+    _preprocess(splits, loaded.base_id)
     model = loaded.model
     if config.task != "causal_lm":
         width = int(model.head.in_features)  # type: ignore[union-attr, arg-type]
@@ -352,7 +355,6 @@ def _describe(config: BinaryAdapterConfig, ready: Ready) -> Manifest:
     loaded, splits = ready.loaded, ready.splits
     text = config.task != "image_classification"
     base = Base(id=loaded.base_id, revision=loaded.revision, sha256=loaded.base_sha256)
-    preprocess = None if splits.preprocess is None else Preprocess(**splits.preprocess)
     return Manifest(
         base=base,
         lineage=(step(COMMAND, effective(config), {"base": loaded.base_sha256}),),
@@ -361,10 +363,24 @@ def _describe(config: BinaryAdapterConfig, ready: Ready) -> Manifest:
         task=Task(
             type=config.task,
             classes=splits.classes,
-            preprocess=preprocess,
+            preprocess=_preprocess(splits, loaded.base_id),
             max_length=config.data.max_length if text else None,
         ),
     )
+
+
+def _preprocess(splits: Splits, base: str) -> Preprocess | None:
+    """Take what is done to pixels from the model's own record, such as preprocessor_config.json."""
+    try:
+        return None if splits.preprocess is None else Preprocess(**splits.preprocess)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{fault['loc'][0]}: {fault['msg']}, got {fault['input']}" for fault in error.errors()
+        )
+        raise InputError(
+            f"{base} must say how its pictures are prepared, with three means and three positive standard "
+            f"deviations, got {faults}: correct its preprocessor_config.json or set data.normalize=none"
+        ) from error
 
 
 def _history(config: BinaryAdapterConfig, fitted: Fitted) -> dict[str, Any]:

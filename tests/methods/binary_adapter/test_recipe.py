@@ -267,6 +267,20 @@ def test_a_missing_validation_split_is_named(image_recipe: Make, tmp_path: Path)
     assert not (tmp_path / "other").exists()
 
 
+def test_a_model_whose_standard_deviation_is_0_is_refused_before_training(tmp_path: Path) -> None:
+    from transformers import ViTConfig, ViTModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTModel(ViTConfig(image_size=32, patch_size=16, **sizes)).save_pretrained(tmp_path / "vit")
+    record = {"image_mean": [0.5] * 3, "image_std": [0.5, 0.0, 0.5]}
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(record))
+    sections = {"model": {"name": str(tmp_path / "vit")}, "data": {"train_size": 40, "test_size": 20}}
+    config = BinaryAdapterConfig.model_validate({"output": str(tmp_path / "run"), **sections})
+    with pytest.raises(InputError, match=r"std: Input should be greater than 0, got 0\.0: correct its"):
+        run(config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_missing_data_is_named_before_a_model_is_loaded(
     image_recipe: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
