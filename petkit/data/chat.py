@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from petkit.data.tokens import IGNORED
@@ -11,46 +13,95 @@ from petkit.errors import InputError
 
 log = logging.getLogger(__name__)
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 
 
-def parse_chat(row: dict[str, Any]) -> list[Message]:
-    """Check one row.
+@dataclass(frozen=True)
+class Chat:
+    """A conversation: its messages, and the JSON schemas of the tools that the assistant could call."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+def parse_chat(row: dict[str, Any]) -> Chat:
+    """Check one row to learn from.
 
     Args:
-        row: The key `messages`, a list of objects with the strings `role` and `content`, an assistant's
-            among them and not the first; other keys are ignored.
+        row: As in `parse_conversation`, an assistant among the messages and not the first.
 
     Returns:
-        The messages.
+        The conversation.
 
     Raises:
         ValueError: A key is missing or of another type, or no assistant speaks.
     """
-    messages = row.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise ValueError(f"messages must be a list that is not empty, got {type(messages).__name__}")
-    for position, message in enumerate(messages):
-        fields = message if isinstance(message, dict) else {}
-        if not isinstance(fields.get("role"), str) or not isinstance(fields.get("content"), str):
-            raise ValueError(
-                f"messages[{position}] must have the strings role and content, got {message!r:.60}"
-            )
-    roles = [message["role"] for message in messages]
+    chat = parse_conversation(row)
+    roles = [message["role"] for message in chat.messages]
     if "assistant" not in roles:
         raise ValueError(
             f"messages must hold one of role assistant to learn from, got the roles {', '.join(roles)}"
         )
     if roles[0] == "assistant":
         raise ValueError("messages must begin with a system or user message, got an assistant's")
-    return messages
+    return chat
 
 
-def encode_chat(messages: Sequence[Message], tokenizer: Any) -> dict[str, list[int]]:
+def parse_conversation(row: dict[str, Any]) -> Chat:
+    """Check one row, whether to learn from or to continue.
+
+    Args:
+        row: The key `messages`, a list of objects with the strings `role` and `content` (null beside
+            `tool_calls`), and perhaps `tools`, a list of JSON schemas or a string that holds one as JSON;
+            other keys are ignored.
+
+    Returns:
+        The conversation.
+
+    Raises:
+        ValueError: A key is missing or of another type.
+    """
+    messages = row.get("messages")
+    if not isinstance(messages, list):
+        raise ValueError(f"messages must be a list of messages, got {type(messages).__name__}")
+    if not messages:
+        raise ValueError("messages must hold at least one message, got an empty list")
+    for position, message in enumerate(messages):
+        if not _is_message(message):
+            raise ValueError(
+                f"messages[{position}] must have the strings role and content, got {message!r:.60}"
+            )
+    return Chat(tuple(messages), _parse_tools(row.get("tools")))
+
+
+def _is_message(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
+        return False
+    # An assistant that calls a tool need not say anything.
+    silent = value.get("content") is None and bool(value.get("tool_calls"))
+    return silent or isinstance(value.get("content"), str)
+
+
+def _parse_tools(value: Any) -> tuple[dict[str, Any], ...]:
+    """Read the tools; some data sets keep them as JSON in a string, since schemas differ in their keys."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValueError(
+                f"tools must be a list of JSON schemas, got a string that is none: {error}"
+            ) from error
+    tools = [] if value is None else value
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise ValueError(f"tools must be a list of JSON schemas, or its JSON as a string, got {value!r:.60}")
+    return tuple(tools)
+
+
+def encode_chat(chat: Chat, tokenizer: Any) -> dict[str, list[int]]:
     """Tokenise a conversation with the tokenizer's chat template and mark what the assistant wrote.
 
     Args:
-        messages: Alternating messages, the assistant not first.
+        chat: Alternating messages, the assistant not first.
         tokenizer: A fast transformers tokenizer with a chat template.
 
     Returns:
@@ -58,13 +109,14 @@ def encode_chat(messages: Sequence[Message], tokenizer: Any) -> dict[str, list[i
         end-of-turn token included, and -100 elsewhere.
 
     Raises:
-        ValueError: The template refuses the conversation, or renders a turn otherwise once later ones
-            follow, so that the tokens a model is asked for and the ones it would learn differ.
+        ValueError: The template refuses the conversation or leaves its tools out, or renders a turn
+            otherwise once later ones follow, so that the tokens a model is asked for and the ones it would
+            learn differ.
     """
-    text = _render(tokenizer, messages)
+    text = render_chat(chat, tokenizer)
     spans = [
-        _span(tokenizer, messages, turn, text)
-        for turn, message in enumerate(messages)
+        _span(tokenizer, chat, turn, text)
+        for turn, message in enumerate(chat.messages)
         if message["role"] == "assistant"
     ]
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -73,6 +125,26 @@ def encode_chat(messages: Sequence[Message], tokenizer: Any) -> dict[str, list[i
     learnt = [any(start <= first < end for start, end in spans) for first, _ in offsets]
     labels = [token if own else IGNORED for token, own in zip(ids, learnt, strict=True)]
     return {"input_ids": list(ids), "labels": labels}
+
+
+def render_chat(chat: Chat, tokenizer: Any, prompt: bool = False) -> str:
+    """Write a conversation as the model's chat template has it.
+
+    Args:
+        chat: The conversation.
+        tokenizer: A tokenizer with a chat template.
+        prompt: End with the beginning of an assistant's turn.
+
+    Returns:
+        The text.
+
+    Raises:
+        ValueError: The template refuses the conversation, or leaves its tools out.
+    """
+    text = _render(tokenizer, chat, prompt)
+    if chat.tools and text == _render(tokenizer, replace(chat, tools=()), prompt):
+        raise ValueError("the model's chat template has no place for tools: remove the key tools")
+    return text
 
 
 def check_tokenizer(tokenizer: Any) -> None:
@@ -119,25 +191,30 @@ def cut_chats(examples: Sequence[dict[str, list[int]]], max_length: int) -> list
     return kept
 
 
-def _render(tokenizer: Any, messages: Sequence[Message], prompt: bool = False) -> str:
+def _render(tokenizer: Any, chat: Chat, prompt: bool = False) -> str:
     import jinja2
 
+    # A template is a program that works on the row: it may fail as any program does.
+    failures = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
     try:
         text: str = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=prompt
+            list(chat.messages),
+            tools=list(chat.tools) or None,
+            tokenize=False,
+            add_generation_prompt=prompt,
         )
-    except jinja2.TemplateError as error:
+    except failures as error:
         raise ValueError(f"the chat template refuses it: {error}") from error
     return text
 
 
-def _span(tokenizer: Any, messages: Sequence[Message], turn: int, text: str) -> tuple[int, int]:
+def _span(tokenizer: Any, chat: Chat, turn: int, text: str) -> tuple[int, int]:
     """Characters of one assistant's turn: what the template adds to the prompt that a model would be given.
 
     This needs no `{% generation %}` marks in the template, which most templates lack.
     """
-    prompt = _render(tokenizer, messages[:turn], prompt=True)
-    spoken = _render(tokenizer, messages[: turn + 1])
+    prompt = _render(tokenizer, replace(chat, messages=chat.messages[:turn]), prompt=True)
+    spoken = _render(tokenizer, replace(chat, messages=chat.messages[: turn + 1]))
     shared = _shared_length(spoken, text)
     # Some templates end the whole text, not each turn, with a special token: nothing else may be missing.
     ending = _without_specials(tokenizer, spoken[shared:])

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from petkit.data.chat import Message, check_tokenizer, cut_chats, encode_chat, parse_chat
+from petkit.data.chat import Chat, check_tokenizer, cut_chats, encode_chat, parse_chat
 from petkit.data.classes import check_seen, class_names, class_numbers
 from petkit.data.config import DataConfig
 from petkit.data.images import ImageDataset, JoinedImages, effective_preprocess
@@ -253,9 +253,9 @@ def _list_chats(
 
 
 def _encode_chats(
-    rows: Sequence[tuple[str, Sequence[Message]]], tokenizer: Any, config: DataConfig
+    rows: Sequence[tuple[str, Chat]], tokenizer: Any, config: DataConfig
 ) -> list[dict[str, list[int]]]:
-    encoded = convert(rows, lambda messages: encode_chat(messages, tokenizer), config.skip_bad)
+    encoded = convert(rows, lambda chat: encode_chat(chat, tokenizer), config.skip_bad)
     return cut_chats([example for _, example in encoded], config.max_length)
 
 

@@ -250,6 +250,19 @@ def test_a_listed_file_is_not_read_again(write_rows, tokenizer):
     assert len(finish(None, tokenizer).train) == 1
 
 
+def test_an_empty_conversation_and_unused_tools_name_their_line(write_rows, tokenizer):
+    bad = [{"messages": []}, TALK | {"tools": "f"}]
+    config = {"format": "chat", "path": str(write_rows(train=[TALK, *bad]))}
+    with pytest.raises(InputError) as caught:
+        load(config, "causal_lm", tokenizer=tokenizer)
+    empty, tools, _ = str(caught.value).splitlines()
+    assert empty.endswith("train.jsonl:2: messages must hold at least one message, got an empty list")
+    assert "train.jsonl:3: tools must be a list of JSON schemas" in tools
+    config["path"] = str(write_rows(train=[TALK, TALK | {"tools": [{"name": "f"}]}]))
+    with pytest.raises(InputError, match=r"train\.jsonl:2: the model's chat template has no place for tools"):
+        load(config, "causal_lm", tokenizer=tokenizer)
+
+
 def test_a_chat_that_the_template_refuses_names_its_line(write_rows, tokenizer, caplog):
     tokenizer.chat_template = "{{ raise_exception('no') if messages[0]['role'] == 'system' }}" + CHATML
     system = {"messages": [{"role": "system", "content": "s"}, *TALK["messages"]]}
