@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,8 @@ from petkit.cli import common, output
 from petkit.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
-    from petkit.serving.predict import Prediction
+    from petkit.serving.predict import Classifier, Prediction
+    from petkit.serving.samples import LeftOut, Sample
     from petkit.training.config import Precision
 
 MAX_NEW_TOKENS = 128
@@ -66,98 +68,82 @@ def command(
         raise ConfigError("petkit predict needs an ARTIFACT and at least one INPUT, or --bank FOLDER")
     devices.configure(threads, deterministic=False)
     place = str(devices.resolve_device(device))
+    wanted = _Wanted(top_k, max_new_tokens, batch_size, skip_bad, place, dtype.precision)
     if bank is not None:
-        _refuse(max_new_tokens, "--max-new-tokens", "a bank holds classifiers")
-        found = _with_bank(bank, inputs, top_k or TOP_K, batch_size, skip_bad, place, dtype.precision)
+        found = _with_bank(bank, inputs, wanted)
     else:
-        found = _with_artifact(
-            Path(inputs[0]),
-            inputs[1:],
-            top_k,
-            max_new_tokens,
-            batch_size,
-            skip_bad,
-            place,
-            dtype.precision,
-        )
+        found = _with_artifact(Path(inputs[0]), inputs[1:], wanted)
     if as_lines:
         _print_lines(found)
     else:
-        _print(list(found), as_json)
+        _print(list(found), wanted.left_out, as_json)
 
 
-def _with_bank(
-    folder: Path,
-    inputs: Sequence[str],
-    top_k: int,
-    batch_size: int,
-    skip_bad: bool,
-    device: str,
-    precision: Precision,
-) -> Iterator[Prediction]:
+@dataclass(frozen=True)
+class _Wanted:
+    """What the flags ask for, and the list of what is left out meanwhile."""
+
+    top_k: int | None
+    max_new_tokens: int | None
+    batch_size: int
+    skip_bad: bool
+    device: str
+    precision: Precision
+    left_out: list[LeftOut] = field(default_factory=list)
+
+
+def _with_bank(folder: Path, inputs: Sequence[str], wanted: _Wanted) -> Iterator[Prediction]:
     from petkit.serving.bank import BankModel
-    from petkit.serving.predict import ManyAdapters, classify
+    from petkit.serving.predict import ManyAdapters
     from petkit.serving.samples import read_samples
 
-    bank = BankModel.from_folder(folder, device)
+    _refuse(wanted.max_new_tokens, "--max-new-tokens", "a bank holds classifiers")
+    bank = BankModel.from_folder(folder, wanted.device)
     output.log(f"{len(bank)} adapters resident in {bank.nbytes:,} bytes")
-    samples = read_samples(inputs, bank.task, bank.fault, skip_bad)
-    return classify(
-        ManyAdapters(bank),
-        samples,
-        top_k=top_k,
-        batch_size=batch_size,
-        skip_bad=skip_bad,
-        precision=precision,
-    )
+    samples = read_samples(inputs, bank.task, bank.fault, wanted.skip_bad, wanted.left_out)
+    return _classify(ManyAdapters(bank), samples, wanted)
 
 
-def _with_artifact(
-    folder: Path,
-    inputs: Sequence[str],
-    top_k: int | None,
-    max_new_tokens: int | None,
-    batch_size: int,
-    skip_bad: bool,
-    device: str,
-    precision: Precision,
-) -> Iterator[Prediction]:
+def _with_artifact(folder: Path, inputs: Sequence[str], wanted: _Wanted) -> Iterator[Prediction]:
     from petkit.artifacts import read_manifest
     from petkit.models.loading import load_adapted
-    from petkit.serving.predict import OneAdapter, classify, generate
+    from petkit.serving.predict import OneAdapter, generate
     from petkit.serving.samples import read_samples
 
     task = read_manifest(folder).task
     if task is None:
         raise InputError(f"{folder} does not say what its head predicts, so that nothing can be predicted")
-    if task.type == "image_classification":
-        _refuse_urls(inputs)
     language_model = task.type == "causal_lm"
     if language_model:
-        _refuse(top_k, "--top-k", "a language model writes text")
+        _refuse(wanted.top_k, "--top-k", "a language model writes text")
     else:
-        _refuse(max_new_tokens, "--max-new-tokens", f"the artifact is for {task.type}")
-    samples = read_samples(inputs, task.type, None, skip_bad)
-    adapted = load_adapted(folder, device)
-    if language_model:
-        return generate(adapted, samples, max_new_tokens or MAX_NEW_TOKENS, precision)
-    return classify(
-        OneAdapter(adapted),
+        _refuse(wanted.max_new_tokens, "--max-new-tokens", f"the artifact is for {task.type}")
+    samples = read_samples(inputs, task.type, None, wanted.skip_bad, wanted.left_out)
+    adapted = load_adapted(folder, wanted.device)
+    if not language_model:
+        return _classify(OneAdapter(adapted), samples, wanted)
+    return generate(
+        adapted,
         samples,
-        top_k=top_k or TOP_K,
-        batch_size=batch_size,
-        skip_bad=skip_bad,
-        precision=precision,
+        wanted.max_new_tokens or MAX_NEW_TOKENS,
+        wanted.precision,
+        wanted.skip_bad,
+        wanted.left_out,
     )
 
 
-def _refuse_urls(inputs: Sequence[str]) -> None:
-    for text in inputs:
-        # A path would lose one of the two slashes, and the message with it its sense.
-        if text.startswith(("http://", "https://")):
-            raise InputError(
-                f"INPUT {text} is a URL, and URLs are not fetched: download it and name the file"
-            )
+def _classify(model: Classifier, samples: Sequence[Sample], wanted: _Wanted) -> Iterator[Prediction]:
+    from petkit.serving.predict import classify
+
+    return classify(
+        model,
+        samples,
+        top_k=wanted.top_k or TOP_K,
+        batch_size=wanted.batch_size,
+        skip_bad=wanted.skip_bad,
+        precision=wanted.precision,
+        left_out=wanted.left_out,
+    )
 
 
 def _refuse(value: int | None, flag: str, why: str) -> None:
@@ -173,10 +159,14 @@ def _print_lines(predictions: Iterator[Prediction]) -> None:
     _need(count)
 
 
-def _print(predictions: Sequence[Prediction], as_json: bool) -> None:
+def _print(predictions: Sequence[Prediction], left_out: Sequence[LeftOut], as_json: bool) -> None:
     _need(len(predictions))
     text = "" if as_json else _text(predictions)
-    output.print_result(text, {"predictions": [one.payload() for one in predictions]}, as_json)
+    payload = {
+        "predictions": [one.payload() for one in predictions],
+        "left_out": [one.payload() for one in left_out],
+    }
+    output.print_result(text, payload, as_json)
 
 
 def _need(count: int) -> None:

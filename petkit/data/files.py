@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +38,8 @@ def refuse_special(path: Path) -> None:
     Raises:
         InputError: A pipe, a device, a socket or a folder.
     """
-    if path.exists() and not path.is_file():
+    # Unlike a Path's own methods, these also take a name that no file can have, such as one too long.
+    if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(f"{path} must be a regular file, got a folder, pipe or device")
 
 
@@ -58,7 +60,7 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing: expected a file of UTF-8 text") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as UTF-8 text: {error}") from error
 
 

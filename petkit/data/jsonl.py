@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,17 @@ Made = TypeVar("Made")
 # Faulty lines that a message names; it counts the others.
 SHOWN = 20
 HALF_PAIR = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row of which nothing can be made: `path:line`, and what was expected and what came."""
+
+    place: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.reason}"
 
 
 def read_rows(path: Path, parse: Callable[[dict[str, Any]], Row], skip_bad: bool = False) -> list[Row]:
@@ -41,12 +53,16 @@ def read_rows(path: Path, parse: Callable[[dict[str, Any]], Row], skip_bad: bool
 
 
 def placed_rows(
-    path: Path, parse: Callable[[dict[str, Any]], Row], skip_bad: bool = False
+    path: Path,
+    parse: Callable[[dict[str, Any]], Row],
+    skip_bad: bool = False,
+    left_out: list[Fault] | None = None,
 ) -> list[tuple[str, Row]]:
     """Like `read_rows`, each row with its place, for rows that are worked on further.
 
     Args:
         path, parse, skip_bad: As in `read_rows`.
+        left_out: Is given what `skip_bad` leaves out.
 
     Returns:
         Pairs of `path:line` and row.
@@ -54,11 +70,14 @@ def placed_rows(
     Raises:
         InputError: As `read_rows`.
     """
-    return convert(placed_lines(path), lambda line: parse(parse_object(line)), skip_bad)
+    return convert(placed_lines(path), lambda line: parse(parse_object(line)), skip_bad, left_out)
 
 
 def convert(
-    placed: Iterable[tuple[str, Row]], make: Callable[[Row], Made], skip_bad: bool = False
+    placed: Iterable[tuple[str, Row]],
+    make: Callable[[Row], Made],
+    skip_bad: bool = False,
+    left_out: list[Fault] | None = None,
 ) -> list[tuple[str, Made]]:
     """Make something of every row, and name the rows of which nothing can be made.
 
@@ -66,6 +85,7 @@ def convert(
         placed: Pairs of `path:line` and row.
         make: Raises ValueError with what was expected and what came.
         skip_bad: Leave such rows out, each named and all of them counted in the log.
+        left_out: Is given those rows too.
 
     Returns:
         Pairs of `path:line` and what was made.
@@ -73,26 +93,31 @@ def convert(
     Raises:
         InputError: As `read_rows`.
     """
-    made, faults = [], []
+    made: list[tuple[str, Made]] = []
+    faults: list[Fault] = []
     for place, row in placed:
         try:
             made.append((place, make(row)))
         except (ValueError, RecursionError) as error:
-            faults.append(f"{place}: {' '.join(str(error).split())}")
+            faults.append(Fault(place, " ".join(str(error).split())))
     if faults and not skip_bad:
         raise InputError(_refusal(faults))
     for fault in faults:
         log.warning("left out: %s", fault)
     if faults:
         log.warning("%d of %d lines are faulty and left out", len(faults), len(faults) + len(made))
+    if left_out is not None:
+        left_out += faults
     return made
 
 
-def _refusal(faults: Sequence[str]) -> str:
+def _refusal(faults: Sequence[Fault]) -> str:
     if len(faults) == 1:
         return f"{faults[0]}; repair the line or set data.skip_bad"
     rest = f"and {len(faults) - SHOWN} more; " if len(faults) > SHOWN else ""
-    return "\n".join([*faults[:SHOWN], f"{rest}repair the {len(faults)} lines or set data.skip_bad"])
+    return "\n".join(
+        [*map(str, faults[:SHOWN]), f"{rest}repair the {len(faults)} lines or set data.skip_bad"]
+    )
 
 
 def parse_object(text: str) -> dict[str, Any]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from petkit.data.chat import Chat, render_chat
 from petkit.data.images import FileImages, normalize, read_image
 from petkit.data.text import encode_texts
 from petkit.data.tokens import TokenDataset, padding_token
@@ -17,7 +19,7 @@ from petkit.errors import InputError
 from petkit.models.loaded import compute_logits
 from petkit.models.loading import AdaptedModel
 from petkit.serving.bank import BankModel
-from petkit.serving.samples import Sample
+from petkit.serving.samples import LeftOut, Sample
 from petkit.training.config import Precision
 from petkit.training.evaluate import autocast, to_device
 
@@ -36,16 +38,20 @@ class Prediction:
         adapter: which adapter of a bank was used.
         classes: most likely classes with their probabilities, the likeliest first.
         text: what a language model wrote.
+        row: the input's row, as in Sample.
     """
 
     name: str
     adapter: str | None = None
     classes: tuple[tuple[str, float], ...] = ()
     text: str | None = None
+    row: str | None = None
 
     def payload(self) -> dict[str, Any]:
         """The prediction as JSON values."""
         found: dict[str, Any] = {"input": self.name}
+        if self.row is not None:
+            found["row"] = self.row
         if self.adapter is not None:
             found["adapter"] = self.adapter
         if self.text is not None:
@@ -134,6 +140,7 @@ def classify(
     batch_size: int = 32,
     skip_bad: bool = False,
     precision: Precision = "fp32",
+    left_out: list[LeftOut] | None = None,
 ) -> Iterator[Prediction]:
     """Classify inputs, a batch at a time.
 
@@ -144,6 +151,7 @@ def classify(
         batch_size: samples a forward pass.
         skip_bad: leave unreadable pictures out, each named in the log.
         precision: bf16 runs under autocast.
+        left_out: is given those pictures too, as they come.
 
     Returns:
         Predictions in the order of the samples, as soon as their batch is done.
@@ -152,14 +160,15 @@ def classify(
         InputError: a picture that cannot be read; the message names it.
     """
     for start in range(0, len(samples), batch_size):
-        chunk, batch = _batch(model, samples[start : start + batch_size], skip_bad)
+        chunk, batch = _batch(model, samples[start : start + batch_size], skip_bad, left_out)
         if not chunk:
             continue
         with autocast(model.device, precision):
             found = model.logits(batch, chunk)
         for sample, logits in zip(chunk, found, strict=True):
             classes = model.preparation(sample).classes
-            yield Prediction(sample.name, sample.adapter, most_likely(logits, classes, top_k))
+            likeliest = most_likely(logits, classes, top_k)
+            yield Prediction(sample.name, sample.adapter, likeliest, row=sample.row)
 
 
 def most_likely(logits: Tensor, classes: Sequence[str], top_k: int) -> tuple[tuple[str, float], ...]:
@@ -188,27 +197,34 @@ def most_likely(logits: Tensor, classes: Sequence[str], top_k: int) -> tuple[tup
 
 
 def _batch(
-    model: Classifier, samples: Sequence[Sample], skip_bad: bool
+    model: Classifier, samples: Sequence[Sample], skip_bad: bool, left_out: list[LeftOut] | None
 ) -> tuple[list[Sample], dict[str, Tensor]]:
     if samples[0].image is None:
         return list(samples), _texts(model, samples)
     kept, pixels = [], []
     for sample in samples:
+        preprocess = model.preparation(sample).preprocess
+        if sample.image is None or preprocess is None:
+            raise InputError(f"{sample.name} cannot be prepared: the artifact does not say how pictures are")
         try:
-            pixels.append(_picture(sample, model.preparation(sample).preprocess))
+            pixels.append(_picture(sample.image, preprocess))
             kept.append(sample)
         except InputError as error:
-            reason = str(error).rpartition("; ")[0]
-            if not skip_bad:
-                raise InputError(f"{reason}; repair it or pass --skip-bad") from error
-            log.warning("left out: %s", reason)
+            _leave_out(sample, str(error).rpartition("; ")[0], skip_bad, left_out)
     return kept, {"pixel_values": torch.stack(pixels)} if pixels else {}
 
 
-def _picture(sample: Sample, preprocess: Mapping[str, Any] | None) -> Tensor:
-    if sample.image is None or preprocess is None:
-        raise InputError(f"{sample.name} cannot be prepared: the artifact does not say how pictures are")
-    pixels = read_image(FileImages((sample.image,)), 0, preprocess)
+def _leave_out(sample: Sample, reason: str, skip_bad: bool, left_out: list[LeftOut] | None) -> None:
+    message = reason if sample.row is None else f"{sample.row}: {reason}"
+    if not skip_bad:
+        raise InputError(f"{message}; repair it or pass --skip-bad")
+    log.warning("left out: %s", message)
+    if left_out is not None:
+        left_out.append(LeftOut(sample.name, reason, sample.row))
+
+
+def _picture(image: Path, preprocess: Mapping[str, Any]) -> Tensor:
+    pixels = read_image(FileImages((image,)), 0, preprocess)
     return normalize(pixels, preprocess["mean"], preprocess["std"])
 
 
@@ -224,7 +240,12 @@ def _texts(model: Classifier, samples: Sequence[Sample]) -> dict[str, Tensor]:
 
 
 def generate(
-    adapted: AdaptedModel, samples: Sequence[Sample], max_new_tokens: int, precision: Precision = "fp32"
+    adapted: AdaptedModel,
+    samples: Sequence[Sample],
+    max_new_tokens: int,
+    precision: Precision = "fp32",
+    skip_bad: bool = False,
+    left_out: list[LeftOut] | None = None,
 ) -> Iterator[Prediction]:
     """Continue prompts greedily, one at a time.
 
@@ -234,12 +255,14 @@ def generate(
             template.
         max_new_tokens: tokens to write at most, at least 1.
         precision: bf16 runs under autocast.
+        skip_bad: leave conversations that the template refuses out, each named in the log.
+        left_out: is given those conversations too, as they come.
 
     Returns:
         What the model wrote after each prompt, special tokens left out.
 
     Raises:
-        InputError: a conversation for a model without a chat template.
+        InputError: a conversation for a model without a chat template, or one that the template refuses.
 
     Source:
         Greedy decoding of transformers.
@@ -247,7 +270,13 @@ def generate(
     tokenizer: Any = adapted.tokenizer
     device = next(adapted.model.parameters()).device
     for sample in samples:
-        ids = torch.tensor([_prompt(tokenizer, sample)], device=device)
+        try:
+            ids = torch.tensor([_prompt(tokenizer, sample)], device=device)
+        except InputError:
+            raise
+        except ValueError as error:
+            _leave_out(sample, str(error), skip_bad, left_out)
+            continue
         with torch.inference_mode(), autocast(device, precision):
             written = adapted.model.generate(  # type: ignore[operator]
                 input_ids=ids,
@@ -257,15 +286,19 @@ def generate(
                 pad_token_id=padding_token(tokenizer),
             )
         text = tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
-        yield Prediction(sample.name, text=text)
+        yield Prediction(sample.name, text=text, row=sample.row)
 
 
 def _prompt(tokenizer: Any, sample: Sample) -> list[int]:
-    text = sample.text or ""
-    messages = list(sample.messages or ({"role": "user", "content": text},))
     if getattr(tokenizer, "chat_template", None):
-        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
-    if sample.messages is not None:
-        raise InputError(f"{sample.name}: messages need a model with a chat template: pass text")
-    return list(tokenizer(text)["input_ids"])
+        chat = sample.chat or Chat(({"role": "user", "content": sample.text or ""},))
+        rendered = render_chat(chat, tokenizer, prompt=True)
+        ids = list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+    elif sample.chat is not None:
+        where = sample.row or sample.name
+        raise InputError(f"{where}: messages need a model with a chat template: pass text")
+    else:
+        ids = list(tokenizer(sample.text or "")["input_ids"])
+    if not ids:
+        raise ValueError("a prompt needs at least one token, and the tokenizer knows none of this one's")
+    return ids

@@ -50,6 +50,7 @@ def test_json_and_jsonl_hold_the_same(petkit, pictures, bank):
     whole = json.loads(out)
     assert code == 0
     assert whole["schema_version"] == 1
+    assert whole["left_out"] == []
     assert len(whole["predictions"]) == 3
     assert sum(entry["probability"] for entry in whole["predictions"][0]["classes"]) == pytest.approx(1)
     lines = [
@@ -118,10 +119,40 @@ def test_an_unreadable_picture_ends_with_2_unless_it_is_skipped(petkit, pictures
     skipped = petkit("predict", bank / "cats", pictures, "--skip-bad", "--json")
     assert skipped.code == 0
     assert len(json.loads(skipped.out)["predictions"]) == 3
+    (left_out,) = json.loads(skipped.out)["left_out"]
+    assert left_out["input"] == str(pictures / "bad.png")
+    assert "bad.png is not a readable image" in left_out["reason"]
     assert "left out" in skipped.err
     only = petkit("predict", bank / "cats", pictures / "bad.png", "--skip-bad")
     assert (only.code, only.out) == (2, "")
     assert "nothing was predicted" in only.err
+
+
+def test_rows_that_are_left_out_are_listed_wherever_their_fault_was_found(petkit, pictures, bank):
+    (pictures / "bad.png").write_bytes(b"nothing")
+    good = {"image": "0.png", "adapter": "cats"}
+    bad = {"image": "bad.png", "adapter": "cats", "id": "q"}
+    inputs = rows(pictures / "in.jsonl", {"adapter": "cats"}, good, bad)
+    code, out, _ = petkit("predict", "--bank", bank, inputs, "--skip-bad", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert [one["row"] for one in found["predictions"]] == [f"{inputs}:2"]
+    unread, undecoded = found["left_out"]
+    assert unread == {"input": f"{inputs}:1", "reason": "image must be a string that is not empty, got None"}
+    assert (undecoded["input"], undecoded["row"]) == ("bad.png", "q")
+    assert "bad.png is not a readable image" in undecoded["reason"]
+
+
+def test_text_rows_that_are_left_out_are_listed(petkit, tmp_path):
+    config = AdapterConfig(method="lora", bits=1, bottleneck=4)
+    folder = write_text(tmp_path / "a", save_bert(tmp_path / "bert"), config)
+    inputs = rows(tmp_path / "in.jsonl", {"text": "good dog"}, {"text": "\ud800"})
+    assert petkit("predict", folder, inputs).code == 2
+    code, out, _ = petkit("predict", folder, inputs, "--skip-bad", "--json")
+    assert code == 0
+    (left_out,) = json.loads(out)["left_out"]
+    assert left_out["input"] == f"{inputs}:2"
+    assert left_out["reason"].startswith("text must hold whole characters")
 
 
 def test_a_row_that_names_a_pipe_is_refused_and_not_waited_for(petkit, pictures, bank):
@@ -154,6 +185,12 @@ def test_a_language_model_writes(petkit, tmp_path):
     assert len(json.loads(out)["predictions"][0]["text"].split()) <= 3
     assert petkit("predict", folder, "the cat", "--max-new-tokens", "3").out.startswith("the cat\n")
     assert petkit("predict", folder, "the cat", "--top-k", "3").code == 2
+    talk = [{"role": "user", "content": "the cat " * 20}]
+    inputs = rows(tmp_path / "in.jsonl", {"text": "the dog"}, {"messages": talk, "id": "long"})
+    code, out, _ = petkit("predict", folder, inputs, "--max-new-tokens", "1", "--json")
+    assert code == 0
+    named = [(one["row"], one["input"]) for one in json.loads(out)["predictions"]]
+    assert named == [(f"{inputs}:1", "the dog"), ("long", "the cat " * 20)]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from petkit.data.chat import Chat
 from petkit.data.images import normalize
 from petkit.errors import InputError
 from petkit.models.config import AdapterConfig
@@ -121,10 +122,13 @@ def test_unreadable_pictures_are_named_and_left_out_on_request(tmp_path, picture
     model = OneAdapter(load_adapted(write(tmp_path / "a", CONFIG)[0]))
     with pytest.raises(InputError, match=r"1\.png is not a readable image .*; repair it or pass --skip-bad"):
         list(classify(model, samples(pictures)))
+    left_out = []
     with caplog.at_level(logging.WARNING):
-        found = list(classify(model, samples(pictures), skip_bad=True, batch_size=2))
+        found = list(classify(model, samples(pictures), skip_bad=True, batch_size=2, left_out=left_out))
     assert [Path(one.name).name for one in found] == ["0.png", "2.png", "3.png"]
     assert "1.png is not a readable image" in caplog.text
+    assert [one.name for one in left_out] == [str(pictures[1])]
+    assert "1.png is not a readable image (cannot identify image file" in left_out[0].reason
     assert list(classify(model, samples(pictures[1:2]), skip_bad=True)) == []
 
 
@@ -162,9 +166,36 @@ def test_a_language_model_writes_greedily(tmp_path, chat):
                 break
     assert found.text == adapted.tokenizer.decode(written, skip_special_tokens=True)
     assert found.payload() == {"input": "p", "text": found.text}
-    talk = Sample("m", messages=({"role": "user", "content": "the cat"},))
+    talk = Sample("m", chat=Chat(({"role": "user", "content": "the cat"},)), row="r.jsonl:1")
     if chat:
-        assert next(iter(generate(adapted, [talk], 5))).text == found.text
+        (same,) = generate(adapted, [talk], 5)
+        assert same.payload() == {"input": "m", "row": "r.jsonl:1", "text": found.text}
     else:
-        with pytest.raises(InputError, match="messages need a model with a chat template"):
+        with pytest.raises(InputError, match=r"r\.jsonl:1: messages need a model with a chat template"):
             list(generate(adapted, [talk], 5))
+
+
+def test_conversations_that_the_template_refuses_are_left_out_on_request(tmp_path, caplog):
+    config = AdapterConfig(method="lora", bits=1, bottleneck=4)
+    base = save_llama(tmp_path / "llama", chat=True)
+    adapted = load_adapted(write_text(tmp_path / "a", base, config, task="causal_lm"))
+    user = ({"role": "user", "content": "the cat"},)
+    bad = Sample("m", chat=Chat(user, ({"name": "f"},)), row="r.jsonl:1")
+    reason = "the model's chat template has no place for tools: remove the key tools"
+    with pytest.raises(InputError) as caught:
+        list(generate(adapted, [bad], 1))
+    assert str(caught.value) == f"r.jsonl:1: {reason}; repair it or pass --skip-bad"
+    left_out = []
+    good = Sample("n", chat=Chat(user))
+    found = list(generate(adapted, [bad, good], 1, skip_bad=True, left_out=left_out))
+    assert [one.name for one in found] == ["n"]
+    assert [one.payload() for one in left_out] == [{"input": "m", "row": "r.jsonl:1", "reason": reason}]
+    assert f"left out: r.jsonl:1: {reason}" in caplog.text
+
+
+def test_a_prompt_without_tokens_is_refused(tmp_path):
+    config = AdapterConfig(method="lora", bits=1, bottleneck=4)
+    base = save_llama(tmp_path / "llama", chat=False)
+    adapted = load_adapted(write_text(tmp_path / "a", base, config, task="causal_lm"))
+    with pytest.raises(InputError, match="a prompt needs at least one token"):
+        list(generate(adapted, [Sample("", text=" ")], 1))
