@@ -8,7 +8,7 @@ from petkit.artifacts.provenance import file_sha256, state_dict_sha256, step
 from petkit.artifacts.reader import Artifact, read_artifact, read_manifest, read_packed
 from petkit.artifacts.run_directory import RunDirectory, open_run
 from petkit.artifacts.verification import verify
-from petkit.artifacts.writer import write_artifact
+from petkit.artifacts.writer import staged_artifact, staged_in_run, write_artifact
 
 __all__ = [
     "Artifact",
@@ -28,6 +28,8 @@ __all__ = [
     "read_artifact",
     "read_manifest",
     "read_packed",
+    "staged_artifact",
+    "staged_in_run",
     "state_dict_sha256",
     "step",
     "verify",

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from petkit.artifacts import peft_export, peft_lora, petl_vit
 from petkit.artifacts.checks import Check
 from petkit.artifacts.dense import to_float32
-from petkit.artifacts.files import atomic_write, write_folder
+from petkit.artifacts.files import atomic_write_all, write_folder
 from petkit.artifacts.paths import check_name
 from petkit.artifacts.peft_config import parse_config, scaling_of
 from petkit.artifacts.reader import Artifact
@@ -132,8 +132,7 @@ def export_petl_vit(artifact: Artifact, out: str | os.PathLike[str], overwrite: 
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make {path.parent}: {error.strerror}") from error
-    atomic_write(path, data)
-    atomic_write(yaml, dump_yaml(settings.to_dict()).encode())
+    atomic_write_all({path: data, yaml: dump_yaml(settings.to_dict()).encode()})
     packed, _ = petl_vit.read_checkpoint(path, settings)
     same = all(
         np.array_equal(matrix.stream, artifact.packed[name].stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -11,7 +12,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from petkit.errors import InputError
+from petkit.errors import InputError, PetkitError
+
+# What the user can mend by naming another place; any other failure, such as a full disk, is the run's.
+_WRONG_PLACE = (
+    errno.EACCES,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+)
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
@@ -22,18 +35,35 @@ def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
         data: content.
 
     Raises:
-        InputError: it cannot be written (a full disk, say); then nothing has changed under the final name.
+        InputError: the place cannot be written to.
+        PetkitError: it cannot be written (a full disk, say); then nothing has changed under the final name.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
-    with _named_errors(path):
-        try:
-            _write_synced(temporary, data)
-            temporary.replace(path)
-            _sync_folder(path.parent)
-        finally:
-            with suppress(FileNotFoundError):
-                temporary.unlink()
+    atomic_write_all({Path(path): data})
+
+
+def atomic_write_all(files: Mapping[Path, bytes]) -> None:
+    """Write files that belong together: none gets its name before the content of all is on the disk.
+
+    Args:
+        files: content by final name; their folders exist.
+
+    Raises:
+        InputError: the place cannot be written to.
+        PetkitError: one cannot be written; then nothing has changed under any of the names.
+    """
+    temporary = {path: _temporary(path) for path in files}
+    try:
+        for path, data in files.items():
+            with _named_errors(path):
+                _write_synced(temporary[path], data)
+        for path in files:
+            with _named_errors(path):
+                temporary[path].replace(path)
+                _sync_folder(path.parent)
+    finally:
+        for left in temporary.values():
+            with suppress(OSError):
+                left.unlink()
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
@@ -44,7 +74,8 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
         content: plain values; NaN and infinity are refused with ValueError, since they are no JSON.
 
     Raises:
-        InputError: it cannot be written; then nothing has changed under the final name.
+        InputError: the place cannot be written to.
+        PetkitError: it cannot be written; then nothing has changed under the final name.
     """
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     atomic_write(path, text.encode("utf-8"))
@@ -58,34 +89,103 @@ def write_folder(path: str | os.PathLike[str], files: Mapping[str, bytes]) -> No
         files: content by relative path.
 
     Raises:
-        InputError: it cannot be written; then nothing has changed under the final name.
+        InputError: the place cannot be written to.
+        PetkitError: it cannot be written; then nothing has changed under the final name.
     """
-    path = Path(os.path.abspath(path))
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
-    with _named_errors(path):
-        try:
+    with staged_folder(path) as stage, _named_errors(stage):
+        stage.mkdir()
+        for name, content in files.items():
+            target = stage / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _write_synced(target, content)
+        for made in {stage, *((stage / name).parent for name in files)}:
+            _sync_folder(made)
+
+
+@contextmanager
+def staged_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Let a folder be made in several steps, and give it its name after the last one.
+
+    Args:
+        path: final name; folders above it are made.
+
+    Yields:
+        Where the folder is to be made meanwhile: nothing is there yet, and its last part is the final one.
+        Errors that name this place name the final one on their way out.
+
+    Raises:
+        InputError: the place cannot be written to.
+        PetkitError: it cannot be written; then nothing has changed under the final name, nothing is left
+            behind, and the same holds when the body fails.
+    """
+    final = Path(os.path.abspath(path))
+    missing = [parent for parent in final.parents if not parent.exists()]
+    temporary = _temporary(final)
+    stage = temporary / final.name
+    try:
+        with _named_errors(Path(path)):
             temporary.mkdir(parents=True)
-            for name, content in files.items():
-                target = temporary / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _write_synced(target, content)
-            for made in {temporary, *((temporary / name).parent for name in files)}:
-                _sync_folder(made)
-            _put_in_place(temporary, path)
-            _sync_folder(path.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with renamed_errors(stage, Path(path)):
+            yield stage
+        with _named_errors(Path(path)):
+            _put_in_place(stage, final)
+            _sync_folder(final.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for parent in missing:
+            # One that somebody else has put something into stays.
+            with suppress(OSError):
+                parent.rmdir()
+        raise
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _put_in_place(temporary: Path, path: Path) -> None:
+def move_into(source: Path, target: Path, last: str) -> None:
+    """Rename every file of a folder into another one on the same filesystem, over what is there.
+
+    Args:
+        source: the folder, emptied of files.
+        target: the folder that gets them; its other files stay.
+        last: the file that tells that all are there; an old one goes first, the new one comes last.
+
+    Raises:
+        PetkitError: a file cannot be renamed; `last` is then not there.
+    """
+    files = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
+    with _named_errors(target):
+        with suppress(FileNotFoundError):
+            (target / last).unlink()
+        for name in sorted(files, key=lambda name: name == Path(last)):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).replace(target / name)
+        _sync_folder(target)
+
+
+@contextmanager
+def renamed_errors(stage: Path, final: Path) -> Iterator[None]:
+    """Make errors inside name the final place instead of the temporary one."""
+    try:
+        yield
+    except PetkitError as error:
+        if str(stage) not in str(error):
+            raise
+        raise type(error)(str(error).replace(str(stage), str(final))) from error
+
+
+def _temporary(path: Path) -> Path:
+    # A long name must stay within the filesystem's limit.
+    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}.partial")
+
+
+def _put_in_place(stage: Path, path: Path) -> None:
     if not path.exists():
-        temporary.rename(path)
+        stage.rename(path)
         return
     # A folder that is not empty cannot be renamed over: the old one steps aside, and comes back on failure.
-    aside = temporary.with_suffix(".replaced")
+    aside = _temporary(path)
     path.rename(aside)
     try:
-        temporary.rename(path)
+        stage.rename(path)
     except BaseException:
         aside.rename(path)
         raise
@@ -116,6 +216,7 @@ def _named_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(
+        kind = InputError if error.errno in _WRONG_PLACE else PetkitError
+        raise kind(
             f"cannot write {path}: {error.strerror or error}; nothing was left under that name"
         ) from error

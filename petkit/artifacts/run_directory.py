@@ -7,13 +7,11 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from petkit.artifacts.files import write_json
 from petkit.errors import InputError
 
 LOCK = ".petkit.lock"
@@ -37,10 +35,6 @@ class RunDirectory:
 
     path: Path
     resumed: bool
-
-    def write_result(self, result: Mapping[str, Any]) -> None:
-        """Write `result.json`, the outcome of the run: `status` and whatever the run measured."""
-        write_json(self.path / "result.json", result)
 
 
 @contextmanager

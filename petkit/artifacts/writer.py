@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import struct
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from petkit.artifacts.dense import to_raw
-from petkit.artifacts.files import atomic_write, write_folder
+from petkit.artifacts.files import move_into, renamed_errors, staged_folder, write_folder
 from petkit.artifacts.manifest import Manifest
 from petkit.artifacts.packed import PackedMatrix
 from petkit.artifacts.paths import check_relative
@@ -48,38 +49,81 @@ def write_artifact(
     dense: Mapping[str, torch.Tensor | np.ndarray[Any, Any]],
     extra_files: Mapping[str, bytes | str] = {},
     overwrite: bool = False,
-    run: RunDirectory | None = None,
 ) -> Path:
     """Write an artifact folder. The same arguments give the same bytes.
 
     Args:
-        folder: final name. It may exist when it is empty, when `overwrite` is set and petkit wrote it, or it
-            is the directory of `run`.
+        folder: final name. It may exist when it is empty, or when `overwrite` is set and petkit wrote it.
         manifest: its `tensors_sha256` is replaced by that of the file written here.
         config: the resolved configuration, for `config.yaml`.
         packed: quantised matrices by module name (`<site>.down`, `<site>.up`, or `head`).
         dense: other tensors by name: F32, F16 or BF16.
         extra_files: further files by relative path, such as `README.md` or `plots/loss.png`.
         overwrite: replace an artifact that is already there.
-        run: the open run whose directory `folder` is. Its files stay; the artifact's are put beside them one
-            by one, `petkit.json` last, so that the folder is an artifact only when it is complete.
 
     Returns:
         The folder.
 
     Raises:
         ArtifactError: the parts contradict each other.
-        InputError: the folder is not empty, is in use by a run, or cannot be written (a full disk, say).
+        InputError: the folder is not empty, is in use by a run, or is in a place that cannot be written to.
+        PetkitError: it cannot be written (a full disk, say); nothing is left under its name.
         SafetyError: a name that is no plain name.
     """
     path = Path(folder)
     files = _contents(manifest, config, packed, dense, extra_files)
-    if run is not None:
-        _write_into_run(run, path, files)
-        return path
     check_output(path, overwrite)
     write_folder(path, files)
     return path
+
+
+@contextmanager
+def staged_artifact(folder: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
+    """Let an artifact be written, read back, checked and added to before it gets its name.
+
+    Args:
+        folder: final name, as in `write_artifact`.
+        overwrite: replace an artifact that is already there.
+
+    Yields:
+        The folder to write to meanwhile, for `write_artifact` and what is put beside it.
+
+    Raises:
+        InputError: as `write_artifact`.
+        PetkitError: it cannot be written; nothing is left under its name, nor when the body fails.
+    """
+    check_output(folder, overwrite)
+    with staged_folder(folder) as stage:
+        yield stage
+        # The work may have taken long, and another may have finished here meanwhile.
+        check_output(folder, overwrite)
+
+
+@contextmanager
+def staged_in_run(run: RunDirectory) -> Iterator[Path]:
+    """Let the artifact of a run be written and checked before the run's directory becomes an artifact.
+
+    Args:
+        run: the open run; its other files stay.
+
+    Yields:
+        The folder to write to meanwhile. At the end its files are put beside the run's own, `petkit.json`
+        last, so that the directory is an artifact only when it is complete.
+
+    Raises:
+        PetkitError: it cannot be written; the directory is then no artifact.
+    """
+    temporary = run.path / ".artifact.partial"
+    # The folder's own name is its last part, for messages that speak of the artifact by name.
+    stage = temporary / run.path.resolve().name
+    # A process that was killed cannot tidy up.
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with renamed_errors(stage, run.path):
+            yield stage
+            move_into(stage, run.path, last=MANIFEST)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_output(folder: str | os.PathLike[str], overwrite: bool = False) -> None:
@@ -104,18 +148,6 @@ def check_output(folder: str | os.PathLike[str], overwrite: bool = False) -> Non
     elif path.exists() and not path.is_dir():
         raise InputError(f"output {path} must be a folder, it is a file")
     refuse_unwritable(path)
-
-
-def _write_into_run(run: RunDirectory, path: Path, files: Mapping[str, bytes]) -> None:
-    if path.resolve() != run.path.resolve():
-        raise InputError(
-            f"the run owns {run.path}, the artifact was to go to {path}: they must be the same folder"
-        )
-    with suppress(FileNotFoundError):
-        (path / MANIFEST).unlink()
-    for name in sorted(files, key=lambda name: name == MANIFEST):
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path / name, files[name])
 
 
 def _contents(

@@ -145,7 +145,7 @@ class _Job:
 
     def run(self, max_error: float | None, overwrite: bool, as_json: bool) -> None:
         """Quantise, write, read back, compare, print."""
-        from petkit.artifacts import atomic_write, exit_code, write_checks, write_json
+        from petkit.artifacts import atomic_write, exit_code, staged_artifact, write_checks, write_json
         from petkit.quantization.artifact import (
             artifact_ledger,
             gate_checks,
@@ -156,19 +156,20 @@ class _Job:
 
         moments = self.inputs.second_moments() if self.inputs else None
         quantized = quantize_artifact(self.source, self.settings, moments)
-        reread, checks = write_quantized(quantized, self.folder, overwrite=overwrite)
-        lost = None
-        if self.inputs is not None:
-            lost, same = _compare(quantized, reread, self.inputs)
-            checks.append(same)
-        checks += gate_checks(quantized.errors, max_error)
         full = self.inputs.full_model_bytes() if self.inputs else _recorded_bytes(self.source.folder)
-        ledger = artifact_ledger(reread, full)
-        result = self._result(quantized, ledger, lost, checks)
-        write_checks(self.folder, checks)
-        write_json(self.folder / "result.json", result)
-        card = quantization_card(reread.manifest, self.settings, quantized.errors, ledger, lost)
-        atomic_write(self.folder / "README.md", card.encode("utf-8"))
+        with staged_artifact(self.folder, overwrite) as stage:
+            reread, checks = write_quantized(quantized, stage)
+            lost = None
+            if self.inputs is not None:
+                lost, same = _compare(quantized, reread, self.inputs)
+                checks.append(same)
+            checks += gate_checks(quantized.errors, max_error)
+            ledger = artifact_ledger(reread, full)
+            result = self._result(quantized, ledger, lost, checks)
+            write_checks(stage, checks)
+            write_json(stage / "result.json", result)
+            card = quantization_card(reread.manifest, self.settings, quantized.errors, ledger, lost)
+            atomic_write(stage / "README.md", card.encode("utf-8"))
         output.print_result(
             _text(result, checks, self.folder), {**result, "folder": str(self.folder)}, as_json
         )

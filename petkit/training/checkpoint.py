@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from petkit.artifacts.files import write_folder
 from petkit.configuration import Config
 from petkit.configuration.effects import effective
-from petkit.errors import ArtifactError, ConfigError, InputError, PetkitError
+from petkit.errors import ArtifactError, ConfigError, PetkitError
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def save(
     target = folder / f"checkpoint-{progress.step}"
     try:
         write_folder(target, files)
-    except InputError as error:
+    except PetkitError as error:
         raise PetkitError(f"the run failed at step {progress.step}: {error}") from error
     for old in checkpoints(folder)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)

@@ -35,7 +35,7 @@ def test_makes_the_folder_and_leaves_no_lock(tmp_path):
     with open_run(tmp_path / "a" / "b") as run:
         assert (run.path / LOCK).exists()
         assert not run.resumed
-        run.write_result({"status": "done"})
+        (run.path / "result.json").write_text("{}")
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["result.json"]
 
 

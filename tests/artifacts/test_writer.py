@@ -5,9 +5,17 @@ import numpy as np
 import pytest
 import torch
 
-from petkit.artifacts import open_run, read_artifact, write_artifact
+from petkit.artifacts import (
+    Check,
+    open_run,
+    read_artifact,
+    staged_artifact,
+    staged_in_run,
+    write_artifact,
+    write_checks,
+)
 from petkit.artifacts.reader import MANIFEST, TENSORS
-from petkit.errors import ArtifactError, InputError, SafetyError
+from petkit.errors import ArtifactError, InputError, PetkitError, SafetyError
 from tests.artifacts.support import adapter_matrices, head, manifest, write_small
 
 
@@ -78,53 +86,90 @@ def test_dense_nan_is_refused_before_anything_is_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_full_disk_leaves_nothing_under_the_final_name(tmp_path, monkeypatch):
+@pytest.fixture
+def full(monkeypatch):
+    """Fills the disk, from the moment when it is called."""
+
     def fail(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(InputError, match="No space left on device"):
+    return lambda: monkeypatch.setattr(os, "fsync", fail)
+
+
+def test_full_disk_leaves_nothing_under_the_final_name(tmp_path, full):
+    full()
+    with pytest.raises(PetkitError, match="No space left on device"):
         write_small(tmp_path / "a")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_staged_artifact_is_there_with_all_that_was_added_or_not_at_all(tmp_path, full):
+    with staged_artifact(tmp_path / "a") as stage:
+        write_small(stage)
+        write_checks(stage, [Check("reload", True)])
+        assert not (tmp_path / "a").exists()
+    assert sorted(contents(tmp_path / "a")) == [TENSORS, "checks.json", "config.yaml", MANIFEST]
+
+    def fill_up():
+        with staged_artifact(tmp_path / "b") as stage:
+            write_small(stage)
+            full()
+            write_checks(stage, [Check("reload", True)])
+
+    with pytest.raises(
+        PetkitError, match=rf"cannot write {tmp_path}/b/checks\.json: No space left"
+    ) as caught:
+        fill_up()
+    assert caught.value.exit_code == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_staged_artifact_respects_what_came_meanwhile(tmp_path):
+    def race():
+        with staged_artifact(tmp_path / "a") as stage:
+            write_small(stage)
+            write_small(tmp_path / "a", bits=2)
+
+    with pytest.raises(InputError, match="is not empty"):
+        race()
+    assert next(iter(read_artifact(tmp_path / "a").packed.values())).bits == 2
+    with staged_artifact(tmp_path / "a", overwrite=True) as stage:
+        write_small(stage)
+    assert next(iter(read_artifact(tmp_path / "a").packed.values())).bits == 1
 
 
 def test_into_a_run_the_manifest_comes_last(tmp_path, monkeypatch):
     with open_run(tmp_path / "run") as run:
         (run.path / "metrics.jsonl").write_text("{}\n")
-        order = []
-        replace = os.replace
-        monkeypatch.setattr(
-            os, "replace", lambda *names: (order.append(os.path.basename(names[1])), replace(*names))
-        )
-        monkeypatch.setattr(os, "rename", lambda *names: pytest.fail("no folder is renamed in a run"))
-        write_small(run.path, run=run)
+        with staged_in_run(run) as stage:
+            assert stage.name == "run"
+            write_small(stage)
+            order, replace = [], os.replace
+            monkeypatch.setattr(
+                os, "replace", lambda *names: (order.append(os.path.basename(names[1])), replace(*names))
+            )
     assert order[-1] == MANIFEST
     assert read_artifact(tmp_path / "run").packed
     assert sorted(contents(tmp_path / "run")) == [TENSORS, "config.yaml", "metrics.jsonl", MANIFEST]
 
 
-def test_an_interrupted_write_into_a_run_is_no_artifact(tmp_path, monkeypatch):
+def test_an_interrupted_write_into_a_run_changes_nothing(tmp_path, full):
+    def fill_up(run):
+        with staged_in_run(run) as stage:
+            full()
+            write_small(stage)
+
     with open_run(tmp_path / "run") as run:
-        write_small(run.path, run=run)
-
-        def fail(*_):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        monkeypatch.setattr(os, "fsync", fail)
-        with pytest.raises(InputError, match="No space left"):
-            write_small(run.path, bits=2, run=run)
-    with pytest.raises(
-        ArtifactError, match=r"has no petkit\.json: it is not a petkit artifact, or it was not"
-    ):
-        read_artifact(tmp_path / "run")
+        # As a process leaves it that was killed.
+        write_small(run.path / ".artifact.partial" / "run")
+        with pytest.raises(PetkitError, match=rf"cannot write {tmp_path}/run: No space left"):
+            fill_up(run)
+    assert not list((tmp_path / "run").iterdir())
 
 
-def test_a_run_writes_only_into_its_own_folder(tmp_path):
-    with open_run(tmp_path / "run") as run:
-        with pytest.raises(InputError, match="they must be the same folder"):
-            write_small(tmp_path / "other", run=run)
-        with pytest.raises(InputError, match="in use by another run of this process"):
-            write_small(tmp_path / "run", overwrite=True)
+def test_a_run_keeps_others_out_of_its_folder(tmp_path):
+    with open_run(tmp_path / "run"), pytest.raises(InputError, match="in use by another run of this process"):
+        write_small(tmp_path / "run", overwrite=True)
 
 
 def test_arguments_are_checked_before_the_folder(tmp_path):

@@ -1,7 +1,10 @@
 """Run a command line in this process."""
 
+import errno
 import logging
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -28,3 +31,21 @@ def petkit(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Result]
     yield call
     logger.setLevel(before[0])
     logger.handlers[:] = before[1]
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """`full_disk("checks.json")` fills the disk in the moment when a file of this name is written."""
+    from petkit.artifacts import files
+
+    write = files._write_synced
+
+    def fill(name: str) -> None:
+        def fail(path: Path, data: bytes) -> None:
+            if name in path.name:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write(path, data)
+
+        monkeypatch.setattr(files, "_write_synced", fail)
+
+    return fill

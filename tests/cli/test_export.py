@@ -31,6 +31,25 @@ def test_a_folder_gets_the_original_file_names(petkit, tmp_path):
     assert petkit(*arguments, "--overwrite").code == 0
 
 
+@pytest.mark.parametrize("file", [".bin", ".yaml"])
+def test_a_full_disk_leaves_no_half_of_a_checkpoint(petkit, tmp_path, full_disk, file):
+    petkit("convert", FILES[0], "--from", "petl-vit", "-o", tmp_path / "a")
+    full_disk(file)
+    result = petkit("export", tmp_path / "a", "--format", "petl-vit", "-o", tmp_path / "out")
+    assert (result.code, result.out) == (1, "")
+    assert "No space left on device" in result.err
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_full_disk_leaves_no_half_of_a_peft_folder(petkit, tmp_path, full_disk, file):
+    petkit("convert", FILES[-1], "--from", "petl-vit", "-o", tmp_path / "a")
+    full_disk(file)
+    result = petkit("export", tmp_path / "a", "--format", "peft", "-o", tmp_path / "peft")
+    assert (result.code, result.out) == (1, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_lora_of_one_bit_goes_to_peft_dequantised_and_says_so(petkit, tmp_path):
     petkit("convert", FILES[-1], "--from", "petl-vit", "-o", tmp_path / "a")
     result = petkit("export", tmp_path / "a", "--format", "peft", "-o", tmp_path / "peft")

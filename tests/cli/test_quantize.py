@@ -82,6 +82,26 @@ def test_data_gives_output_errors_and_the_divergence_of_logits(petkit, source, t
     assert "times smaller than the whole model" in text
 
 
+@pytest.mark.parametrize("file", ["petkit.json", "adapter_packed", "checks.json", "result.json", "README.md"])
+def test_a_full_disk_ends_with_1_and_leaves_nothing(petkit, source, tmp_path, full_disk, file):
+    full_disk(file)
+    out = tmp_path / "new" / "out"
+    code, text, err = petkit("quantize", source, "-o", out)
+    assert (code, text) == (1, "")
+    assert err.startswith(f"error: cannot write {out}")
+    assert err.endswith("No space left on device; nothing was left under that name\n")
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_full_disk_keeps_what_was_to_be_overwritten(petkit, source, tmp_path, full_disk):
+    assert petkit("quantize", source, "--bits", "2", "-o", tmp_path / "out").code == 0
+    full_disk("checks.json")
+    assert petkit("quantize", source, "--bits", "8", "-o", tmp_path / "out", "--overwrite").code == 1
+    assert read_artifact(tmp_path / "out").manifest.adapter["bits"] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+
+
 def test_a_peft_folder(petkit, tmp_path):
     folder, _ = write_peft(tmp_path / "lora")
     code, text, _ = petkit("quantize", folder, "--bits", "8", "-o", tmp_path / "out")

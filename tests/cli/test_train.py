@@ -72,6 +72,20 @@ def test_a_run_prints_one_object_and_leaves_the_artifact(
     assert (tmp_path / "run" / "plots" / "training.png").exists()
 
 
+@pytest.mark.parametrize("file", ["checks.json", "README.md", "result.json"])
+def test_a_full_disk_at_the_end_leaves_checkpoints_and_no_artifact(
+    petkit: Petkit, recipe: Path, tmp_path: Path, full_disk: Callable[[str], None], file: str
+) -> None:
+    full_disk(file)
+    result = petkit("train", "adapter", recipe, "--quiet")
+    assert (result.code, result.out) == (1, "")
+    place = tmp_path / "run" / file
+    told = f"cannot write {place}: No space left on device; nothing was left under that name"
+    assert result.err == f"error: {told}\n"
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {"metrics.jsonl", "checkpoint-4", "checkpoint-8"}
+
+
 def test_text_output_names_the_accuracy_and_quiet_says_nothing_else(petkit: Petkit, recipe: Path) -> None:
     result = petkit("train", "adapter", recipe, "--quiet", "--max-steps", 3)
     assert result.code == 0

@@ -25,9 +25,11 @@ from petkit.artifacts import (
     Task,
     atomic_write,
     open_run,
+    staged_in_run,
     step,
     write_artifact,
     write_checks,
+    write_json,
 )
 from petkit.configuration.effects import effective
 from petkit.data.loading import Dataset, Splits, list_data
@@ -94,26 +96,27 @@ def run(config: BinaryAdapterConfig, context: RunContext) -> dict[str, Any] | No
             return None
         packed, dense = pack_adapters(ready.model)
         manifest = _describe(config, ready)
-        folder = write_artifact(
-            context.folder,
-            manifest=manifest,
-            config=effective(config),
-            packed=packed,
-            dense=dense,
-            extra_files={"trainer_state.json": json.dumps(_history(config, fitted), indent=2)},
-            run=directory,
-        )
-        reloaded = load_adapted(folder, context.device, mode="packed").model
-        check = _same_behaviour(ready, reloaded, context.device)
-        write_checks(folder, [check])
-        log.info("evaluating the packed artifact on the test split")
-        evaluation = _evaluate_split(config, reloaded, ready.splits.test, ready.splits.classes, context)
-        sizes = size_ledger(packed, dense, ready.full_model_bytes)
-        result = _summary(config, context, fitted, evaluation, check) | {"bytes": sizes}
-        atomic_write(folder / "README.md", model_card(manifest, result, _licence_of(ready.model)).encode())
-        directory.write_result(result)
+        with staged_in_run(directory) as folder:
+            write_artifact(
+                folder,
+                manifest=manifest,
+                config=effective(config),
+                packed=packed,
+                dense=dense,
+                extra_files={"trainer_state.json": json.dumps(_history(config, fitted), indent=2)},
+            )
+            reloaded = load_adapted(folder, context.device, mode="packed").model
+            check = _same_behaviour(ready, reloaded, context.device)
+            write_checks(folder, [check])
+            log.info("evaluating the packed artifact on the test split")
+            evaluation = _evaluate_split(config, reloaded, ready.splits.test, ready.splits.classes, context)
+            sizes = size_ledger(packed, dense, ready.full_model_bytes)
+            result = _summary(config, context, fitted, evaluation, check) | {"bytes": sizes}
+            card = model_card(manifest, result, _licence_of(ready.model))
+            atomic_write(folder / "README.md", card.encode())
+            write_json(folder / "result.json", result)
     if not check.ok:
-        raise GateError(f"{check.name}: {check.detail} (see checks.json in {folder})")
+        raise GateError(f"{check.name}: {check.detail} (see checks.json in {context.folder})")
     return result
 
 
@@ -201,8 +204,8 @@ def prepare(config: BinaryAdapterConfig, context: RunContext) -> Ready:
     _warn_of_endless_warmup(config.training)
     if config.model.pooling == "own":
         raise ConfigError(
-            "model.pooling own is for adapters converted from PEFT: training puts a new linear head on cls, mean "
-            "or last"
+            "model.pooling own is for adapters converted from PEFT: training puts a new linear head on cls, "
+            "mean or last"
         )
     # Before a model is fetched, for minutes perhaps, in vain.
     finish_data = list_data(config.data, config.task, seed=config.seed)
