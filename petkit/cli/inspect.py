@@ -79,9 +79,15 @@ def _short(value: object) -> str:
 
 
 def _sizes(summary: Summary) -> list[str]:
-    ratio = summary.float32_nbytes / max(summary.nbytes, 1)
     names = summary.file_nbytes - summary.nbytes
     return [
-        f"{summary.nbytes:,} bytes of tensors, {summary.float32_nbytes:,} as float32: {ratio:.1f} times more",
+        f"{summary.nbytes:,} bytes of tensors, {summary.float32_nbytes:,} as float32: {_ratio(summary)}",
         f"{summary.file_nbytes:,} bytes in the file, {names:,} of them names and shapes",
     ]
+
+
+def _ratio(summary: Summary) -> str:
+    packed, plain = summary.nbytes, summary.float32_nbytes
+    if packed == plain:
+        return "as many"
+    return f"{plain / packed:.1f} times more" if plain > packed else f"{packed / plain:.1f} times less"

@@ -220,6 +220,7 @@ def _recorded_bytes(folder: Path) -> int | None:
 
 def _text(result: Mapping[str, Any], checks: Sequence[Check], folder: Path) -> str:
     """Tables of errors and bytes, then one line for each comparison."""
+    from petkit.quantization.ledger import size_against
     from petkit.report.tables import Table, bytes_text
 
     columns = {"matrix": "name", "relative error": "relative_error", "cosine": "cosine", "SQNR (dB)": "sqnr"}
@@ -244,9 +245,9 @@ def _text(result: Mapping[str, Any], checks: Sequence[Check], folder: Path) -> s
     tty = sys.stdout.isatty()
     total = result["bytes"]
     lines = [f"{folder}: {total['bytes']:,} bytes ({bytes_text(total['bytes'])})"]
-    lines[0] += f", {total['ratio_to_float32']:.1f} times smaller than in float32"
+    lines[0] += f", {size_against(total['ratio_to_float32'], 'in float32')}"
     if total["ratio_to_full_model"]:
-        lines[0] += f", {total['ratio_to_full_model']:,.0f} times smaller than the whole model"
+        lines[0] += f", {size_against(total['ratio_to_full_model'], 'the whole model')}"
     if result["outputs"]:
         lines.append(_outputs_text(result["outputs"]))
     lines += [f"{'ok' if check.ok else 'FAILED'}: {check.name}: {check.detail}" for check in checks]

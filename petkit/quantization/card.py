@@ -8,7 +8,7 @@ from petkit.artifacts import Manifest
 from petkit.artifacts.card import write_card
 from petkit.quantization.config import QuantizationConfig
 from petkit.quantization.errors import MatrixError, OutputError
-from petkit.quantization.ledger import Ledger
+from petkit.quantization.ledger import Ledger, size_against
 from petkit.quantization.registry import METHODS
 
 
@@ -31,7 +31,7 @@ def quantization_card(
     Returns:
         Markdown.
     """
-    sizes = ledger.summary()
+    ratio = ledger.float32_bytes / ledger.nbytes
     mean = sum(error.relative_error for error in errors) / len(errors)
     worst = max(errors, key=lambda error: error.relative_error)
     rows = [
@@ -41,7 +41,7 @@ def quantization_card(
             f"mean {mean:.3f}, largest {worst.relative_error:.3f} ({worst.name})",
         ),
         ("predictions", _predictions(lost)),
-        ("file", f"{ledger.nbytes:,} bytes, {sizes['ratio_to_float32']:.1f} times smaller than in float32"),
+        ("file", f"{ledger.nbytes:,} bytes, {size_against(ratio, 'in float32')}"),
     ]
     return write_card(
         manifest,

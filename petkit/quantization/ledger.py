@@ -93,6 +93,24 @@ class Ledger:
         }
 
 
+def size_against(ratio: float, what: str) -> str:
+    """Say how a file's size compares with that of something else.
+
+    Args:
+        ratio: the other size divided by the file's.
+        what: the other thing, such as `in float32`.
+
+    Returns:
+        `4.2 times smaller than in float32`, `1.1 times larger than in float32` or `as large as in float32`.
+    """
+    factor = ratio if ratio >= 1 else 1 / ratio
+    # From a hundred on a decimal says nothing.
+    text = f"{factor:.1f}" if factor < 99.95 else f"{factor:,.0f}"
+    if text == "1.0":
+        return f"as large as {what}"
+    return f"{text} times {'smaller' if ratio > 1 else 'larger'} than {what}"
+
+
 def make_ledger(
     packed: Mapping[str, PackedMatrix],
     dense: Mapping[str, Shaped],

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from petkit.artifacts.reader import TENSORS
-from tests.artifacts.support import edit_header, edit_manifest, edit_tensors, manifest, write_small
+from tests.artifacts.support import (
+    adapter_matrices,
+    edit_header,
+    edit_manifest,
+    edit_tensors,
+    manifest,
+    write_small,
+)
 
 PETL_VIT = Path(__file__).parents[1] / "data" / "petl_vit" / "lora-kitti-bit1-dim32.bin"
 
@@ -102,3 +109,21 @@ def test_a_symlink_that_leads_out_gives_5(petkit, tmp_path):
     result = petkit("inspect", folder)
     assert result.code == 5
     assert "symlink that leaves the artifact folder" in result.err
+
+
+@pytest.mark.parametrize(
+    ("sites", "bits", "told"),
+    [
+        ({"s": (40, 2, 40)}, 1, "640 as float32: 17.8 times more"),
+        ({"s": (1, 1, 1)}, 8, "8 as float32: 2.2 times less"),
+    ],
+)
+def test_sizes_are_compared_in_the_direction_they_have(petkit, tmp_path, sites, bits, told):
+    packed = adapter_matrices(sites, bits)
+    folder = write_small(tmp_path / "a", packed=packed, dense={}, manifest=manifest(bits=bits, task=None))
+    assert told in petkit("inspect", folder).out
+
+
+def test_equal_sizes_are_said_to_be_equal(petkit, tmp_path):
+    folder = write_small(tmp_path / "a", packed={})
+    assert "88 bytes of tensors, 88 as float32: as many" in petkit("inspect", folder).out

@@ -82,6 +82,15 @@ def test_data_gives_output_errors_and_the_divergence_of_logits(petkit, source, t
     assert "times smaller than the whole model" in text
 
 
+def test_a_result_that_is_larger_is_said_to_be_larger(petkit, tmp_path):
+    # A file of 6 sites with one hidden unit each is mostly names.
+    config = AdapterConfig(bits=32, bottleneck=1, dropout=0.0)
+    source, _ = write(tmp_path / "source", config)
+    result = petkit("quantize", source, "--bits", "8", "-o", tmp_path / "out")
+    assert "times larger than in float32" in result.out
+    assert "times larger than in float32" in (tmp_path / "out" / "README.md").read_text()
+
+
 @pytest.mark.parametrize("file", ["petkit.json", "adapter_packed", "checks.json", "result.json", "README.md"])
 def test_a_full_disk_ends_with_1_and_leaves_nothing(petkit, source, tmp_path, full_disk, file):
     full_disk(file)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from petkit.quantization.ledger import make_ledger
+from petkit.quantization.ledger import make_ledger, size_against
 from petkit.quantization.nearest import nearest
 
 
@@ -37,3 +37,20 @@ def test_without_the_base_its_ratio_is_left_out():
     assert summary["full_model_bytes"] is None
     assert summary["ratio_to_full_model"] is None
     assert summary["bytes"] == 12
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text"),
+    [
+        (4.21, "4.2 times smaller than in float32"),
+        (1.04, "as large as in float32"),
+        (1.0, "as large as in float32"),
+        (0.97, "as large as in float32"),
+        (0.9, "1.1 times larger than in float32"),
+        (0.25, "4.0 times larger than in float32"),
+        (16.0, "16.0 times smaller than in float32"),
+        (3813.4, "3,813 times smaller than in float32"),
+    ],
+)
+def test_a_ratio_is_told_in_the_direction_it_has(ratio, text):
+    assert size_against(ratio, "in float32") == text
