@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -158,7 +159,7 @@ def find_sites(model: nn.Module, config: AdapterConfig) -> list[Site]:
         Sites in the order of `model.named_modules()`; empty for linear_probe.
 
     Raises:
-        ConfigError: A target matches no linear map; the message names the ones there are.
+        ConfigError: Targets match no linear map; the message names all of these, and the maps there are.
         InputError: The model has no transformer block that the method knows, with the reason.
     """
     if config.method == "linear_probe":
@@ -251,11 +252,14 @@ def _width(block: nn.Module, rule: BlockRule) -> int:
 def _lora_sites(model: nn.Module, targets: tuple[str, ...] | None) -> list[Site]:
     linears = dict(linear_modules(model))
     sites: dict[str, Site] = {}
+    unmatched = []
     for target in targets if targets is not None else ("q", "v"):
         matched = [site for path, linear in linears.items() for site in _match(target, path, linear)]
-        if not matched:
-            raise ConfigError(_no_match(target, list(linears)))
         sites.update({site.name: site for site in matched})
+        if not matched:
+            unmatched.append(target)
+    if unmatched:
+        raise ConfigError(_no_match(unmatched, linears))
     order = {path: index for index, path in enumerate(linears)}
     return sorted(sites.values(), key=lambda site: (order[site.add], site.offset, site.out_features))
 
@@ -325,13 +329,35 @@ def _slice_site(target: str, path: str, linear: nn.Module) -> Site:
     return Site(f"{path}.lora_{target}", path, path, in_features, third, offset=third * FUSED_SLICES[target])
 
 
-def _no_match(target: str, paths: list[str]) -> str:
-    endings = sorted({path.rsplit(".", 1)[-1] for path in paths})
-    close = difflib.get_close_matches(target, [*endings, *ALIASES, *paths], n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+def _no_match(targets: Sequence[str], linears: Mapping[str, nn.Module]) -> str:
+    endings = list(dict.fromkeys(path.rsplit(".", 1)[-1] for path in linears))
+    hints = [hint for target in targets if (hint := _hint(target, endings, linears))]
     return (
-        f"adapter.targets: {target!r} matches no linear map; there are {', '.join(endings) or 'none'}{hint}"
+        f"adapter.targets: {' and '.join(map(repr, targets))} {'match' if len(targets) > 1 else 'matches'} no "
+        f"linear map; this model has {', '.join(endings) or 'none'}{''.join(f'; {hint}' for hint in hints)}"
     )
+
+
+def _hint(target: str, endings: Sequence[str], linears: Mapping[str, nn.Module]) -> str | None:
+    """What to write instead: the alias of a name that another architecture has, or a name like it."""
+    last = target.rsplit(".", 1)[-1]
+    meant = [
+        alias
+        for alias, names in ALIASES.items()
+        if last in {name.rsplit(".", 1)[-1] for name in names}
+        or (last in FUSED_MAPS and alias in FUSED_SLICES)
+    ]
+    known = [alias for alias in meant if _is_there(alias, linears)]
+    if known:
+        return f"for {target!r} write {', '.join(known)}"
+    close = difflib.get_close_matches(target, [*endings, *ALIASES, *linears], n=1)
+    return f"did you mean {close[0]} for {target!r}?" if close else None
+
+
+def _is_there(alias: str, linears: Mapping[str, nn.Module]) -> bool:
+    with suppress(InputError):
+        return any(_match(alias, path, linear) for path, linear in linears.items())
+    return False
 
 
 def _join(path: str, child: str) -> str:

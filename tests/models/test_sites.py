@@ -173,13 +173,29 @@ def test_head_is_never_a_target(vit):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("quary", "'quary' matches no linear map; there are dense, key, query, value; did you mean query"),
-        ("zzz", "'zzz' matches no linear map; there are dense, key, query, value$"),
+        (
+            "quary",
+            "'quary' matches no linear map; this model has query, key, value, dense; "
+            "did you mean query for 'quary'",
+        ),
+        ("zzz", "'zzz' matches no linear map; this model has query, key, value, dense$"),
+        ("q_proj", "query, key, value, dense; for 'q_proj' write q$"),
+        ("*.qkv", r"query, key, value, dense; for '\*\.qkv' write q, k, v$"),
     ],
 )
 def test_a_selector_that_matches_nothing_is_refused(bert, target, message):
     with pytest.raises(ConfigError, match=message):
         find_sites(bert, AdapterConfig(method="lora", targets=("query", target)))
+
+
+def test_all_selectors_that_match_nothing_are_told_at_once_with_what_there_is(vit):
+    targets = ("q_proj", "fc1", "v_proj", "gate_proj", "zzz")
+    with pytest.raises(ConfigError) as caught:
+        find_sites(vit, AdapterConfig(method="lora", targets=targets))
+    assert str(caught.value) == (
+        "adapter.targets: 'q_proj' and 'v_proj' and 'gate_proj' and 'zzz' match no linear map; this model has "
+        "qkv, proj, fc1, fc2; for 'q_proj' write q; for 'v_proj' write v; for 'gate_proj' write mlp"
+    )
 
 
 def test_linear_probe_has_no_sites(vit):
