@@ -331,11 +331,11 @@ def _slice_site(target: str, path: str, linear: nn.Module) -> Site:
 
 def _no_match(targets: Sequence[str], linears: Mapping[str, nn.Module]) -> str:
     endings = list(dict.fromkeys(path.rsplit(".", 1)[-1] for path in linears))
+    there = ", ".join(endings) or "none"
     hints = [hint for target in targets if (hint := _hint(target, endings, linears))]
-    return (
-        f"adapter.targets: {' and '.join(map(repr, targets))} {'match' if len(targets) > 1 else 'matches'} no "
-        f"linear map; this model has {', '.join(endings) or 'none'}{''.join(f'; {hint}' for hint in hints)}"
-    )
+    *first, last = map(repr, targets)
+    names = f"{', '.join(first)} and {last} match" if first else f"{last} matches"
+    return "; ".join([f"adapter.targets: {names} no linear map", f"this model has {there}", *hints])
 
 
 def _hint(target: str, endings: Sequence[str], linears: Mapping[str, nn.Module]) -> str | None:

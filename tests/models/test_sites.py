@@ -193,7 +193,7 @@ def test_all_selectors_that_match_nothing_are_told_at_once_with_what_there_is(vi
     with pytest.raises(ConfigError) as caught:
         find_sites(vit, AdapterConfig(method="lora", targets=targets))
     assert str(caught.value) == (
-        "adapter.targets: 'q_proj' and 'v_proj' and 'gate_proj' and 'zzz' match no linear map; this model has "
+        "adapter.targets: 'q_proj', 'v_proj', 'gate_proj' and 'zzz' match no linear map; this model has "
         "qkv, proj, fc1, fc2; for 'q_proj' write q; for 'v_proj' write v; for 'gate_proj' write mlp"
     )
 
