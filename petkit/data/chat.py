@@ -65,7 +65,7 @@ def parse_conversation(row: dict[str, Any]) -> Chat:
     if not isinstance(messages, list):
         raise ValueError(f"messages must be a list of messages, got {type(messages).__name__}")
     if not messages:
-        raise ValueError("messages must hold at least one message, got an empty list")
+        raise ValueError("messages must be a list that is not empty, got an empty one")
     for position, message in enumerate(messages):
         if not _is_message(message):
             raise ValueError(

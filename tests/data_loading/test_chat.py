@@ -149,7 +149,7 @@ def test_templates_that_refuse_a_conversation(tokenizer):
     ("row", "message"),
     [
         ({}, "messages must be a list of messages, got NoneType"),
-        ({"messages": []}, "messages must hold at least one message, got an empty list"),
+        ({"messages": []}, "messages must be a list that is not empty, got an empty one"),
         ({"messages": ["hi"]}, r"messages\[0\] must have the strings role and content"),
         ({"messages": [{"role": "user", "content": None}]}, r"messages\[0\]"),
         ({"messages": [{"role": "user", "content": None, "tool_calls": []}]}, r"messages\[0\]"),

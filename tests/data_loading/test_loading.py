@@ -256,7 +256,7 @@ def test_an_empty_conversation_and_unused_tools_name_their_line(write_rows, toke
     with pytest.raises(InputError) as caught:
         load(config, "causal_lm", tokenizer=tokenizer)
     empty, tools, _ = str(caught.value).splitlines()
-    assert empty.endswith("train.jsonl:2: messages must hold at least one message, got an empty list")
+    assert empty.endswith("train.jsonl:2: messages must be a list that is not empty, got an empty one")
     assert "train.jsonl:3: tools must be a list of JSON schemas" in tools
     config["path"] = str(write_rows(train=[TALK, TALK | {"tools": [{"name": "f"}]}]))
     with pytest.raises(InputError, match=r"train\.jsonl:2: the model's chat template has no place for tools"):

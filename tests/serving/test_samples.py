@@ -124,7 +124,7 @@ def test_an_adapter_without_a_bank_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ("[]", "messages must hold at least one message, got an empty list"),
+        ("[]", "messages must be a list that is not empty, got an empty one"),
         ('"hi"', "messages must be a list of messages, got str"),
         ('[{"role": "user"}]', r"messages\[0\] must have the strings role and content"),
         ("[3]", r"messages\[0\] must have the strings role and content, got 3"),
