@@ -37,6 +37,8 @@ template <DType D> struct Logits {
     else
       return load_half(reinterpret_cast<const uint16_t*>(data) + i, D);
   }
+  // Into the second-level cache: while a block is worked on, the next one comes from memory.
+  void prefetch(int64_t i) const { __builtin_prefetch(data + i * item_size(D), 0, 2); }
   Isa::Float load_part(int64_t i, int64_t count) const {
     float buffer[W];
     to_float(data + i * item_size(D), D, buffer, count);
@@ -119,8 +121,10 @@ SoftmaxSums sums_of(const Source& x, int64_t count, float factor, float before, 
   SoftmaxLanes lanes(maximum, factor);
   int64_t i = 0;
   for (; i + unrolled * W <= count; i += unrolled * W)
-    for (int64_t u = 0; u < unrolled; ++u)
+    for (int64_t u = 0; u < unrolled; ++u) {
+      x.prefetch(i + u * W + count);
       lanes.add(u, x.load(i + u * W));
+    }
   for (; i + W <= count; i += W)
     lanes.add(0, x.load(i));
   if (i < count)
@@ -174,13 +178,16 @@ int64_t positions_above(const float* x, int64_t count, float bound, int32_t* pos
       found += x[i] > bound;
     }
   };
-  sweep(
-      count,
-      [&](int64_t i) {
-        if (Isa::any(Isa::greater(Isa::load(x + i), limit)))
-          collect(i, i + W);
-      },
-      [&](int64_t i, int64_t rest) { collect(i, i + rest); });
+  int64_t i = 0;
+  // Hardly any is above: several vectors are asked with one branch.
+  for (; i + unrolled * W <= count; i += unrolled * W) {
+    Isa::Float best = Isa::load(x + i);
+    for (int64_t u = 1; u < unrolled; ++u)
+      best = Isa::max(Isa::load(x + i + u * W), best);
+    if (Isa::any(Isa::greater(best, limit)))
+      collect(i, i + unrolled * W);
+  }
+  collect(i, count);
   return found;
 }
 

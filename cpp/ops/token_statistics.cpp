@@ -58,27 +58,24 @@ private:
 // The k largest logits of a row, of equal ones the first, while the row passes by.
 class Largest {
 public:
-  explicit Largest(int64_t k) : k_(size_t(k)), positions_(size_t(k > 0 ? block_size + 1 : 0)) {}
+  explicit Largest(int64_t k)
+      : k_(size_t(k)), slack_(std::max<size_t>(k_, 8)),
+        positions_(size_t(k > 0 ? block_size + 1 : 0)) {}
 
   void clear() { kept_.clear(), bound_ = -infinity; }
   bool wants(float block_maximum) const { return k_ > 0 && block_maximum > bound_; }
 
+  // The bound is worth most at a row's start: without one every logit is kept, and sorted out.
   void add(const float* x, int64_t count, int64_t offset) {
-    const int64_t found = kernels().positions_above(x, count, bound_, positions_.data());
-    for (int64_t i = 0; i < found; ++i)
-      kept_.push_back({x[positions_[i]], offset + positions_[i]});
-    if (kept_.size() > k_) {
-      std::nth_element(kept_.begin(), kept_.begin() + std::ptrdiff_t(k_), kept_.end(), before);
-      kept_.resize(k_);
-    }
-    // From now on only larger ones get in: equal ones come later and lose.
-    if (kept_.size() == k_)
-      bound_ = std::max_element(kept_.begin(), kept_.end(), before)->value;
+    int64_t length = bound_ == -infinity ? first_part : count;
+    for (int64_t i = 0; i < count; i += length, length *= 2)
+      add_part(x + i, std::min(length, count - i), offset + i);
   }
 
   // Writes log-probabilities and positions, largest first; what is left over is -infinity.
   void write(const RowState& row, double inverse_temperature, const char* logits, DType dtype,
              int64_t vocab, float* log_probs, int64_t* ids) {
+    drop_smallest();
     if (kept_.size() < k_)
       fill_with_impossible(logits, dtype, vocab);
     std::sort(kept_.begin(), kept_.end(), before);
@@ -90,12 +87,35 @@ public:
   }
 
 private:
+  static constexpr int64_t first_part = 64;
   struct Entry {
     float value;
     int64_t position;
   };
   static bool before(const Entry& a, const Entry& b) {
     return a.value > b.value || (a.value == b.value && a.position < b.position);
+  }
+
+  // Equal logits come later and lose, so only larger ones get in.
+  void add_part(const float* x, int64_t count, int64_t offset) {
+    const int64_t found = kernels().positions_above(x, count, bound_, positions_.data());
+    for (int64_t i = 0; i < found; ++i) {
+      if (!(x[positions_[i]] > bound_))
+        continue;
+      kept_.push_back({x[positions_[i]], offset + positions_[i]});
+      if (kept_.size() >= k_ + slack_)
+        drop_smallest();
+    }
+  }
+
+  // Sorting out many at once costs less than keeping the best ones in order.
+  void drop_smallest() {
+    if (kept_.size() <= k_)
+      return;
+    const auto last = kept_.begin() + std::ptrdiff_t(k_) - 1;
+    std::nth_element(kept_.begin(), last, kept_.end(), before);
+    bound_ = last->value;
+    kept_.resize(k_);
   }
 
   // -infinity is above no bound, so the first of those come in only when nothing else is left.
@@ -108,7 +128,8 @@ private:
     }
   }
 
-  size_t k_;
+  // The bound is renewed whenever so many more than k are kept.
+  size_t k_, slack_;
   float bound_ = -infinity;
   std::vector<Entry> kept_;
   std::vector<int32_t> positions_;
