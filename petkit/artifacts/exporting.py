@@ -17,6 +17,7 @@ from petkit.artifacts.files import atomic_write_all, write_folder
 from petkit.artifacts.paths import check_name
 from petkit.artifacts.peft_config import parse_config, scaling_of
 from petkit.artifacts.reader import Artifact
+from petkit.artifacts.run_directory import refuse_long_names
 from petkit.errors import InputError
 
 # The products are made in float64 from the same float32 factors; only the order of the sum can differ.
@@ -53,6 +54,7 @@ def export_peft(artifact: Artifact, out: str | os.PathLike[str], overwrite: bool
         InputError: PEFT cannot express the artifact, or the folder cannot be written.
     """
     folder = Path(out)
+    refuse_long_names(folder)
     export = peft_export.export_adapter(artifact)
     if folder.is_dir() and any(folder.iterdir()):
         if not overwrite:
@@ -119,9 +121,10 @@ def export_petl_vit(artifact: Artifact, out: str | os.PathLike[str], overwrite: 
     """
     from petkit.configuration import dump_yaml
 
+    path = Path(out)
+    refuse_long_names(path)
     settings = petl_vit.export_settings(artifact)
     data = petl_vit.write_checkpoint(artifact, settings)
-    path = Path(out)
     if path.suffix != ".bin":
         path = path / _file_name(settings)
     yaml = path.with_suffix(".yaml")

@@ -58,6 +58,7 @@ def open_run(
     path = Path(folder)
     if overwrite and resume:
         raise InputError("--overwrite and --resume exclude each other: one deletes what the other continues")
+    refuse_long_names(path)
     _make(path)
     refuse_locked(path)
     _refuse_filled(path, overwrite, resume)
@@ -83,6 +84,19 @@ def refuse_locked(folder: Path) -> None:
         raise InputError(f"output folder {folder} is in use by another run of this process")
     if (folder / LOCK).exists():
         os.close(_lock(folder))
+
+
+def refuse_long_names(folder: Path) -> None:
+    """Refuse an output with a name that its filesystem cannot hold, before anything looks for it there."""
+    existing = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
+    limit = os.pathconf(existing, "PC_NAME_MAX")
+    for part in folder.parts:
+        size = len(os.fsencode(part))
+        if size > limit:
+            raise InputError(
+                f"output {part[:40]}... must have a name of at most {limit} bytes, got {size}: "
+                "choose a shorter one"
+            )
 
 
 def refuse_unwritable(folder: Path) -> None:

@@ -31,6 +31,7 @@ from petkit.artifacts.run_directory import (
     RunDirectory,
     refuse_foreign,
     refuse_locked,
+    refuse_long_names,
     refuse_unwritable,
 )
 from petkit.artifacts.tensor_file import RawTensor, TensorFile, serialize_tensor_file
@@ -138,6 +139,7 @@ def check_output(folder: str | os.PathLike[str], overwrite: bool = False) -> Non
             petkit did not write.
     """
     path = Path(folder)
+    refuse_long_names(path)
     refuse_locked(path)
     if path.is_dir() and any(path.iterdir()):
         if not overwrite:

@@ -5,6 +5,7 @@ A verb's module is imported when the verb is called, so that `petkit --help` nee
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -126,6 +127,11 @@ def run(arguments: Sequence[str]) -> int:
         if package in ("", "petkit"):
             raise
         return _report(error, _missing_message(package), MISSING_EXIT_CODE)
+    except OSError as error:
+        # Whichever path it was, asking whether it is there already fails.
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return _report(error, _long_name_message(error), USAGE_EXIT_CODE)
     except typer.Abort as error:
         return _report(error, "aborted: an answer was asked for and none came", USAGE_EXIT_CODE)
     except KeyboardInterrupt:
@@ -168,6 +174,12 @@ def _usage_message(error: typer.TyperException) -> str:
     if message == "Missing command":
         message = f"{context.command_path} needs a command: {', '.join(verbs)}"
     return f"{message[:1].lower()}{message[1:]} (see `{context.command_path} --help`)"
+
+
+def _long_name_message(error: OSError) -> str:
+    name = str(error.filename or "a name")
+    size = len(os.fsencode(name))
+    return f"the path {name[:40]}... of {size} bytes is too long for the filesystem: use a shorter one"
 
 
 def _missing_message(package: str) -> str:

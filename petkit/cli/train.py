@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,8 +33,8 @@ class _OptionalValue(TyperCommand):
 
 def _with_values(args: Sequence[str]) -> Iterator[str]:
     for position, argument in enumerate(args):
-        follower = Path(args[position + 1]) if position + 1 < len(args) else None
-        valued = follower is not None and (follower.is_dir() or follower.name.startswith("checkpoint-"))
+        follower = args[position + 1] if position + 1 < len(args) else ""
+        valued = os.path.isdir(follower) or Path(follower).name.startswith("checkpoint-")
         yield f"{argument}={NEWEST}" if argument == "--resume" and not valued else argument
 
 
@@ -154,10 +155,16 @@ class _Bar:
 
 def _check_output(folder: Path, overwrite: bool, resume: bool) -> None:
     """Refuse the output folder before any work, as the run itself would after it; nothing is changed."""
-    from petkit.artifacts.run_directory import refuse_foreign, refuse_locked, refuse_unwritable
+    from petkit.artifacts.run_directory import (
+        refuse_foreign,
+        refuse_locked,
+        refuse_long_names,
+        refuse_unwritable,
+    )
 
     if overwrite and resume:
         raise ConfigError("--overwrite and --resume exclude each other: one deletes what the other continues")
+    refuse_long_names(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output {folder} must be a folder, it is a file: choose another")
     refuse_unwritable(folder)

@@ -42,6 +42,56 @@ def test_every_verb_has_its_module_and_help(verb, petkit):
     assert f"petkit {verb}" in out
 
 
+LONG = "n" * 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("verify", LONG),
+        ("inspect", LONG),
+        ("diff", LONG, LONG),
+        ("eval", LONG),
+        ("quantize", LONG, "-o", "x"),
+        ("export", LONG, "--format", "peft", "-o", "x"),
+        ("train", "adapter", LONG),
+        ("recipes", "cp", "adapter-smoke", LONG),
+    ],
+    ids=" ".join,
+)
+def test_a_path_too_long_for_the_filesystem_is_one_line(petkit, arguments):
+    code, out, err = petkit(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", [LONG, "missing/" + "é" * 150])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("quantize", "source", "-o"),
+        ("export", "source", "--format", "peft", "-o"),
+        ("export", "source", "--format", "petl-vit", "-o"),
+        ("train", "adapter", "adapter-smoke", "-o"),
+        ("train", "adapter", "adapter-smoke", "--dry-run", "-o"),
+    ],
+    ids=" ".join,
+)
+def test_an_output_with_too_long_a_name_is_refused_before_any_work(
+    petkit, tmp_path, monkeypatch, arguments, place
+):
+    from tests.artifacts.support import write_small
+
+    monkeypatch.chdir(tmp_path)
+    write_small(tmp_path / "source")
+    code, out, err = petkit(*arguments, place)
+    assert (code, out) == (2, "")
+    assert "must have a name of at most 255 bytes, got 300: choose a shorter one" in err
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
 def test_help_groups_the_verbs(petkit):
     code, out, _ = petkit("--help")
     assert code == 0
