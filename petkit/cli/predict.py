@@ -40,6 +40,7 @@ def command(
             help='Folder of packed artifacts; inputs are .jsonl files of {"image" or "text", "adapter"}.',
         ),
     ] = None,
+    base: common.BaseOption = None,
     top_k: Annotated[
         int | None, typer.Option("--top-k", metavar="N", min=1, help="Classes to print (default 3).")
     ] = None,
@@ -70,9 +71,9 @@ def command(
     place = str(devices.resolve_device(device))
     wanted = _Wanted(top_k, max_new_tokens, batch_size, skip_bad, place, dtype.precision)
     if bank is not None:
-        found = _with_bank(bank, inputs, wanted)
+        found = _with_bank(bank, inputs, wanted, base)
     else:
-        found = _with_artifact(Path(inputs[0]), inputs[1:], wanted)
+        found = _with_artifact(Path(inputs[0]), inputs[1:], wanted, base)
     if as_lines:
         _print_lines(found)
     else:
@@ -92,19 +93,23 @@ class _Wanted:
     left_out: list[LeftOut] = field(default_factory=list)
 
 
-def _with_bank(folder: Path, inputs: Sequence[str], wanted: _Wanted) -> Iterator[Prediction]:
+def _with_bank(
+    folder: Path, inputs: Sequence[str], wanted: _Wanted, base: str | None
+) -> Iterator[Prediction]:
     from petkit.serving.bank import BankModel
     from petkit.serving.predict import ManyAdapters
     from petkit.serving.samples import read_samples
 
     _refuse(wanted.max_new_tokens, "--max-new-tokens", "a bank holds classifiers")
-    bank = BankModel.from_folder(folder, wanted.device)
+    bank = BankModel.from_folder(folder, wanted.device, base)
     output.log(f"{len(bank)} adapters resident in {bank.nbytes:,} bytes")
     samples = read_samples(inputs, bank.task, bank.fault, wanted.skip_bad, wanted.left_out)
     return _classify(ManyAdapters(bank), samples, wanted)
 
 
-def _with_artifact(folder: Path, inputs: Sequence[str], wanted: _Wanted) -> Iterator[Prediction]:
+def _with_artifact(
+    folder: Path, inputs: Sequence[str], wanted: _Wanted, base: str | None
+) -> Iterator[Prediction]:
     from petkit.artifacts import read_manifest
     from petkit.models.loading import load_adapted
     from petkit.serving.predict import OneAdapter, generate
@@ -119,7 +124,7 @@ def _with_artifact(folder: Path, inputs: Sequence[str], wanted: _Wanted) -> Iter
     else:
         _refuse(wanted.max_new_tokens, "--max-new-tokens", f"the artifact is for {task.type}")
     samples = read_samples(inputs, task.type, None, wanted.skip_bad, wanted.left_out)
-    adapted = load_adapted(folder, wanted.device)
+    adapted = load_adapted(folder, wanted.device, base_override=base)
     if not language_model:
         return _classify(OneAdapter(adapted), samples, wanted)
     return generate(

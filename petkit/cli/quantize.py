@@ -51,6 +51,7 @@ def command(
             help="Fit on, and compare logits on: the artifact's own data, a recipe's, or a folder.",
         ),
     ] = None,
+    base: common.BaseOption = None,
     calibration_batches: Annotated[
         int | None, typer.Option("--calibration-batches", metavar="N", min=1, help="Default 8.")
     ] = None,
@@ -82,6 +83,8 @@ def command(
 
     settings = _settings(bits=bits, method=method, codebook=codebook, rounds=rounds)
     amount = _amount(data, batches=calibration_batches, batch_size=batch_size, seed=seed)
+    if base is not None and data is None:
+        raise ConfigError("--base needs --data: without it no model is loaded")
     check_output(folder, overwrite)
     devices.configure(threads, deterministic=False)
     chosen = devices.resolve_device(device)
@@ -89,7 +92,7 @@ def command(
         source = read_source(adapter, Path(scratch))
         check_sections(source.manifest, adapter)
         count = len(adapter_matrices(source))
-        inputs = None if data is None else _inputs(source, data, amount, chosen)
+        inputs = None if data is None else _inputs(source, data, amount, chosen, base)
         job = _Job(settings, source, folder, inputs)
         if dry_run:
             job.print_plan(count, as_json)
@@ -111,12 +114,12 @@ def _amount(data: str | None, **given: int | None) -> dict[str, int]:
     return defaults | {name: value for name, value in given.items() if value is not None}
 
 
-def _inputs(source: Artifact, data: str, amount: Mapping[str, int], device: Any) -> Inputs:
+def _inputs(source: Artifact, data: str, amount: Mapping[str, int], device: Any, base: str | None) -> Inputs:
     from petkit.cli.eval import data_config
     from petkit.quantization.inputs import load_inputs
 
     section = data_config(source, None if data == "own" else data, ()).data
-    return load_inputs(source, section, device=device, **amount)
+    return load_inputs(source, section, device=device, base=base, **amount)
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,14 @@ class Inputs:
         calibration: batches to fit on.
         comparison: batches to compare logits on.
         held_out: whether the two have no example in common.
+        base: where the artifact's base is, if not where the artifact says.
     """
 
     model: nn.Module
     calibration: tuple[Batch, ...]
     comparison: tuple[Batch, ...]
     held_out: bool
+    base: str | None = None
 
     def second_moments(self) -> dict[str, Tensor]:
         """Second moments of what enters each adapter matrix, as `calibration.second_moments` gives them."""
@@ -65,7 +67,7 @@ class Inputs:
             folder: the artifact.
         """
         device = next(self.model.parameters()).device
-        return predictions(load_adapted(folder, device).model, self.comparison)
+        return predictions(load_adapted(folder, device, base_override=self.base).model, self.comparison)
 
 
 def load_inputs(
@@ -76,6 +78,7 @@ def load_inputs(
     batch_size: int,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    base: str | None = None,
 ) -> Inputs:
     """Load a 32-bit artifact's model and batches of its training split.
 
@@ -86,6 +89,7 @@ def load_inputs(
         batch_size: examples a batch.
         seed: choice of the examples.
         device: where model and batches go.
+        base: the base in another place than the artifact says.
 
     Returns:
         The inputs; the comparison uses other examples when the split has twice as many as are fitted on.
@@ -96,7 +100,7 @@ def load_inputs(
     """
     if source.manifest.task is None:
         raise InputError(f"{source.folder} does not say what its head predicts: leave --data out")
-    adapted = load_adapted(source.folder, device)
+    adapted = load_adapted(source.folder, device, base_override=base)
     section = with_preprocess(data, adapted.preprocess) if adapted.preprocess else data
     splits = load_data(
         section,
@@ -114,6 +118,7 @@ def load_inputs(
         _collate(splits.train, fitted, batch_size, device),
         _collate(splits.train, compared, batch_size, device),
         held_out=set(fitted).isdisjoint(compared),
+        base=base,
     )
 
 

@@ -19,7 +19,7 @@ from petkit.errors import ArtifactError, InputError
 from petkit.models.config import AdapterConfig, ModelConfig
 from petkit.models.inserts import insert, remove, set_head
 from petkit.models.loaded import LoadedModel, compute_logits
-from petkit.models.loading import load_model
+from petkit.models.loading import load_model, relocated
 from petkit.serving.bank_insert import BankInsert, Request
 from petkit.serving.entry import Entry, Shape, make_head, read_for
 
@@ -87,12 +87,15 @@ class BankModel:
         self._lock = threading.RLock()
 
     @classmethod
-    def from_folder(cls, folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> BankModel:
+    def from_folder(
+        cls, folder: str | os.PathLike[str], device: torch.device | str = "cpu", base: str | None = None
+    ) -> BankModel:
         """Load every adapter of a folder of artifacts; the first one tells the base model and the shape.
 
         Args:
             folder: its subfolders are artifacts; their names are the adapters' names.
             device: where the model and the bank lie.
+            base: the base in another place than the first artifact says.
 
         Returns:
             The model with its bank.
@@ -105,10 +108,12 @@ class BankModel:
         manifest = read_manifest(path)
         if manifest.task is None:
             raise InputError(f"{path} must name its task in {MANIFEST}, got none")
-        model, task = ModelConfig(**manifest.model), manifest.task.type
-        base = load_model(model, task, num_classes=1)
+        section = {"name": manifest.base.id, **manifest.model}
+        model = ModelConfig(**(section if base is None else relocated(section, base)))
+        task = manifest.task.type
+        loaded = load_model(model, task, num_classes=1)
         source = f"adapter {first}, the first of the folder"
-        bank = cls(base, AdapterConfig(**manifest.adapter), task, model.pooling, device, source)
+        bank = cls(loaded, AdapterConfig(**manifest.adapter), task, model.pooling, device, source)
         bank.add_many(folders)
         return bank
 

@@ -48,6 +48,18 @@ def test_it_is_evaluated_and_quantised_on_data(petkit, converted, tmp_path):
     assert result.code == 0, result.err
 
 
+def test_the_base_may_have_moved(petkit, converted, tmp_path):
+    moved = tmp_path / "moved"
+    moved.symlink_to(converted / "base")
+    result = petkit("predict", converted / "artifact", "w1 w2 w3", "--base", moved, "--json")
+    assert result.code == 0, result.err
+    result = petkit("predict", converted / "artifact", "w1 w2 w3", "--base", tmp_path / "none")
+    assert (result.code, result.out) == (2, "")
+    result = petkit("quantize", converted / "artifact", "--base", moved, "-o", tmp_path / "q")
+    assert result.code == 2
+    assert "--base needs --data" in result.err
+
+
 def test_it_cannot_be_trained_on(petkit, converted, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(

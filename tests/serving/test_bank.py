@@ -231,6 +231,25 @@ def test_a_first_adapter_of_32_bits_is_named(tmp_path):
         BankModel.from_folder(tmp_path)
 
 
+def test_the_base_may_be_in_another_place(tmp_path):
+    from safetensors.torch import save_file
+
+    from petkit.artifacts import read_manifest
+    from petkit.models.config import ModelConfig
+    from petkit.models.loading import load_model
+
+    write(tmp_path / "bank" / "x", CONFIG)
+    section = {**read_manifest(tmp_path / "bank" / "x").model, "image_size": None}
+    state = load_model(ModelConfig(**section), "image_classification").model.state_dict()
+    save_file(state, tmp_path / "base.safetensors")
+    bank = BankModel.from_folder(tmp_path / "bank", base=str(tmp_path / "base.safetensors"))
+    expected = alone(tmp_path / "bank" / "x")(pictures(1))
+    torch.testing.assert_close(bank(pictures(1), ["x"])[0], expected[0], **TOLERANCE)
+    save_file({name: tensor + 1 for name, tensor in state.items()}, tmp_path / "base.safetensors")
+    with pytest.raises(InputError, match="it was trained on another model"):
+        BankModel.from_folder(tmp_path / "bank", base=str(tmp_path / "base.safetensors"))
+
+
 def test_other_places_are_refused(tmp_path):
     query, _ = write(tmp_path / "q", variant(method="lora", targets=("q",)))
     both, _ = write(tmp_path / "qv", variant(method="lora", targets=("q", "v")))
