@@ -52,8 +52,8 @@ def open_run(
         The directory, locked. A lock left behind by a process that died is taken over.
 
     Raises:
-        InputError: another run holds the directory; it is not empty and neither flag is given; both flags are
-            given; or `overwrite` would delete files that petkit did not write.
+        InputError: another run holds the directory; a run has begun in it and neither flag is given; both
+            flags are given; or `overwrite` would delete files that petkit did not write.
     """
     path = Path(folder)
     if overwrite and resume:
@@ -70,7 +70,7 @@ def open_run(
             _empty(path)
         # Another run may have come and gone between the first look and the lock.
         _refuse_filled(path, overwrite, resume)
-        yield RunDirectory(path, resumed=_holds_files(path))
+        yield RunDirectory(path, resumed=not is_unstarted(path))
     finally:
         _held.discard(known)
         with suppress(FileNotFoundError):
@@ -122,8 +122,40 @@ def refuse_foreign(folder: Path) -> None:
         )
 
 
+def is_unstarted(folder: Path) -> bool:
+    """Whether a folder holds nothing that a run has worked out: it is empty, or a run died at once.
+
+    Args:
+        folder: it exists.
+
+    Returns:
+        True when there is nothing but a lock, half-written files, `config.yaml` and an empty `metrics.jsonl`.
+    """
+    return all(_is_trace(entry) for entry in folder.iterdir())
+
+
+def is_without_checkpoint(folder: Path) -> bool:
+    """Whether a folder is that of a run that died before its first checkpoint: it can only begin again.
+
+    Args:
+        folder: it may be missing.
+
+    Returns:
+        True when there is nothing beyond what `is_unstarted` allows but the records of the first steps.
+    """
+    records = ("metrics.jsonl", "tensorboard")
+    return folder.is_dir() and all(entry.name in records or _is_trace(entry) for entry in folder.iterdir())
+
+
+def _is_trace(entry: Path) -> bool:
+    if entry.name == "metrics.jsonl":
+        return entry.is_file() and entry.stat().st_size == 0
+    half_written = entry.name.startswith(".") and entry.name.endswith(".partial")
+    return half_written or entry.name in (LOCK, "config.yaml")
+
+
 def _refuse_filled(path: Path, overwrite: bool, resume: bool) -> None:
-    if not _holds_files(path) or resume:
+    if is_unstarted(path) or resume:
         return
     if not overwrite:
         raise InputError(f"output folder {path} is not empty: choose another, --resume or --overwrite")
@@ -139,10 +171,6 @@ def _make(path: Path) -> None:
 
 def _not_made(path: Path, error: OSError) -> InputError:
     return InputError(f"cannot make output folder {path}: {error.strerror or error}")
-
-
-def _holds_files(path: Path) -> bool:
-    return any(entry.name != LOCK for entry in path.iterdir())
 
 
 def _lock(path: Path) -> int:

@@ -58,7 +58,8 @@ ResumeOption = Annotated[
     typer.Option(
         "--resume",
         metavar="[CHECKPOINT]",
-        help="Go on from the newest complete checkpoint of the output folder, or from this one.",
+        help="Go on from the output folder's newest complete checkpoint, else from the start; or from this "
+        "one.",
         rich_help_panel=common.RUN_PANEL,
     ),
 ]
@@ -122,7 +123,8 @@ def adapter(
     world = distributed.start(chosen)
     try:
         with _Bar() as bar:
-            context = RunContext(target, chosen, world, checkpoint, overwrite, bar.watch)
+            restart = resume is not None and checkpoint is None
+            context = RunContext(target, chosen, world, checkpoint, overwrite, restart, watch=bar.watch)
             result = (binary_adapter.plan if dry_run else binary_adapter.run)(resolved.config, context)
     finally:
         distributed.finish(world)
@@ -156,6 +158,7 @@ class _Bar:
 def _check_output(folder: Path, overwrite: bool, resume: bool) -> None:
     """Refuse the output folder before any work, as the run itself would after it; nothing is changed."""
     from petkit.artifacts.run_directory import (
+        is_unstarted,
         refuse_foreign,
         refuse_locked,
         refuse_long_names,
@@ -171,7 +174,7 @@ def _check_output(folder: Path, overwrite: bool, resume: bool) -> None:
     if not folder.is_dir():
         return
     refuse_locked(folder)
-    if not any(folder.iterdir()):
+    if is_unstarted(folder):
         return
     if overwrite:
         refuse_foreign(folder)
@@ -179,10 +182,17 @@ def _check_output(folder: Path, overwrite: bool, resume: bool) -> None:
         raise InputError(f"output folder {folder} is not empty: choose another, --resume or --overwrite")
 
 
-def _checkpoint(resume: str, folder: Path) -> Path:
-    """Find the checkpoint that `--resume` means: the newest one of a run's folder, or the one given."""
+def _checkpoint(resume: str, folder: Path) -> Path | None:
+    """Find the checkpoint that `--resume` means: the newest one of a run's folder, or the one given.
+
+    None when the folder's run died before its first one, so that going on means to begin again.
+    """
+    from petkit.artifacts.run_directory import is_without_checkpoint
     from petkit.training import checkpoint
 
+    if resume == NEWEST and is_without_checkpoint(folder):
+        output.log(f"{folder} holds no checkpoint yet: its run begins again at the first step")
+        return None
     given = folder if resume == NEWEST else Path(resume)
     return given if (given / "state.json").exists() else checkpoint.newest(given)
 

@@ -45,5 +45,8 @@ class RunContext:
     overwrite: bool = False
     """Replace what an earlier run left in the folder."""
 
+    restart: bool = False
+    """Begin again in a folder whose run saved no checkpoint."""
+
     watch: Callable[[StepReport], None] = _silent
     """Called after every optimiser step, for progress bars."""

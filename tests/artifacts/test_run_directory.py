@@ -7,7 +7,13 @@ import time
 
 import pytest
 
-from petkit.artifacts.run_directory import LOCK, open_run, refuse_unwritable
+from petkit.artifacts.run_directory import (
+    LOCK,
+    is_unstarted,
+    is_without_checkpoint,
+    open_run,
+    refuse_unwritable,
+)
 from petkit.errors import InputError
 
 HOLDER = (
@@ -79,6 +85,35 @@ def test_a_folder_with_files_needs_a_flag(tmp_path):
         open_run(tmp_path, overwrite=True, resume=True),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("files", "unstarted", "without_checkpoint"),
+    [
+        ({}, True, True),
+        ({LOCK: "x", "metrics.jsonl": "", "config.yaml": "a: 1", ".checkpoint-4.ab.partial": ""}, True, True),
+        ({"metrics.jsonl": "{}\n"}, False, True),
+        ({"metrics.jsonl": "{}\n", "tensorboard": ""}, False, True),
+        ({"metrics.jsonl": "", "thesis.tex": ""}, False, False),
+        ({"metrics.jsonl": "{}\n", "checkpoint-4": ""}, False, False),
+        ({"config.yaml": "", "petkit.json": ""}, False, False),
+        ({".bashrc": ""}, False, False),
+    ],
+)
+def test_what_a_died_run_leaves_is_told_from_what_it_worked_out(
+    tmp_path, files, unstarted, without_checkpoint
+):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert is_unstarted(tmp_path) == unstarted
+    assert is_without_checkpoint(tmp_path) == without_checkpoint
+    assert not is_without_checkpoint(tmp_path / "missing")
+
+
+def test_an_unstarted_folder_needs_no_flag(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    with open_run(tmp_path) as run:
+        assert not run.resumed
 
 
 def test_overwrite_does_not_delete_what_petkit_did_not_write(tmp_path):

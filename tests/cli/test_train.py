@@ -323,6 +323,50 @@ def test_resume_goes_on_from_the_newest_or_the_named_checkpoint(
     assert "seed: 0 -> 1" in drift.err
 
 
+def test_a_run_that_died_before_its_first_checkpoint_begins_again(
+    petkit: Petkit, recipe: Path, tmp_path: Path
+) -> None:
+    assert petkit("train", "adapter", recipe, "-o", tmp_path / "whole").code == 0
+    folder = tmp_path / "run"
+    (folder / ".checkpoint-4.0badc0de.partial").mkdir(parents=True)
+    (folder / ".petkit.lock").write_text("process 1 on elsewhere")
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2')
+    assert "choose another, --resume or --overwrite" in petkit("train", "adapter", recipe).err
+    for flags in (["--dry-run"], []):
+        result = petkit("train", "adapter", recipe, "--resume", *flags)
+        assert result.code == 0, result.err
+        assert f"{folder} holds no checkpoint yet: its run begins again at the first step\n" in result.err
+    assert (folder / TENSORS).read_bytes() == (tmp_path / "whole" / TENSORS).read_bytes()
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 9))
+    assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("flags", [[], ["--resume"], ["--overwrite"]])
+def test_a_run_that_died_before_its_first_step_may_be_called_again(
+    petkit: Petkit, recipe: Path, tmp_path: Path, flags: list[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".petkit.lock").write_text("")
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    result = petkit("train", "adapter", recipe, "--max-steps", 1, *flags)
+    assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "petkit.json", "checkpoint-4/state.json"])
+def test_resume_does_not_begin_again_over_what_is_no_beginning(
+    petkit: Petkit, recipe: Path, tmp_path: Path, name: str
+) -> None:
+    file = tmp_path / "run" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
+    result = petkit("train", "adapter", recipe, "--resume", "--quiet")
+    assert (result.code, result.out) == (2, "")
+    assert "--resume needs a complete checkpoint" in result.err
+    assert file.read_text() == "{}"
+
+
 def test_the_summary_names_several_processes(petkit: Petkit, recipe: Path, tmp_path: Path) -> None:
     from petkit.cli.train import _result_rows
 
@@ -380,8 +424,7 @@ def test_killed_and_resumed_gives_the_same_bytes(petkit: Petkit, tmp_path: Path,
     wait_for_step(process, tmp_path / "killed", step)
     process.kill()
     process.communicate()
-    resumes = ["--resume"] if list((tmp_path / "killed").glob("checkpoint-*")) else ["--overwrite"]
-    resumed = petkit("train", "adapter", recipe, "-o", tmp_path / "killed", *resumes)
+    resumed = petkit("train", "adapter", recipe, "-o", tmp_path / "killed", "--resume")
     assert resumed.code == 0, resumed.err
     assert (tmp_path / "killed" / TENSORS).read_bytes() == (tmp_path / "whole" / TENSORS).read_bytes()
     assert not list((tmp_path / "killed").glob(".checkpoint*"))

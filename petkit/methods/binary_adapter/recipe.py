@@ -339,7 +339,8 @@ def _claim_folder(context: RunContext) -> AbstractContextManager[RunDirectory | 
     """Take the output folder, on the first process only."""
     if not context.world.is_main:
         return nullcontext()
-    return open_run(context.folder, context.overwrite, context.resume is not None)
+    going_on = context.restart or context.resume is not None
+    return open_run(context.folder, context.overwrite, going_on)
 
 
 def _identity(config: BinaryAdapterConfig, ready: Ready, context: RunContext) -> dict[str, Any]:
