@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import signal
@@ -12,6 +13,15 @@ from typing import TextIO
 from petkit.errors import PetkitError
 
 SIGTERM_EXIT_CODE = 143
+ENCODING_ERRORS = "petkit.plain"
+# What tables, trees, bars and panels are drawn with, and the signs in petkit's own sentences.
+PLAIN = {
+    **dict.fromkeys("─━═╌╴╶╸╺", "-"),
+    **dict.fromkeys("│┃║", "|"),
+    **dict.fromkeys("┌┐└┘├┤┬┴┼╭╮╰╯┏┓┗┛┡┩╇", "+"),
+    "±": "+/-",
+    "…": "...",
+}
 
 
 def is_main_process() -> bool:
@@ -21,6 +31,7 @@ def is_main_process() -> bool:
 
 def adopt_manners() -> None:
     """Make stdout and stderr survive being closed and any encoding, and SIGTERM unwind the stack."""
+    codecs.register_error(ENCODING_ERRORS, _plain)
     _open_closed_streams()
     sys.stdout = _patient(sys.stdout)
     sys.stderr = _patient(sys.stderr)
@@ -66,7 +77,15 @@ def _patient(stream: TextIO) -> TextIO:
     encoding = stream.encoding
     # A log must not wait in a buffer: stderr off a terminal writes through, and so must what replaces it.
     lines = stream.line_buffering or stream.write_through
-    return _PatientStream(stream.detach(), encoding=encoding, errors="replace", line_buffering=lines)
+    return _PatientStream(stream.detach(), encoding=encoding, errors=ENCODING_ERRORS, line_buffering=lines)
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Replace signs that a stream's encoding lacks by ASCII that looks alike, or else by a question mark."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return "".join(PLAIN.get(sign, "?") for sign in lacking), error.end
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

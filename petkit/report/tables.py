@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +18,6 @@ from petkit.report.statistics import Interval
 
 # As the tables of the command line have it.
 GAP = "   "
-ASCII = {"─": "-", "±": "+/-"}
 
 Cell = str | int | float | bool | Interval | None
 
@@ -59,17 +57,16 @@ class Table:
         return [all(_is_numeric(row[index]) for row in self.rows) for index in range(len(self.columns))]
 
     def plain(self) -> str:
-        """Aligned text without colour; rule and plus-minus in ASCII where stdout cannot encode them."""
-        cells, numeric = [[_encodable(cell) for cell in row] for row in self.text_cells()], self.numeric()
+        """Aligned text without colour."""
+        cells, numeric = self.text_cells(), self.numeric()
         widths = [
             max([len(column), *(len(row[index]) for row in cells)])
             for index, column in enumerate(self.columns)
         ]
-        rule = _encodable("─") * (sum(widths) + len(GAP) * (len(widths) - 1))
+        rule = "─" * (sum(widths) + len(GAP) * (len(widths) - 1))
         lines = [_aligned(self.columns, widths, numeric), rule]
         lines += [_aligned(row, widths, numeric) for row in cells]
-        note = _encodable(self.note)
-        return "\n".join([*([self.title] if self.title else []), *lines, *([note] if note else [])])
+        return "\n".join([*([self.title] if self.title else []), *lines, *([self.note] if self.note else [])])
 
     def rich(self) -> RichTable:
         """The same table for a colour terminal."""
@@ -133,15 +130,6 @@ def format_cell(cell: Cell, specification: str = "") -> str:
     if isinstance(cell, float):
         return format(cell, specification) if specification else significant(cell, 4)
     return cell
-
-
-def _encodable(text: str) -> str:
-    """The text, with the signs that tables add to it in ASCII where stdout cannot encode them."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    for sign, instead in ASCII.items():
-        if sign in text and not sign.encode(encoding, errors="ignore"):
-            text = text.replace(sign, instead)
-    return text
 
 
 def _is_numeric(cell: Cell) -> bool:

@@ -317,6 +317,33 @@ def test_a_latin_1_pipe(arguments):
     assert done.stdout.decode("latin-1")
 
 
+@pytest.mark.parametrize(
+    ("encoding", "printed"),
+    [
+        ("ascii", b"--- +-| 0.7 +/- 0.1 a... ???\n"),
+        ("latin-1", b"--- +-| 0.7 \xb1 0.1 a... ?\xe9?\n"),
+        ("utf-8", "──━ ╭─│ 0.7 ± 0.1 a… 猫é☃\n".encode()),
+    ],
+)
+def test_a_stream_gets_what_it_can_encode(encoding, printed):
+    code = (
+        "from petkit.cli.process import adopt_manners\nadopt_manners()\nprint('──━ ╭─│ 0.7 ± 0.1 a… 猫é☃')\n"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, timeout=120)
+    assert (done.stdout, done.stderr) == (printed, b"")
+
+
+def test_tables_and_panels_are_drawn_in_ascii_where_the_stream_knows_no_more():
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    for arguments in (["--help"], ["recipes", "ls"], ["list", "methods"]):
+        done = subprocess.run([*PETKIT, *arguments], capture_output=True, env=environment, timeout=120)
+        assert done.returncode == 0
+        text = done.stdout.decode("ascii")
+        assert "---" in text
+        assert "??" not in text
+
+
 def test_no_colour_off_a_terminal():
     environment = {**os.environ, "FORCE_COLOR": "1", "NO_COLOR": "1"}
     for arguments in (["--help"], ["recipes", "ls"]):

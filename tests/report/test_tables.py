@@ -1,4 +1,3 @@
-import io
 import math
 
 import pytest
@@ -30,20 +29,6 @@ def test_plain_text_is_aligned_and_has_no_colour():
         "three seeds",
     ]
     assert TABLE.render(tty=False) == TABLE.plain()
-
-
-@pytest.mark.parametrize(
-    ("encoding", "rule", "accuracy"),
-    [("ascii", "-", "71.3% +/- 1.3%"), ("latin-1", "-", "71.3% ± 1.3%"), ("utf-8", "─", "71.3% ± 1.3%")],
-)
-def test_a_stream_gets_only_signs_that_it_can_encode(monkeypatch, encoding, rule, accuracy):
-    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
-    text = TABLE.plain()
-    text.encode(encoding)
-    lines = text.splitlines()
-    assert set(lines[2]) == {rule}
-    assert accuracy in lines[3]
-    assert len(lines[3]) == len(lines[2])
 
 
 def test_tables_of_the_command_line_look_the_same(capsys):
