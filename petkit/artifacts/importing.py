@@ -19,7 +19,7 @@ from petkit.artifacts.pickled import read_pickled_tensors
 from petkit.artifacts.provenance import file_sha256, step
 from petkit.artifacts.reader import Artifact, read_artifact
 from petkit.artifacts.tensor_file import RawTensor
-from petkit.artifacts.writer import write_artifact
+from petkit.artifacts.writer import staged_artifact, write_artifact
 from petkit.errors import InputError
 
 PICKLED = "adapter_model.bin"
@@ -165,22 +165,19 @@ def write_imported(
         The artifact as read back, and the check, which is in its `checks.json` too.
 
     Raises:
-        InputError: the folder is not empty or cannot be written.
+        InputError: the folder is not empty.
+        PetkitError: it cannot be written; nothing is left under its name.
     """
     source = imported.manifest.source
     config = {"convert": {"from": source.format if source else "", "inputs": imported.inputs}}
     manifest = imported.manifest.model_copy(update={"lineage": (step("convert", config, imported.inputs),)})
-    folder = write_artifact(
-        out,
-        manifest=manifest,
-        config=config,
-        packed=imported.packed,
-        dense=imported.dense,
-        overwrite=overwrite,
-    )
-    artifact = read_artifact(folder)
-    same = imported.same(artifact)
-    detail = "written back, it is what was read" if same else "written back, it differs from what was read"
-    checks = [Check("round trip", same, detail)]
-    write_checks(folder, checks)
+    with staged_artifact(out, overwrite) as stage:
+        write_artifact(stage, manifest=manifest, config=config, packed=imported.packed, dense=imported.dense)
+        artifact = replace(read_artifact(stage), folder=Path(out))
+        same = imported.same(artifact)
+        detail = (
+            "written back, it is what was read" if same else "written back, it differs from what was read"
+        )
+        checks = [Check("round trip", same, detail)]
+        write_checks(stage, checks)
     return artifact, checks

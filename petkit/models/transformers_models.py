@@ -257,10 +257,16 @@ def _preprocess(config: ModelConfig, source: _Source, settings: Any) -> dict[str
     size = config.image_size or getattr(settings, "image_size", None)
     if not isinstance(size, int):
         raise ConfigError(f"model.image_size is needed: {config.name} does not tell its own")
+    std = [float(value) for value in recorded.get("image_std", (0.5, 0.5, 0.5))]
+    if not all(value > 0 for value in std):
+        raise InputError(
+            f"model.name {config.name}: preprocessor_config.json must have image_std above 0, since pixels are "
+            f"divided by it, got {std}"
+        )
     return {
         "image_size": size,
         "mean": [float(value) for value in recorded.get("image_mean", (0.5, 0.5, 0.5))],
-        "std": [float(value) for value in recorded.get("image_std", (0.5, 0.5, 0.5))],
+        "std": std,
         "interpolation": RESAMPLING.get(recorded.get("resample", 3), "bicubic"),
     }
 

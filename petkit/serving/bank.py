@@ -16,6 +16,7 @@ from petkit.artifacts import Artifact, Task, read_manifest
 from petkit.artifacts.paths import check_name
 from petkit.artifacts.reader import MANIFEST
 from petkit.errors import ArtifactError, InputError
+from petkit.methods.binary_adapter.recorded import check_sections
 from petkit.models.config import AdapterConfig, ModelConfig
 from petkit.models.inserts import insert, remove, set_head
 from petkit.models.loaded import LoadedModel, compute_logits
@@ -106,6 +107,7 @@ class BankModel:
         folders = artifact_folders(folder)
         first, path = next(iter(folders.items()))
         manifest = read_manifest(path)
+        check_sections(manifest, path)
         if manifest.task is None:
             raise InputError(f"{path} must name its task in {MANIFEST}, got none")
         section = {"name": manifest.base.id, **manifest.model}

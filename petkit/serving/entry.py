@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from petkit.artifacts import Artifact, PackedMatrix, Task, read_artifact
+from petkit.artifacts import Artifact, PackedMatrix, Task
 from petkit.errors import InputError
+from petkit.methods.binary_adapter.recorded import read_checked
 from petkit.models.config import AdapterConfig
 from petkit.models.inserts import Site
 from petkit.models.loaded import LoadedModel
@@ -117,7 +119,7 @@ def read_for(shape: Shape, name: str, folder: str | os.PathLike[str]) -> Artifac
         ArtifactError: the artifact is damaged.
         InputError: another base, task, image size, method, codebook, bit width or shape, or 32-bit weights.
     """
-    artifact = read_artifact(folder)
+    artifact = read_checked(Path(folder))
     fault = _base_fault(shape, artifact) or _adapter_fault(shape, artifact) or _head_fault(artifact)
     if fault:
         raise InputError(f"adapter {name}: {fault}")

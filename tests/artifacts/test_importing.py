@@ -1,8 +1,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from petkit.artifacts import exit_code, read_artifact, verify
 from petkit.artifacts.importing import import_petl_vit, with_base, write_imported
+from petkit.errors import PetkitError
 
 PATH = Path(__file__).parents[1] / "data" / "petl_vit" / "adaptformer-kitti-bit1-dim32.bin"
 
@@ -36,3 +39,13 @@ def test_a_loss_is_a_failed_check_that_verify_repeats(tmp_path):
     assert exit_code(checks) == 3
     assert exit_code(verify(artifact.folder)) == 3
     assert read_artifact(artifact.folder).packed
+
+
+def test_a_conversion_that_fails_at_the_end_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise PetkitError("no space left")
+
+    monkeypatch.setattr("petkit.artifacts.importing.write_checks", full)
+    with pytest.raises(PetkitError, match="no space left"):
+        write_imported(import_petl_vit(PATH), tmp_path / "a")
+    assert not list(tmp_path.iterdir())

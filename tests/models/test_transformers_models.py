@@ -81,6 +81,13 @@ def test_images_at_another_size(folder):
     assert native.tokenizer is None
 
 
+def test_pixels_are_not_divided_by_zero(folder):
+    path = folder(transformers.ViTConfig(image_size=16, patch_size=8, **SMALL))
+    (path / "preprocessor_config.json").write_text(json.dumps({"image_std": [0.5, 0, 0.5]}))
+    with pytest.raises(InputError, match="must have image_std above 0"):
+        load(path, "image_classification")
+
+
 def test_random_weights_are_the_same_every_time(folder):
     path = folder(bert())
     hashes = {load(path, pretrained=False).base_sha256 for _ in range(2)}

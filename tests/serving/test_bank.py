@@ -217,6 +217,16 @@ def test_every_misfit_of_a_folder_is_named_with_the_first_that_it_does_not_fit(t
     ]
 
 
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_an_adapter_whose_sections_no_recipe_could_have_is_refused(tmp_path, name):
+    for each in ("a", "b"):
+        write(tmp_path / each, CONFIG)
+    path = tmp_path / name / "petkit.json"
+    path.write_text(path.read_text().replace(f'"{CONFIG.method}"', '"banana"'))
+    with pytest.raises(ArtifactError, match=r"adapter\.method"):
+        BankModel.from_folder(tmp_path)
+
+
 def test_at_most_twenty_misfits_are_named(bank, tmp_path):
     wrong, _ = write(tmp_path / "wrong", variant(bottleneck=8))
     with pytest.raises(InputError) as caught:
