@@ -260,8 +260,8 @@ def _preprocess(config: ModelConfig, source: _Source, settings: Any) -> dict[str
     std = [float(value) for value in recorded.get("image_std", (0.5, 0.5, 0.5))]
     if not all(value > 0 for value in std):
         raise InputError(
-            f"model.name {config.name}: preprocessor_config.json must have image_std above 0, since pixels are "
-            f"divided by it, got {std}"
+            f"model.name {config.name}: preprocessor_config.json must have image_std above 0, got {std}: "
+            "pixels are divided by it"
         )
     return {
         "image_size": size,
