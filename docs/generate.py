@@ -60,7 +60,7 @@ def configuration() -> str:
 
 
 def cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    return text.replace("|", "\\|").replace("\n", "<br>")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,13 @@ METHODS = (
         "Jie, Wang, Deng. Revisiting the parameter efficiency of adapters from the perspective of precision "
         "redundancy. ICCV 2023, arXiv:2307.16867",
     ),
+    Method(
+        "edrm",
+        "route run",
+        "RouterConfig",
+        "answers directly, plainly or step by step, by the entropy of the first tokens",
+        "When Do LLMs Reason? A Dynamical Systems View via Entropy Phase Transitions. arXiv:2605.22873",
+    ),
 )
 
 

@@ -1,4 +1,4 @@
-"""Figures as small PNG files: no pyplot, no global state, colours that colour-blind readers tell apart."""
+"""Accuracies with their intervals, sizes and training curves as small PNG files."""
 
 from __future__ import annotations
 
@@ -10,19 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
-from PIL import Image
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from petkit.errors import InputError
+from petkit.report.figures import colour, finish, marker, need, new_figure, percent_axis, save
 from petkit.report.statistics import Interval
 
-# Okabe and Ito's qualitative palette, darkest first; markers differ too, so that a grey print stays readable.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 ACCURACY = "test accuracy (95 % interval)"
 
 
@@ -51,10 +45,10 @@ def accuracy_bytes(rows: Sequence[SizePoint], out_png: Path) -> Path:
     Source:
         The size-accuracy figure of Jie, Wang and Deng (2023), with intervals added.
     """
-    _need(rows, "rows")
+    need(rows, "rows")
     if min(row.adapter_bytes for row in rows) < 1:
         raise InputError("adapter_bytes must be at least 1 to lie on a logarithmic axis, got 0")
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = new_figure(1)
     for index, row in enumerate(rows):
         _error_bar(axes, [float(row.adapter_bytes)], [row.accuracy], index, row.label)
     axes.set_xscale("log")
@@ -62,9 +56,9 @@ def accuracy_bytes(rows: Sequence[SizePoint], out_png: Path) -> Path:
     axes.xaxis.set_minor_formatter(NullFormatter())
     low, high = min(row.adapter_bytes for row in rows), max(row.adapter_bytes for row in rows)
     axes.set_xlim(low / 2, high * 2)
-    _percent(axes)
-    _finish(axes, "trained parameters on disk (bytes, log scale)", ACCURACY)
-    return _save(figure, out_png)
+    percent_axis(axes)
+    finish(axes, "trained parameters on disk (bytes, log scale)", ACCURACY)
+    return save(figure, out_png)
 
 
 def noise_curve(
@@ -106,17 +100,17 @@ def lines(
     Raises:
         InputError: no series, or a series of another length than the positions.
     """
-    _need(series, "series")
-    figure, (axes,) = _figure(1)
+    need(series, "series")
+    figure, (axes,) = new_figure(1)
     for index, (label, values) in enumerate(series.items()):
         if len(values) != len(positions):
             raise InputError(
                 f"series {label!r} must have {len(positions)} values, one a position, got {len(values)}"
             )
         _error_bar(axes, list(positions), values, index, label, line="-")
-    _percent(axes)
-    _finish(axes, x_label, ACCURACY)
-    return _save(figure, out_png)
+    percent_axis(axes)
+    finish(axes, x_label, ACCURACY)
+    return save(figure, out_png)
 
 
 def named_intervals(rows: Mapping[str, Interval], out_png: Path) -> Path:
@@ -132,15 +126,15 @@ def named_intervals(rows: Mapping[str, Interval], out_png: Path) -> Path:
     Raises:
         InputError: no row.
     """
-    _need(rows, "rows")
-    figure, (axes,) = _figure(1)
+    need(rows, "rows")
+    figure, (axes,) = new_figure(1)
     for place, (label, value) in enumerate(rows.items()):
         _error_bar(axes, [place], [value], place, label)
     # Names share the width: long ones are broken, so that neighbours do not run into each other.
     width = max(8, 70 // len(rows))
     _categories(axes, ["\n".join(textwrap.wrap(name, width)) for name in rows])
-    _finish(axes, "", ACCURACY, legend=False)
-    return _save(figure, out_png)
+    finish(axes, "", ACCURACY, legend=False)
+    return save(figure, out_png)
 
 
 def grouped_intervals(
@@ -161,23 +155,23 @@ def grouped_intervals(
     Raises:
         InputError: no group.
     """
-    _need(groups, "groups")
+    need(groups, "groups")
     labels = list(dict.fromkeys(label for group in groups.values() for label in group))
     # A reference stands in a group of its own, in the middle of it; the others around the middle of theirs.
     labels.sort(key=lambda label: label == reference)
     last = len(labels) - 1 - (reference in labels)
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = new_figure(1)
     for index, label in enumerate(labels):
         offset = 0.0 if label == reference else (index - last / 2) * min(0.12, 0.5 / len(labels))
         present = [
             (place + offset, group[label]) for place, group in enumerate(groups.values()) if label in group
         ]
         if label == reference:
-            axes.axhline(present[0][1].estimate, color=_colour(index), linewidth=1.0, linestyle="--")
+            axes.axhline(present[0][1].estimate, color=colour(index), linewidth=1.0, linestyle="--")
         _error_bar(axes, [x for x, _ in present], [value for _, value in present], index, label, line="-")
     _categories(axes, list(groups))
-    _finish(axes, x_label, ACCURACY)
-    return _save(figure, out_png)
+    finish(axes, x_label, ACCURACY)
+    return save(figure, out_png)
 
 
 def training_curves(metrics_path: Path, out_png: Path) -> Path:
@@ -204,17 +198,17 @@ def training_curves(metrics_path: Path, out_png: Path) -> Path:
     panels = [(label, found) for label, found in panels if found]
     if not panels:
         raise InputError(f"{metrics_path} must log loss, accuracy or learning_rate, got {sorted(curves)}")
-    figure, all_axes = _figure(len(panels))
+    figure, all_axes = new_figure(len(panels))
     for axes, (label, found) in zip(all_axes, panels, strict=True):
         for index, (name, points) in enumerate(found.items()):
             _curve(axes, _series(name) or name, points, index)
         if label == "accuracy":
-            _percent(axes)
+            percent_axis(axes)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         # A panel of one curve says on its axis whose it is, since it has no legend.
         whose = f"{_series(next(iter(found)))} {label}".strip() if len(found) == 1 else label
-        _finish(axes, "optimiser step", whose, legend=len(found) > 1)
-    return _save(figure, out_png)
+        finish(axes, "optimiser step", whose, legend=len(found) > 1)
+    return save(figure, out_png)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -269,8 +263,8 @@ def _series(name: str) -> str:
 
 def _curve(axes: Axes, name: str, points: Sequence[tuple[float, float]], index: int) -> None:
     steps, values = zip(*points, strict=True)
-    marker = _marker(index) if len(points) <= 30 else ""
-    axes.plot(steps, values, color=_colour(index), marker=marker, markersize=3.5, linewidth=1.4, label=name)
+    shape = marker(index) if len(points) <= 30 else ""
+    axes.plot(steps, values, color=colour(index), marker=shape, markersize=3.5, linewidth=1.4, label=name)
 
 
 def _error_bar(
@@ -282,8 +276,8 @@ def _error_bar(
         xs,
         [value.estimate for value in values],
         yerr=[below, above],
-        fmt=_marker(index) + line,
-        color=_colour(index),
+        fmt=marker(index) + line,
+        color=colour(index),
         capsize=3,
         markersize=6,
         linewidth=1.4,
@@ -296,43 +290,10 @@ def _finite(value: float) -> float:
     return max(0.0, value) if math.isfinite(value) else 0.0
 
 
-def _figure(panels: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(6.4, 4.0) if panels == 1 else (3.5 * panels, 3.2), dpi=110, layout="constrained")
-    return figure, [figure.add_subplot(1, panels, number + 1) for number in range(panels)]
-
-
-def _finish(axes: Axes, x_label: str, y_label: str, *, legend: bool = True) -> None:
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.grid(True, color="#DDDDDD", linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    if legend:
-        # Above the axes, where no data can lie under it.
-        axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2)
-
-
-def _percent(axes: Axes) -> None:
-    # A t-interval over few seeds may leave [0, 1]; the axis need not.
-    low, high = axes.get_ylim()
-    axes.set_ylim(max(low, -0.02), min(high, 1.02))
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
-
-
 def _categories(axes: Axes, names: Sequence[str]) -> None:
     axes.set_xticks(range(len(names)), names)
     axes.set_xlim(-0.6, len(names) - 0.4)
-    _percent(axes)
-
-
-def _colour(index: int) -> str:
-    return PALETTE[index % len(PALETTE)]
-
-
-def _marker(index: int) -> str:
-    # Shifted by one in every round of colours, so that the eighth series does not look like the first.
-    return MARKERS[(index + index // len(PALETTE)) % len(MARKERS)]
+    percent_axis(axes)
 
 
 def _short_bytes(value: float) -> str:
@@ -342,19 +303,3 @@ def _short_bytes(value: float) -> str:
             break
         value, unit = value / 1000, larger
     return f"{value:g} {unit}"
-
-
-def _need(items: Sequence[Any] | Mapping[str, Any], name: str) -> None:
-    if not items:
-        raise InputError(f"{name} must hold at least one entry to draw, got none")
-
-
-def _save(figure: Figure, out_png: Path) -> Path:
-    out_png.parent.mkdir(parents=True, exist_ok=True)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    # A figure holds few colours: an indexed PNG is a third of the bytes, and without tags the same numbers
-    # give the same file.
-    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    image.quantize(colors=128, dither=Image.Dither.NONE).save(out_png, format="PNG", optimize=True)
-    return out_png

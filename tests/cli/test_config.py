@@ -198,7 +198,7 @@ def test_schema(petkit):
 
 def test_schema_of_nothing(petkit):
     assert petkit("config", "schema", "train", "x").err == (
-        "error: no command 'train x' reads a recipe; there are: train adapter\n"
+        "error: no command 'train x' reads a recipe; there are: train adapter, route run\n"
     )
 
 

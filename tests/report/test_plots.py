@@ -6,12 +6,9 @@ import pytest
 from PIL import Image
 
 from petkit.errors import InputError
+from petkit.report.figures import MARKERS, PALETTE, colour, marker
 from petkit.report.plots import (
-    MARKERS,
-    PALETTE,
     SizePoint,
-    _colour,
-    _marker,
     accuracy_bytes,
     grouped_intervals,
     named_intervals,
@@ -75,7 +72,7 @@ def test_named_intervals_draw_equal_values_side_by_side(tmp_path):
 
 
 def test_no_two_series_look_alike():
-    looks = {(_colour(index), _marker(index)) for index in range(len(PALETTE) * len(MARKERS))}
+    looks = {(colour(index), marker(index)) for index in range(len(PALETTE) * len(MARKERS))}
     assert len(looks) == len(PALETTE) * len(MARKERS)
 
 

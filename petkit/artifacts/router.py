@@ -1,0 +1,91 @@
+"""A router's folder: which model it was calibrated for, and the settings that it routes with. Torch-free."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from petkit.artifacts.checks import CHECKS, Check, checks_json
+from petkit.artifacts.files import write_folder
+from petkit.artifacts.manifest import MAX_MANIFEST, Base, Step
+from petkit.artifacts.reader import CONFIG, MANIFEST, small_file
+from petkit.artifacts.strict_json import parse_json
+from petkit.artifacts.writer import check_output
+from petkit.configuration import dump_yaml
+from petkit.errors import ArtifactError, InputError
+
+
+class RouterManifest(BaseModel):
+    """The content of a router's `petkit.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    schema_version: Literal[1] = 1
+    kind: Literal["router"] = "router"
+    base: Base
+    lineage: tuple[Step, ...] = ()
+    router: dict[str, Any]
+
+
+def write_router(
+    folder: str | os.PathLike[str],
+    manifest: RouterManifest,
+    checks: list[Check],
+    files: Mapping[str, bytes],
+    overwrite: bool = False,
+) -> Path:
+    """Write a router's folder, whole or not at all.
+
+    Args:
+        folder: final name.
+        manifest: what it is.
+        checks: what was found out about it.
+        files: further files by name.
+        overwrite: replace a folder that petkit wrote.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: the folder is not empty, or cannot be written.
+    """
+    path = Path(folder)
+    check_output(path, overwrite)
+    content = manifest.model_dump(mode="json")
+    text = {
+        MANIFEST: json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n",
+        CHECKS: json.dumps(checks_json(checks), indent=2) + "\n",
+        CONFIG: dump_yaml(manifest.router),
+    }
+    write_folder(path, {**files, **{name: value.encode() for name, value in text.items()}})
+    return path
+
+
+def read_router(folder: str | os.PathLike[str]) -> RouterManifest:
+    """Read a router's `petkit.json`.
+
+    Raises:
+        ArtifactError: it is broken, of another kind or of a later version.
+        InputError: there is none.
+    """
+    path = Path(folder)
+    try:
+        content = parse_json(small_file(path, MANIFEST, MAX_MANIFEST))
+    except FileNotFoundError:
+        raise InputError(f"{path} is no router: it has no {MANIFEST}") from None
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path / MANIFEST} is not valid JSON: {str(error)[:200]}") from error
+    kind = content.get("kind") if isinstance(content, dict) else None
+    if kind != "router":
+        raise ArtifactError(f"{path} must hold a router, its {MANIFEST} says kind {str(kind)[:40]!r}")
+    try:
+        return RouterManifest.model_validate(content)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        place = ".".join(map(str, fault["loc"]))
+        raise ArtifactError(f"{path / MANIFEST} is broken: {place}: {fault['msg']}") from error

@@ -1,0 +1,1 @@
+"""EDRM: the entropy of the first decoded tokens decides how a question is answered."""

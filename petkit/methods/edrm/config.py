@@ -1,0 +1,59 @@
+"""What a router is made of: the prompts of its modes, the length of its probe, its thresholds."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator
+
+from petkit.configuration import Config
+
+
+class PromptConfig(Config):
+    """How a question is put in each mode; {question} stands for it, with its choices one a line."""
+
+    direct: str = "{question}\nGive the answer alone, without any explanation."
+    """The answer and nothing else."""
+
+    standard: str = "{question}"
+    """The question as it is: the probe is the beginning of this answer."""
+
+    cot: str = "{question}\nThink step by step, then end with: The answer is ..."
+    """Reasoning first."""
+
+    system: str | None = None
+    """A system message before the question, the same in every mode."""
+
+    @field_validator("direct", "standard", "cot")
+    @classmethod
+    def _has_question(cls, value: str) -> str:
+        if value.count("{question}") != 1:
+            raise ValueError(f"must hold {{question}} once, got {value!r:.60}")
+        return value
+
+
+class ThresholdConfig(Config):
+    """Where the rule's inequalities lie; all are strict."""
+
+    cumulative: float = Field(default=32.0, ge=0)
+    """Nats of a whole probe above which it is an overload; 10 for models that reason by themselves."""
+
+    spearman: float = Field(default=0.07, ge=0, le=1)
+    """Half the width of the band around 0 in which entropy has no trend."""
+
+    von_neumann: float = Field(default=2.0, ge=0)
+    """Roughness below which a falling trajectory converges."""
+
+
+class RouterConfig(Config):
+    """A router."""
+
+    probe_tokens: int = Field(default=64, ge=3, le=4096)
+    """Tokens whose entropies are looked at."""
+
+    max_new_tokens: int = Field(default=512, ge=1)
+    """Tokens of an answer, the probe's included where it is gone on with."""
+
+    chat_template: bool = True
+    """False puts prompts as plain text, for models without a chat template."""
+
+    prompts: PromptConfig = PromptConfig()
+    thresholds: ThresholdConfig = ThresholdConfig()

@@ -1,0 +1,110 @@
+"""The learned router: a small network from the three descriptors to a mode."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from petkit.errors import InputError
+from petkit.methods.edrm.algorithm import MODES, Mode
+from petkit.methods.edrm.calibration import TOKEN_WEIGHT, Outcomes, utility
+
+DESCRIPTORS = 3
+HIDDEN = 16
+EPOCHS = 200
+FOLDS = 5
+
+
+class MlpRouter(nn.Module):
+    """3-16-16-3 with ReLU on standardised descriptors.
+
+    Args:
+        mean: (3,) of the training points.
+        deviation: (3,), their standard deviation.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, mean: Tensor, deviation: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("deviation", deviation.float())
+        self.layers = nn.Sequential(
+            nn.Linear(DESCRIPTORS, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(),
+            nn.Linear(HIDDEN, len(MODES)),
+        )  # fmt: skip
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Logits (questions, 3) of points (questions, 3)."""
+        scores: Tensor = self.layers((points.float() - self.mean) / self.deviation)
+        return scores
+
+    @torch.no_grad()
+    def route(self, points: Tensor) -> list[Mode]:
+        """The likeliest mode of each point (questions, 3)."""
+        return [MODES[index] for index in self(points).argmax(dim=1).tolist()]
+
+
+def train_router(outcomes: Outcomes, seed: int = 0, weight: float = TOKEN_WEIGHT) -> MlpRouter:
+    """Learn the mode of the highest utility.
+
+    Args:
+        outcomes: labelled questions, at least two.
+        seed: of the initial weights.
+        weight: of a decade of tokens, as in `utility`.
+
+    Returns:
+        The trained router.
+
+    Raises:
+        InputError: fewer than two questions.
+
+    Source:
+        EDRM section 5, learned router (3-16-16-3, Adam 1e-3, 200 epochs, weight decay 1e-4); ties go to the
+        cheaper mode.
+    """
+    if len(outcomes) < 2:
+        raise InputError(f"a learned router needs at least two labelled questions, got {len(outcomes)}")
+    points, targets = outcomes.points.stack(), _targets(outcomes, weight)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        # A descriptor that is the same everywhere stays 0.
+        deviation = points.std(dim=0)
+        router = MlpRouter(points.mean(dim=0), torch.where(deviation > 0, deviation, 1.0))
+    optimizer = torch.optim.Adam(router.parameters(), lr=1e-3, weight_decay=1e-4)
+    for _ in range(EPOCHS):
+        optimizer.zero_grad()
+        functional.cross_entropy(router(points), targets).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return router.eval()
+
+
+def cross_validated(outcomes: Outcomes, seed: int = 0, weight: float = TOKEN_WEIGHT) -> list[Mode]:
+    """Route every question with a router that was trained on the other folds.
+
+    Args:
+        outcomes: labelled questions, at least 2 folds of them.
+        seed: of folds and weights.
+        weight: as for `train_router`.
+
+    Returns:
+        A mode for each question.
+    """
+    order = torch.randperm(len(outcomes), generator=torch.Generator().manual_seed(seed)).tolist()
+    modes: list[Mode] = ["standard"] * len(outcomes)
+    for fold in range(min(FOLDS, len(outcomes))):
+        held_out = order[fold::FOLDS]
+        others = sorted(set(order) - set(held_out))
+        router = train_router(outcomes.select(others), seed, weight)
+        chosen = router.route(outcomes.select(held_out).points.stack())
+        for row, mode in zip(held_out, chosen, strict=True):
+            modes[row] = mode
+    return modes
+
+
+def _targets(outcomes: Outcomes, weight: float) -> Tensor:
+    worth = utility(outcomes.correct, outcomes.routed_tokens(), weight)
+    best = worth == worth.max(dim=1, keepdim=True).values
+    return outcomes.routed_tokens().double().masked_fill(~best, torch.inf).argmin(dim=1)

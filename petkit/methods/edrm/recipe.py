@@ -1,0 +1,317 @@
+"""Routing with a real model, top to bottom: probe a question, choose a mode, answer in it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from petkit.artifacts.checks import Check
+from petkit.artifacts.manifest import Base
+from petkit.artifacts.provenance import step
+from petkit.artifacts.router import RouterManifest, read_router, write_router
+from petkit.data.questions import Question
+from petkit.data.tokens import padding_token
+from petkit.errors import ArtifactError, ConfigError, InputError
+from petkit.methods.edrm.algorithm import (
+    MODES,
+    Descriptors,
+    Mode,
+    Thresholds,
+    descriptors,
+    explain,
+    route,
+)
+from petkit.methods.edrm.calibration import Objective
+from petkit.methods.edrm.config import RouterConfig
+from petkit.models.config import ModelConfig
+from petkit.models.loading import load_adapted, load_model
+from petkit.rollout.entropy import Trajectory
+from petkit.rollout.sampler import Written, generate
+from petkit.rollout.verifiers import score
+
+Progress = Callable[..., None]
+_NOTHING = Trajectory()
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A model that answers, its tokenizer, and the hash that a router is bound to."""
+
+    name: str
+    model: nn.Module
+    tokenizer: Any
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a question got: the mode, why, the text, and all tokens that were decoded for it."""
+
+    mode: Mode
+    reason: str
+    text: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Router:
+    """Answers questions one way or another.
+
+    Args:
+        language_model: that writes.
+        config: prompts, lengths and thresholds.
+        batch_size: questions decoded together.
+    """
+
+    language_model: LanguageModel
+    config: RouterConfig
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        has_template = getattr(self.language_model.tokenizer, "chat_template", None)
+        if self.config.chat_template and not has_template:
+            raise ConfigError(
+                f"{self.language_model.name} has no chat template: set chat_template=false to put prompts as "
+                "plain text"
+            )
+
+    def probe(self, questions: Sequence[Question], advance: Progress = lambda *_: None) -> list[Written]:
+        """Decode the first tokens of each standard answer, with their entropies."""
+        prompts = [self._prompt(question, "standard") for question in questions]
+        return self._generate(prompts, self.config.probe_tokens, advance)
+
+    def points(self, probes: Sequence[Written]) -> Descriptors:
+        """Where the probes lie."""
+        return descriptors([probe.trajectory.entropy for probe in probes])
+
+    def run(self, questions: Sequence[Question], advance: Progress = lambda *_: None) -> list[Answer]:
+        """Probe, choose and answer.
+
+        Args:
+            questions: any number.
+            advance: told how many questions are probed or answered; two steps for each.
+
+        Returns:
+            An answer for each question; its tokens include the probe's.
+
+        Source:
+            EDRM (arXiv 2605.22873) section 5: a standard answer goes on from its probe, which then costs
+            nothing.
+        """
+        probes = self.probe(questions, advance)
+        points = self.points(probes)
+        thresholds = Thresholds(**self.config.thresholds.model_dump())
+        chosen = route(points, thresholds)
+        reasons = [explain(tuple(z), thresholds) for z in points.stack().tolist()]
+        answers: dict[int, Answer] = {}
+        for mode in MODES:
+            rows = [row for row, own in enumerate(chosen) if own == mode]
+            given = [questions[row] for row in rows]
+            reused = [probes[row] for row in rows] if mode == "standard" else None
+            texts = self.answer(given, mode, reused, advance)
+            for row, (text, tokens) in zip(rows, texts, strict=True):
+                extra = 0 if mode == "standard" else probes[row].cost
+                answers[row] = Answer(mode, reasons[row], text, tokens + extra)
+        return [answers[row] for row in range(len(questions))]
+
+    def answer(
+        self,
+        questions: Sequence[Question],
+        mode: Mode,
+        probes: Sequence[Written] | None = None,
+        advance: Progress = lambda *_: None,
+    ) -> list[tuple[str, int]]:
+        """Answer in one mode.
+
+        Args:
+            questions: any number.
+            mode: how.
+            probes: beginnings of the standard answers, which are gone on with.
+            advance: told how many are done.
+
+        Returns:
+            Pairs of text and tokens decoded, those of the beginning included.
+        """
+        started = list(probes or [Written((), _NOTHING, False)] * len(questions))
+        open_rows = [row for row, written in enumerate(started) if not written.finished]
+        prompts = [[*self._prompt(questions[row], mode), *started[row].tokens] for row in open_rows]
+        left = self.config.max_new_tokens - (self.config.probe_tokens if probes else 0)
+        advance(len(questions) - len(open_rows))
+        # A limit below the probe's length keeps the probe.
+        more = self._generate(prompts, left, advance, tracked=False) if left > 0 else []
+        tails = dict(zip(open_rows, more, strict=bool(more)))
+        found = []
+        for row, begun in enumerate(started):
+            tail = tails.get(row)
+            tokens = [*begun.tokens, *(tail.tokens if tail else ())]
+            text = self.language_model.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+            found.append((text, begun.cost + (tail.cost if tail else 0)))
+        return found
+
+    def measure(
+        self, questions: Sequence[Question], advance: Progress = lambda *_: None
+    ) -> list[dict[str, Any]]:
+        """Answer labelled questions in every mode, for calibration and comparison.
+
+        Args:
+            questions: with answers.
+            advance: told how many are probed or answered; four steps for each.
+
+        Returns:
+            A record for each, as `evaluation.read_outcomes` takes them.
+
+        Raises:
+            InputError: a question without an answer.
+        """
+        for question in questions:
+            if question.answer is None:
+                raise InputError(f"question {question.id} has no answer: this needs labelled questions")
+        probes = self.probe(questions, advance)
+        records = [record_of(question, probe) for question, probe in zip(questions, probes, strict=True)]
+        for mode in MODES:
+            answers = self.answer(questions, mode, probes if mode == "standard" else None, advance)
+            for question, record, (text, tokens) in zip(questions, records, answers, strict=True):
+                result = {"correct": score(question, text), "tokens": tokens, "text": text}
+                record.setdefault("modes", {})[mode] = result
+        return records
+
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], limit: int, advance: Progress, tracked: bool = True
+    ) -> list[Written]:
+        return generate(
+            self.language_model.model,
+            prompts,
+            limit,
+            padding=padding_token(self.language_model.tokenizer),
+            batch_size=self.batch_size,
+            tracked=tracked,
+            advance=advance,
+        )
+
+    def _prompt(self, question: Question, mode: Mode) -> list[int]:
+        text = getattr(self.config.prompts, mode).replace("{question}", question.prompt())
+        tokenizer, system = self.language_model.tokenizer, self.config.prompts.system
+        if not self.config.chat_template:
+            return list(tokenizer(f"{system}\n{text}" if system else text)["input_ids"])
+        messages = [{"role": "system", "content": system}] if system else []
+        rendered = tokenizer.apply_chat_template(
+            [*messages, {"role": "user", "content": text}],
+            tokenize=False,
+            add_generation_prompt=True,
+            # Known to the templates of models that can think; others pass it over.
+            enable_thinking=mode == "cot",
+        )
+        return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+
+def record_of(question: Question, probe: Written) -> dict[str, Any]:
+    """A probe as JSON values: what `petkit route explain` reads."""
+    trace = probe.trajectory
+    return {
+        "id": question.id,
+        "dataset": question.dataset,
+        "entropies": list(trace.entropy),
+        "probabilities": list(trace.max_prob),
+        "probe_tokens": probe.cost,
+        "finished": probe.finished,
+    }
+
+
+def load_language_model(
+    name: str, device: torch.device | str = "cpu", config: ModelConfig | None = None
+) -> LanguageModel:
+    """Load a causal language model, or an adapter artifact with its base.
+
+    Args:
+        name: as `model.name` of a recipe, or the folder of an artifact.
+        device: where to.
+        config: further settings of the model.
+
+    Returns:
+        The model in evaluation mode. Its hash is that of the weights, with an artifact of base and adapter.
+
+    Raises:
+        InputError: an artifact for another task.
+        PetkitError: the model cannot be loaded, by kind.
+    """
+    if (Path(name) / "petkit.json").is_file():
+        return _load_artifact(name, device)
+    loaded = load_model(config or ModelConfig(name=name), "causal_lm")
+    return LanguageModel(name, loaded.model.eval().to(device), loaded.tokenizer, loaded.base_sha256)
+
+
+def _load_artifact(name: str, device: torch.device | str) -> LanguageModel:
+    adapted = load_adapted(name, device)
+    task = adapted.artifact.manifest.task
+    if task is None or task.type != "causal_lm":
+        raise InputError(f"{name} must be a language model's adapter, it is for {task and task.type}")
+    both = f"{adapted.base.base_sha256} {adapted.artifact.manifest.tensors_sha256}"
+    return LanguageModel(name, adapted.model, adapted.tokenizer, hashlib.sha256(both.encode()).hexdigest())
+
+
+def save_router(
+    folder: Path,
+    language_model: LanguageModel,
+    config: RouterConfig,
+    objective: Objective,
+    met: bool,
+    data: Sequence[Path],
+    files: Mapping[str, str],
+    overwrite: bool = False,
+) -> None:
+    """Write a calibrated router, bound to the model's weights.
+
+    Args:
+        folder: to write.
+        language_model: it was calibrated with.
+        config: its settings, the fitted thresholds among them.
+        objective: what was fitted.
+        met: whether its limit holds on the calibration's own questions.
+        data: files of the questions.
+        files: further files by name.
+        overwrite: replace a folder that petkit wrote.
+
+    Raises:
+        InputError: the folder is not empty, or cannot be written.
+    """
+    own = config.model_dump(mode="json")
+    lineage = step("route calibrate", {**own, "objective": vars(objective)}, {p.name: p for p in data})
+    base = Base(id=language_model.name, sha256=language_model.sha256)
+    manifest = RouterManifest(base=base, lineage=(lineage,), router=own)
+    check = Check("limit", met, f"{objective.kind} {objective.limit:g} on the calibration's questions")
+    write_router(folder, manifest, [check], {name: text.encode() for name, text in files.items()}, overwrite)
+
+
+def load_router(folder: Path, language_model: LanguageModel) -> RouterConfig:
+    """Read a router for the model that it was calibrated with.
+
+    Args:
+        folder: the router.
+        language_model: the model that will answer.
+
+    Returns:
+        Its settings.
+
+    Raises:
+        ArtifactError: the router is broken, or was made for other weights.
+        InputError: there is none.
+    """
+    manifest = read_router(folder)
+    if manifest.base.sha256 != language_model.sha256:
+        raise ArtifactError(
+            f"{folder} was calibrated for {manifest.base.id} with sha256 {manifest.base.sha256}, but "
+            f"{language_model.name} has {language_model.sha256}: calibrate a router for it"
+        )
+    try:
+        return RouterConfig.model_validate(manifest.router)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        place = ".".join(map(str, fault["loc"]))
+        raise ArtifactError(f"{folder} has broken settings: {place}: {fault['msg']}") from error

@@ -1,0 +1,124 @@
+"""Routing in pictures: entropy over tokens by regime, the descriptors' planes, accuracy against tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from petkit.report.figures import colour, finish, marker, need, new_figure, percent_axis, save
+
+REGIMES = ("convergent", "exploratory", "overload")
+DESCRIPTORS = ("cumulative", "spearman", "von_neumann")
+LABELS = {
+    "cumulative": "cumulative entropy (nats)",
+    "spearman": "Spearman trend",
+    "von_neumann": "von Neumann ratio",
+}
+
+
+def draw_traces(traces: Sequence[tuple[str, Sequence[float]]], out_png: Path) -> Path:
+    """Draw every trajectory in its regime's colour, and each regime's mean in a thick line.
+
+    Args:
+        traces: pairs of regime and entropies in nats.
+        out_png: file to write.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: there is no trajectory.
+    """
+    need(traces, "traces")
+    figure, (axes,) = new_figure(1)
+    for index, regime in enumerate(REGIMES):
+        own = [values for name, values in traces if name == regime and len(values)]
+        for values in own:
+            axes.plot(range(1, len(values) + 1), values, color=colour(index), alpha=0.25, linewidth=0.8)
+        if own:
+            means = _column_means(own)
+            label = f"{regime} ({len(own)})"
+            axes.plot(range(1, len(means) + 1), means, color=colour(index), linewidth=2.2, label=label)
+    finish(axes, "token", "entropy (nats)")
+    return save(figure, out_png)
+
+
+def draw_planes(items: Sequence[Mapping[str, float | str]], out_png: Path) -> Path:
+    """Draw the points in the three pairs of descriptors, in the colour of their regimes.
+
+    Args:
+        items: the three descriptors and `regime` of each question.
+        out_png: file to write.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: there is no point.
+    """
+    need(items, "items")
+    figure, panels = new_figure(3)
+    pairs = ((0, 1), (1, 2), (0, 2))
+    for number, (axes, (x, y)) in enumerate(zip(panels, pairs, strict=True)):
+        for index, regime in enumerate(REGIMES):
+            own = [item for item in items if item["regime"] == regime]
+            across, up = ([float(item[DESCRIPTORS[axis]]) for item in own] for axis in (x, y))
+            if own:
+                axes.scatter(
+                    across, up, s=14, alpha=0.6, color=colour(index), marker=marker(index), label=regime
+                )
+        finish(axes, LABELS[DESCRIPTORS[x]], LABELS[DESCRIPTORS[y]], legend=number == 0)
+    return save(figure, out_png)
+
+
+def draw_frontier(policies: Sequence[Mapping[str, object]], out_png: Path) -> Path:
+    """Draw accuracy against tokens for each policy, with 95 % intervals, and the frontier of the best.
+
+    Args:
+        policies: records with `policy`, `accuracy` and `tokens`, the last two with mean, low and high.
+        out_png: file to write.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: there is no policy.
+    """
+    need(policies, "policies")
+    figure, (axes,) = new_figure(1)
+    points = []
+    for index, one in enumerate(policies):
+        score, tokens = _spread(one["accuracy"]), _spread(one["tokens"])
+        axes.errorbar(
+            tokens[0], score[0], xerr=_bar(tokens), yerr=_bar(score), color=colour(index), capsize=2,
+            marker=marker(index), markersize=5, linestyle="none", label=str(one["policy"]),
+        )  # fmt: skip
+        points.append((tokens[0], score[0]))
+    axes.plot(*zip(*_frontier(points), strict=True), color="#999999", linewidth=1, zorder=0)
+    percent_axis(axes)
+    finish(axes, "tokens a question, probe included", "accuracy")
+    return save(figure, out_png)
+
+
+def _column_means(rows: Sequence[Sequence[float]]) -> list[float]:
+    columns = [[row[place] for row in rows if place < len(row)] for place in range(max(map(len, rows)))]
+    return [sum(column) / len(column) for column in columns]
+
+
+def _spread(value: Any) -> tuple[float, float, float]:
+    return float(value["mean"]), float(value["low"]), float(value["high"])
+
+
+def _bar(spread: tuple[float, float, float]) -> list[list[float]]:
+    mean, low, high = spread
+    return [[max(0.0, mean - low)], [max(0.0, high - mean)]]
+
+
+def _frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other surpasses in both, by rising tokens."""
+    best: list[tuple[float, float]] = []
+    for tokens, score in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or score > best[-1][1]:
+            best.append((tokens, score))
+    return best

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serving.text_models import save_llama
+
+Petkit = Callable[..., Any]
+FAST = ("--probe-tokens", "6", "--threads", "1")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(save_llama(tmp_path_factory.mktemp("route") / "model"))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "questions.jsonl"
+    rows = [{"question": text, "answer": "yes"} for text in ("the cat", "dog ran", "on the mat")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def router(petkit: Petkit, model: Path, data: Path, tmp_path: Path) -> Path:
+    flags = ("--data", data, "--max-new-tokens", "12", "-o", tmp_path / "router", *FAST)
+    result = petkit("route", "calibrate", model, *flags, "--json")
+    assert result.code == 0, result.err
+    return tmp_path / "router"
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", ["probe", "explain", "run", "calibrate", "eval"])
+def test_help(petkit: Petkit, name: str) -> None:
+    result = petkit("route", name, "--help")
+    assert result.code == 0
+    assert "Usage: petkit route" in result.out
+
+
+def test_probe_writes_what_explain_reads(petkit: Petkit, model: Path, data: Path, tmp_path: Path) -> None:
+    result = petkit("route", "probe", model, data, "-o", tmp_path / "out", *FAST, "--json")
+    assert result.code == 0, result.err
+    payload = json.loads(result.out)
+    records = rows_of(tmp_path / "out" / "trajectories.jsonl")
+    assert [record["id"] for record in records] == ["1", "2", "3"]
+    assert all(len(record["entropies"]) == record["probe_tokens"] == 6 for record in records)
+    for name in ("report.html", "plots/traces.png", "plots/planes.png", "result.json"):
+        assert (tmp_path / "out" / name).stat().st_size > 0
+    again = petkit("route", "explain", tmp_path / "out" / "trajectories.jsonl", *FAST[:2], "--json")
+    assert json.loads(again.out)["items"] == payload["items"]
+
+
+def test_explain_rows_of_any_origin(petkit: Petkit, tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    falling = [1 - n / 40 for n in range(40)]
+    rows = [{"id": "a", "entropies": falling}, {"id": "b", "entropies": [9.0] * 64}, {"entropies": [1.0]}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = petkit("route", "explain", path, "--json")
+    assert result.code == 0, result.err
+    items = json.loads(result.out)["items"]
+    assert [(item["id"], item["decision"]) for item in items] == [
+        ("a", "cot"),
+        ("b", "direct"),
+        ("3", "standard"),
+    ]
+    assert items[0]["spearman"] == pytest.approx(-1)
+    changed = petkit("route", "explain", path, "--set", "thresholds.cumulative=1", "--json")
+    assert json.loads(changed.out)["items"][0]["decision"] == "direct"
+    text = petkit("route", "explain", path).out
+    assert "a: cot (convergent)" in text
+    assert "█" in text
+    assert "overload, falls back to direct" in text
+
+
+def test_explain_one_question(petkit: Petkit, model: Path, tmp_path: Path) -> None:
+    flags = ("--question", "the cat", "--model", model, "-o", tmp_path / "e")
+    result = petkit("route", "explain", *flags, "--probe-tokens", "5")
+    assert result.code == 0, result.err
+    assert "over 5 tokens" in result.out
+    assert (tmp_path / "e" / "plots" / "traces.png").exists()
+
+
+def test_run_answers(petkit: Petkit, model: Path, data: Path, router: Path, tmp_path: Path) -> None:
+    flags = ("--max-new-tokens", "10", "--threads", "1")
+    result = petkit("route", "run", model, "--data", data, "-o", tmp_path / "r", *FAST, *flags[:2], "--json")
+    assert result.code == 0, result.err
+    payload = json.loads(result.out)
+    assert payload["tokens"] == sum(item["tokens"] for item in payload["items"])
+    assert all({"id", "mode", "reason", "text", "tokens"} <= item.keys() for item in payload["items"])
+    assert rows_of(tmp_path / "r" / "answers.jsonl") == payload["items"]
+    one = petkit("route", "run", model, "--question", "dog ran", "--router", router, *flags)
+    assert one.code == 0, one.err
+    assert one.out.startswith("question (")
+
+
+def test_eval_compares(petkit: Petkit, model: Path, data: Path, router: Path, tmp_path: Path) -> None:
+    flags = ("--data", data, "--router", router, "-o", tmp_path / "e", "--threads", "1")
+    result = petkit("route", "eval", model, *flags, "--json")
+    assert result.code == 0, result.err
+    payload = json.loads(result.out)
+    assert {"always cot", "oracle", "instance, this router"} <= {one["policy"] for one in payload["policies"]}
+    assert payload["datasets"].keys() == {"questions"}
+    assert (tmp_path / "e" / "plots" / "frontier.png").exists()
+    assert "always cot" in (tmp_path / "e" / "report.html").read_text()
+
+
+def test_a_router_of_another_model_is_refused(
+    petkit: Petkit, data: Path, router: Path, tmp_path: Path
+) -> None:
+    other = save_llama(tmp_path / "other")
+    content = json.loads((other / "config.json").read_text())
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(other / "model.safetensors")
+    save_file({name: x + 0.01 for name, x in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    assert content["model_type"] == "llama"
+    result = petkit("route", "run", other, "--data", data, "--router", router)
+    assert (result.code, result.out) == (2, "")
+    assert "calibrate a router for it" in result.err
+
+
+def test_a_limit_that_cannot_be_kept_gives_3(petkit: Petkit, model: Path, data: Path, tmp_path: Path) -> None:
+    flags = ("--data", data, "--min-accuracy", "1", "--max-new-tokens", "8", "-o", tmp_path / "r", *FAST)
+    result = petkit("route", "calibrate", model, *flags)
+    assert result.code == 3
+    assert "no thresholds keep the limit" in result.err
+    assert json.loads((tmp_path / "r" / "checks.json").read_text())["ok"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "MODEL"], "give questions: --data FILE, or --question TEXT"),
+        (["run", "MODEL", "--question", " "], "must be a text that is not empty"),
+        (["run", "MODEL", "--question", "x", "--data", "DATA"], "give questions"),
+        (["run", "MODEL", "--question", "x", "--router", "none"], "none is no router"),
+        (["run", "MODEL", "--question", "x", "--set", "probe_token=5"], "did you mean probe_tokens?"),
+        (["eval", "MODEL"], "give questions: --data FILE"),
+        (["eval", "MODEL", "--data", "EMPTY"], "no question in the data"),
+        (["eval", "MODEL", "--data", "UNLABELLED"], "answer must be given"),
+        (["explain"], "either FILE or --question"),
+        (["explain", "--question", "x"], "--question and --model MODEL go together"),
+        (["explain", "BROKEN"], "broken.jsonl:1: entropies must be a list of numbers"),
+        (["explain", "NAN"], "got nan in row 0 at token 1"),
+        (["explain", "NEGATIVE"], "at least 0, got -1.0 in row 0 at token 1"),
+        (["calibrate", "MODEL", "--data", "DATA", "-o", "FULL"], "is not empty"),
+        (
+            ["calibrate", "MODEL", "--data", "DATA", "-o", "x", "--max-tokens", "9", "--min-accuracy", "1"],
+            "exclude each other",
+        ),
+        (["probe", "nowhere", "DATA", "-o", "x"], "model.name must be"),
+    ],
+)
+def test_wrong_usage_gives_2(
+    petkit: Petkit, model: Path, data: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "x").write_text("x")
+    texts = {
+        "EMPTY": "\n",
+        "UNLABELLED": '{"question": "?"}\n',
+        "BROKEN": '{"entropies": "x"}\n',
+        "NAN": '{"entropies": [1, NaN]}\n',
+        "NEGATIVE": '{"entropies": [1, -1]}\n',
+    }
+    names = {"MODEL": str(model), "DATA": str(data), "FULL": str(full)}
+    for name, text in texts.items():
+        names[name] = str(tmp_path / f"{name.lower()}.jsonl")
+        Path(names[name]).write_text(text)
+    given = [names.get(one, one) for one in arguments]
+    result = petkit("route", *given)
+    assert (result.code, result.out) == (2, ""), result.err
+    assert message in result.err

@@ -1,0 +1,46 @@
+import pytest
+from PIL import Image
+
+from petkit.errors import InputError
+from petkit.report.routing import write_routing_page
+from petkit.report.sparkline import sparkline
+from petkit.report.trajectories import _frontier, draw_frontier, draw_planes, draw_traces
+
+ITEM = {"id": "1", "decision": "cot", "regime": "convergent", "cumulative": 3.0, "spearman": -0.5,
+        "von_neumann": 0.4, "reason": "falls <b>"}  # fmt: skip
+SPREAD = {"mean": 0.5, "low": 0.4, "high": 0.6}
+POLICY = {"policy": "always cot", "accuracy": SPREAD, "tokens": SPREAD, "tokens_saved": SPREAD,
+          "modes": {"cot": 2}}  # fmt: skip
+
+
+def test_sparkline():
+    assert sparkline([0, 1, 2, 8]) == "▁▂▃█"
+    assert sparkline([0, 0]) == "▁▁"
+    assert sparkline([]) == ""
+
+
+def test_pictures(tmp_path):
+    paths = [
+        draw_traces(
+            [("convergent", [1.0, 0.5]), ("overload", [2.0]), ("exploratory", [])], tmp_path / "a.png"
+        ),
+        draw_planes([ITEM, {**ITEM, "regime": "overload"}], tmp_path / "b.png"),
+        draw_frontier([POLICY], tmp_path / "c.png"),
+    ]
+    for path in paths:
+        with Image.open(path) as image:
+            assert image.size[0] > 300
+    with pytest.raises(InputError, match="traces must hold at least one"):
+        draw_traces([], tmp_path / "d.png")
+
+
+def test_the_frontier_holds_what_nothing_surpasses():
+    assert _frontier([(10, 0.5), (20, 0.4), (30, 0.7), (10, 0.3)]) == [(10, 0.5), (30, 0.7)]
+
+
+def test_the_page_is_self_contained_and_escaped(tmp_path):
+    result = {"policies": [POLICY], "datasets": {"d": [POLICY]}}
+    page = write_routing_page(tmp_path, [("convergent", [1.0])], [ITEM], result).read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert "falls &lt;b&gt;" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
