@@ -17,7 +17,7 @@ from petkit.artifacts.reader import CONFIG, MANIFEST, small_file
 from petkit.artifacts.strict_json import parse_json
 from petkit.artifacts.writer import check_output
 from petkit.configuration import dump_yaml
-from petkit.errors import ArtifactError, InputError
+from petkit.errors import ArtifactError, InputError, PetkitError
 
 
 class RouterManifest(BaseModel):
@@ -89,3 +89,12 @@ def read_router(folder: str | os.PathLike[str]) -> RouterManifest:
         fault = error.errors(include_url=False)[0]
         place = ".".join(map(str, fault["loc"]))
         raise ArtifactError(f"{path / MANIFEST} is broken: {place}: {fault['msg']}") from error
+
+
+def is_router(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder says that it is a router, sound or not."""
+    try:
+        content = parse_json(small_file(Path(folder), MANIFEST, MAX_MANIFEST))
+    except (OSError, PetkitError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.get("kind") == "router"

@@ -12,6 +12,7 @@ from typing import Any
 from petkit.artifacts.dense import to_float32
 from petkit.artifacts.paths import PICKLE_SUFFIXES, looks_like_pickle, refuse_pickle
 from petkit.artifacts.reader import MANIFEST, TENSORS, Artifact, small_file
+from petkit.artifacts.router import is_router, read_router
 from petkit.errors import ArtifactError, InputError
 
 MAX_SMALL = 2**20
@@ -104,13 +105,14 @@ def _module_json(module: Module) -> dict[str, Any]:
 
 
 def describe_foreign(path: Path) -> tuple[str, str] | None:
-    """Recognise an adapter that petkit can convert.
+    """Recognise a router, or an adapter that petkit can convert.
 
     Args:
         path: a file or folder.
 
     Returns:
-        Its kind (`peft` or `petl-vit`) and a sentence with the converting command; None for an artifact.
+        Its kind (`router`, `peft` or `petl-vit`) and a sentence with the command that uses it; None for an
+        adapter of petkit's own.
 
     Raises:
         ArtifactError: neither an artifact nor anything that petkit can convert.
@@ -120,10 +122,22 @@ def describe_foreign(path: Path) -> tuple[str, str] | None:
     if not path.exists():
         raise InputError(f"expected an artifact folder, {path} is missing")
     if path.is_dir():
+        if is_router(path):
+            return "router", _describe_router(path)
         if (path / MANIFEST).exists() or not (path / "adapter_config.json").exists():
             return None
         return "peft", _describe_peft(path)
     return "petl-vit", _describe_file(path)
+
+
+def _describe_router(path: Path) -> str:
+    router = read_router(path)
+    limits = router.router.get("thresholds") or {}
+    named = ", ".join(f"{name} {value}" for name, value in limits.items())
+    return (
+        f"{path} is a router for {router.base.id} (sha256 {router.base.sha256}; {named}); to use it: "
+        f"petkit route run MODEL --router {path} --data FILE"
+    )
 
 
 def _describe_peft(path: Path) -> str:

@@ -23,6 +23,7 @@ from petkit.artifacts.reader import (
     small_file,
     split_tensors,
 )
+from petkit.artifacts.router import RouterManifest, is_router, read_router
 from petkit.artifacts.tensor_file import TensorFile, read_tensor_file
 from petkit.errors import ArtifactError, PetkitError, SafetyError
 
@@ -51,6 +52,8 @@ def verify(
     """
     path = artifact_folder(folder)
     checks = [*_folder_checks(path)]
+    if is_router(path):
+        return checks + _router_checks(path, base_sha256)
     manifest = _attempt(checks, "petkit.json", lambda: _manifest(path, examine), _describe)
     content = _attempt(checks, "tensor file", lambda: read_tensor_file(path, TENSORS), _describe_file)
     if manifest is not None and content is not None:
@@ -61,6 +64,15 @@ def verify(
     checks += _recorded_checks(path)
     if base_sha256 is not None and manifest is not None:
         checks.append(_same_base(manifest, base_sha256))
+    return checks
+
+
+def _router_checks(path: Path, base_sha256: str | None) -> list[Check]:
+    checks: list[Check] = []
+    router = _attempt(checks, "petkit.json", lambda: read_router(path), lambda r: f"router for {r.base.id}")
+    checks += _recorded_checks(path)
+    if base_sha256 is not None and router is not None:
+        checks.append(_same_base(router, base_sha256))
     return checks
 
 
@@ -175,7 +187,7 @@ def _describe_recorded(checks: Sequence[Check]) -> str:
     return f"{passed} of {len(checks)} checks passed when the artifact was written"
 
 
-def _same_base(manifest: Manifest, base_sha256: str) -> Check:
+def _same_base(manifest: Manifest | RouterManifest, base_sha256: str) -> Check:
     stated = manifest.base.sha256
     if stated is None:
         detail = "petkit.json records no hash of the base to compare with: convert again with --base MODEL"
