@@ -189,4 +189,11 @@ def _check_version(content: Mapping[str, Any], path: str) -> None:
 
 def _faults(error: ValidationError) -> str:
     faults = error.errors(include_url=False, include_context=False)
-    return "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults[:8])
+    return "; ".join(_fault(fault) for fault in faults[:8])
+
+
+def _fault(fault: Any) -> str:
+    place, message = ".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key {place}"
+    return f"{place}: {message}" if place else message

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from petkit.artifacts.strict_json import parse_json
 from petkit.errors import ArtifactError, InputError
 
 # Read here, or kept and written back; none of the others may hold anything.
@@ -54,7 +55,7 @@ def parse_config(raw: bytes, where: str) -> dict[str, Any]:
         InputError: it uses a PEFT method or feature that petkit cannot keep; the message names it.
     """
     try:
-        config = json.loads(raw.decode("utf-8"))
+        config = parse_json(raw)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{where} is not valid JSON: {str(error)[:200]}") from error
     if not isinstance(config, dict):

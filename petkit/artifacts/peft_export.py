@@ -85,7 +85,7 @@ def export_adapter(artifact: Artifact) -> Export:
     head = {name: weights.pop(name) for name in list(weights) if bare and name.startswith("head.")}
     saved = {_peft_name(name, source): array for name, array in weights.items()}
     config = _kept_config(source, layers) or _new_config(
-        manifest, layers, saved, source.get("adapter_config") or {}
+        manifest, layers, saved, source.get("adapter_config") or {}, bool(head)
     )
     dtype = "F32" if artifact.packed else str(source.get("dtype"))
     tensors = _named(layers, saved, dtype)
@@ -169,7 +169,11 @@ def _kept_config(source: Mapping[str, Any], layers: Mapping[str, _Layer]) -> dic
 
 
 def _new_config(
-    manifest: Manifest, layers: Mapping[str, _Layer], saved: Mapping[str, Array], source: Mapping[str, Any]
+    manifest: Manifest,
+    layers: Mapping[str, _Layer],
+    saved: Mapping[str, Array],
+    source: Mapping[str, Any],
+    apart: bool,
 ) -> dict[str, Any]:
     ranks = {path: len(layer.down) for path, layer in layers.items()}
     alphas = {path: alpha_for(layer.scaling, ranks[path]) for path, layer in layers.items()}
@@ -178,7 +182,7 @@ def _new_config(
     kept = {key: source[key] for key in ("task_type", "auto_mapping", "fan_in_fan_out") if key in source}
     return {
         "peft_type": "LORA",
-        "task_type": {task: name for name, task in TASKS.items()}.get(str(task)),
+        "task_type": _task_type(task, apart),
         "base_model_name_or_path": manifest.base.id.removeprefix("hf/"),
         "revision": manifest.base.revision,
         "r": rank,
@@ -194,6 +198,13 @@ def _new_config(
         "inference_mode": True,
         **kept,
     }
+
+
+def _task_type(task: str | None, apart: bool) -> str | None:
+    """PEFT's name of a task. A bare backbone reads texts into features; of pictures PEFT knows no task."""
+    if apart and task == "text_classification":
+        return "FEATURE_EXTRACTION"
+    return {task: name for name, task in TASKS.items()}.get(str(task))
 
 
 def _named(layers: Mapping[str, _Layer], saved: Mapping[str, Array], dtype: str) -> dict[str, RawTensor]:
@@ -225,7 +236,10 @@ def _notes(
     if "head" in artifact.packed:
         yield "the binary head is written as float32 with a bias of zeros"
     if apart:
-        yield f"PEFT's base is the bare backbone (AutoModel), so the classifier is apart, in {HEAD_FILE}"
+        yield (
+            f"PEFT's base is the bare backbone (AutoModel), so the classifier is apart, in {HEAD_FILE}: a "
+            "linear map on the pooled features, see docs/serving.md"
+        )
     if source and config != source.get("adapter_config"):
         yield "the original adapter_config.json no longer fits and was written anew"
     if any(".lora_" in module for module in (*artifact.packed, *artifact.raw_dense)):

@@ -270,4 +270,8 @@ def _task(name: str | None, dense: Mapping[str, Array]) -> Task | None:
         return None
     ends = (f"{BACKBONE}.{layer}" for layer in LAST_LAYERS)
     last = next((dense[end] for end in ("head.weight", *ends) if end in dense), ())
+    if len(last) == 1:
+        raise InputError(
+            "the adapter's head has one output, a regression: petkit reads classifiers of two classes or more"
+        )
     return Task(type=name, classes=tuple(map(str, range(len(last)))))  # type: ignore[arg-type]

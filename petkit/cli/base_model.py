@@ -60,5 +60,5 @@ def hash_base(base: str, model: Mapping[str, Any], task: str | None) -> str:
         return load_model(config, kind).base_sha256  # type: ignore[arg-type]
     except PetkitError as error:
         # Here the model stands in a flag, not in a recipe.
-        reason = str(error).replace("model.name", "--base").replace("model.weights", "--base")
+        reason = re.sub(r"^model\.(name|weights)", "--base", str(error))
         raise type(error)(f"--base {base} does not load as the artifact's kind ({kind}): {reason}") from error

@@ -28,8 +28,21 @@ ThreadList = Annotated[
         "--threads", metavar="N", min=1, help="Thread count to measure at; may be repeated. Default: 1 and 2."
     ),
 ]
+
+
+def _writable(path: Path | None) -> Path | None:
+    """Refuse a file that cannot be written before hours are spent on what it is for."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        what = "is a folder" if path.is_dir() else f"lies in {path.parent}, which is no folder"
+        raise ConfigError(f"--save {path} must be a file to write, it {what}")
+    return path
+
+
 SaveOption = Annotated[
-    Path | None, typer.Option("--save", metavar="FILE", help="Write the JSON object to this file as well.")
+    Path | None,
+    typer.Option(
+        "--save", metavar="FILE", help="Write the JSON object to this file as well.", callback=_writable
+    ),
 ]
 
 
@@ -207,8 +220,9 @@ def _environment() -> dict[str, Any]:
 def _show(tables: Sequence[Table], payload: dict[str, Any], save: Path | None, as_json: bool) -> None:
     import sys
 
+    from petkit.artifacts.files import write_json
+
     if save is not None:
-        save.parent.mkdir(parents=True, exist_ok=True)
-        save.write_text(json.dumps(payload, indent=2) + "\n", encoding="utf-8")
+        write_json(save, payload)
     text = "\n\n".join(table.render(tty=sys.stdout.isatty()) for table in tables)
     output.print_result(text, payload, as_json)

@@ -34,7 +34,7 @@ def validate(
     command: CommandOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Check a recipe; every error is named with its key and line."""
+    """Check a recipe; every error is named with its key and line. Models and data are left to --dry-run."""
     files = recipe_files(recipe, config)
     name, _ = _resolve(files, overrides, command)
     text = f"{', '.join(str(file) for file in files)}: valid for `petkit {name}`"

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from petkit.methods.binary_adapter.config import BinaryAdapterConfig
 
 
+NOISE_SEEDS = 3
+
+
 class Split(str, Enum):
     """Which part of the data."""
 
@@ -57,8 +60,9 @@ def command(
         ),
     ] = None,
     noise_seeds: Annotated[
-        int, typer.Option("--noise-seeds", metavar="K", min=1, help="Draws of the noise to average.")
-    ] = 3,
+        int | None,
+        typer.Option("--noise-seeds", metavar="K", min=1, help="Draws of the noise to average (default 3)."),
+    ] = None,
     min_accuracy: Annotated[
         float | None,
         typer.Option("--min-accuracy", metavar="X", min=0.0, max=1.0, help="Exit with 3 below this."),
@@ -81,6 +85,8 @@ def command(
 
     if noise and mode is Mode.PACKED:
         raise ConfigError("--noise needs --mode dense, since packed bits cannot hold noise: leave --mode out")
+    if noise_seeds is not None and not noise:
+        raise ConfigError("--noise-seeds needs --noise: without noise nothing is drawn")
     chosen_mode = mode or (Mode.DENSE if noise else Mode.PACKED)
     devices.configure(threads, deterministic=False)
     place = devices.resolve_device(device)
@@ -99,7 +105,9 @@ def command(
     settled = {"split": split.value, "mode": chosen_mode.value, "dtype": dtype.value}
     result = {"artifact": str(artifact), **settled, **measure()}
     if noise:
-        result["noise"] = [_under_noise(r, [measure(r, k) for k in range(noise_seeds)]) for r in noise]
+        result["noise"] = [
+            _under_noise(r, [measure(r, k) for k in range(noise_seeds or NOISE_SEEDS)]) for r in noise
+        ]
     output.print_result(output.table(("", ""), _rows(result)), result, as_json)
     _gate(result, min_accuracy, max_loss)
 

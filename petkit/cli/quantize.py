@@ -85,6 +85,8 @@ def command(
     amount = _amount(data, batches=calibration_batches, batch_size=batch_size, seed=seed)
     if base is not None and data is None:
         raise ConfigError("--base needs --data: without it no model is loaded")
+    if folder.resolve() == adapter.resolve():
+        raise ConfigError(f"--output {folder} is the adapter itself, whose 32-bit weights would be lost")
     check_output(folder, overwrite)
     devices.configure(threads, deterministic=False)
     chosen = devices.resolve_device(device)

@@ -262,5 +262,5 @@ def _plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("trainable", f"{plan['trainable_parameters']:,} parameters"),
         ("bytes", f"adapter {sizes['adapter']:,}, head {sizes['head']:,}, full model {sizes['ratio']:.0f} x"),
         ("steps", f"{steps['total']} ({steps['per_epoch']} an epoch, {steps['warmup']} of warm-up)"),
-        ("memory", f"about {total:,.0f} MiB, {kept:,.0f} of it activations"),
+        ("memory", f"about {total:,.0f} MiB of tensors, {kept:,.0f} of it activations"),
     ]

@@ -72,6 +72,8 @@ def invalid(error: ErrorDetails, where: Callable[[KeyPath], str | None], model: 
     kind = error["type"]
     if kind == "value_error":
         return _own_error(path, str(context["error"]), where, model)
+    if kind in ("too_short", "string_too_short"):
+        return f"{dotted(path)} must not be empty, got {shown(error['input'])}{place(where(key))}"
     if kind == "literal_error":
         expected = str(context["expected"]).replace("'", "")
     elif kind in _BOUNDS:

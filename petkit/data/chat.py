@@ -62,6 +62,8 @@ def parse_conversation(row: dict[str, Any]) -> Chat:
         ValueError: A key is missing or of another type.
     """
     messages = row.get("messages")
+    if messages is None:
+        raise ValueError(f"messages is missing: got the keys {', '.join(map(str, row)) or 'none'}")
     if not isinstance(messages, list):
         raise ValueError(f"messages must be a list of messages, got {type(messages).__name__}")
     if not messages:

@@ -116,7 +116,10 @@ def _refusal(faults: Sequence[Fault]) -> str:
         return f"{faults[0]}; repair the line or set data.skip_bad"
     rest = f"and {len(faults) - SHOWN} more; " if len(faults) > SHOWN else ""
     return "\n".join(
-        [*map(str, faults[:SHOWN]), f"{rest}repair the {len(faults)} lines or set data.skip_bad"]
+        [
+            *map(str, faults[:SHOWN]),
+            f"{rest}repair the {len(faults)} lines or set data.skip_bad",
+        ]
     )
 
 
@@ -133,7 +136,10 @@ def parse_object(text: str) -> dict[str, Any]:
         ValueError: Not JSON, not an object, a duplicate key, or half of a surrogate pair, which stands for no
             character and which no tokenizer takes.
     """
-    value = json.loads(text, object_pairs_hook=_unique_keys)
+    try:
+        value = json.loads(text, object_pairs_hook=_unique_keys)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON: {error.msg} at column {error.colno}") from error
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, got {type(value).__name__}")
     # A file of UTF-8 can hold half a pair in no other way than as an escape.

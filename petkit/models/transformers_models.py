@@ -112,7 +112,7 @@ class _Source:
             if any(type(link).__name__ in OFFLINE_ERRORS for link in _chain(error)):
                 raise OfflineError(
                     f"model.name {self.config.name}: config.json or the weights are not in the Hugging Face "
-                    f"cache {offline_advice('a local folder as model.name (in a recipe) or --base')}"
+                    f"cache {offline_advice('a local folder: --base FOLDER, or model.name in a recipe')}"
                 ) from error
             if "trust_remote_code" in text:
                 raise SafetyError(

@@ -260,6 +260,8 @@ def adapter_bank(x: Tensor, adapter_ids: Tensor, bank: AdapterBank, add_to: Tens
         InputError: shapes, dtypes or ids that do not fit; and, on backward, always: there is no gradient.
     """
     check_float("x", x)
+    if not isinstance(bank, AdapterBank):
+        raise InputError(f"bank, the third argument, must be an AdapterBank, got {type(bank).__name__}")
     if x.dim() != 2 or x.shape[1] != bank.in_features or adapter_ids.shape != x.shape[:1]:
         raise InputError(
             f"x and adapter_ids must be (tokens, {bank.in_features}) and (tokens,), "

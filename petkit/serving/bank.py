@@ -260,6 +260,8 @@ class BankModel:
             InputError: an unknown name, another number of names than samples, or inputs of another shape than
                 the base takes.
         """
+        if not isinstance(inputs, Tensor | Mapping):
+            raise InputError(f"inputs must be a tensor or a mapping of tensors, got {type(inputs).__name__}")
         batch = {"pixel_values": inputs} if isinstance(inputs, Tensor) else dict(inputs)
         self._check_inputs(batch)
         size = len(next(iter(batch.values()), ()))
@@ -305,6 +307,10 @@ class BankModel:
         return sites
 
     def _check_inputs(self, batch: Mapping[str, Tensor]) -> None:
+        for name, wanted in (("pixel_values", torch.float32), ("input_ids", torch.int64)):
+            if name in batch and getattr(batch[name], "dtype", None) != wanted:
+                got = getattr(batch[name], "dtype", type(batch[name]).__name__)
+                raise InputError(f"{name} must be a tensor of {wanted}, got {got}: convert it first")
         preprocess = self.base.preprocess
         name = "input_ids" if preprocess is None else "pixel_values"
         if name not in batch:

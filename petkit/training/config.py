@@ -108,6 +108,11 @@ class TrainingConfig(Config):
                 f"{self.gradient_accumulation}: batch_size counts the examples of all micro-batches of a "
                 "process"
             )
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"warmup_epochs must be at most epochs {self.epochs}, got {self.warmup_epochs:g}: the "
+                f"learning rate would never reach its peak of {self.learning_rate:g}"
+            )
         # Without a warm-up its first rate has no effect, whatever it is.
         warmup = ("warmup_learning_rate",) if self.warmup_epochs else ()
         for name in (*warmup, "min_learning_rate"):

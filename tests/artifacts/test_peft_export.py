@@ -172,3 +172,22 @@ def test_two_exports_give_the_same_bytes(tmp_path):
     weights = safetensors.torch.load_file(tmp_path / "x" / "adapter_model.safetensors")
     expected = read_artifact(folder).packed["a.lora.down"].dequantize()
     assert np.array_equal(weights["base_model.model.a.lora_A.weight"].numpy(), expected)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@torch.no_grad()
+def test_a_text_classifier_loads_in_peft_as_the_page_on_serving_says(tmp_path):
+    from petkit.models.config import AdapterConfig
+    from petkit.models.loading import load_adapted
+    from tests.serving.text_models import save_bert, write_text
+
+    base = save_bert(tmp_path / "base")
+    write_text(tmp_path / "a", base, AdapterConfig(method="lora", bottleneck=2, bits=4))
+    artifact = read_artifact(tmp_path / "a")
+    export_peft(artifact, tmp_path / "peft")
+    model = peft.AutoPeftModel.from_pretrained(tmp_path / "peft").eval()
+    head = safetensors.torch.load_file(tmp_path / "peft" / "head.safetensors")
+    inputs = {"input_ids": torch.tensor([[4, 5, 6]]), "attention_mask": torch.ones(1, 3, dtype=torch.int64)}
+    logits = model(**inputs).last_hidden_state[:, 0] @ head["head.weight"].T + head["head.bias"]
+    expected = load_adapted(tmp_path / "a").model(**inputs)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)

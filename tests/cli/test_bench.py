@@ -106,3 +106,10 @@ def test_serving_compares_the_bank_with_peft(capsys, tmp_path):
     payload = json.loads(capsys.readouterr().out)
     assert payload["adapters"] == 4
     assert payload["bank_bytes"] < payload["peft_adapter_bytes"]
+
+
+def test_a_file_that_cannot_be_written_is_told_before_the_work(petkit, tmp_path):
+    for path, words in ((tmp_path, "is a folder"), (tmp_path / "none" / "x.json", "is no folder")):
+        result = petkit("bench", "ops", "lowbit_quantize", "--save", path)
+        assert (result.code, result.out) == (2, "")
+        assert words in result.err

@@ -196,6 +196,15 @@ def test_schema(petkit):
     assert "method lora" in table
 
 
+def test_an_empty_value_is_refused_in_our_words(petkit, tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text('output: ""\nmodel: {name: timm/test_vit}\nadapter: {method: lora, targets: []}\n')
+    result = petkit("config", "validate", recipe, "--command", "train adapter")
+    assert (result.code, result.out) == (2, "")
+    assert "output must not be empty, got" in result.err
+    assert "adapter.targets must not be empty, got []" in result.err
+
+
 def test_schema_of_nothing(petkit):
     assert petkit("config", "schema", "train", "x").err == (
         "error: no command 'train x' reads a recipe; there are: train adapter, route run\n"

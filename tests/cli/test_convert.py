@@ -120,6 +120,23 @@ def test_a_task_must_be_told_where_the_folder_does_not_say_it(petkit, tmp_path):
     assert read_artifact(tmp_path / "c").manifest.task.type == "image_classification"
 
 
+def test_a_repeated_key_and_a_regression_are_refused(petkit, tmp_path):
+    folder = peft_folder(tmp_path / "peft")
+    path = folder / "adapter_config.json"
+    whole = path.read_text()
+    path.write_text(whole.replace("{", '{"r": 99, ', 1))
+    result = petkit("convert", folder, "--from", "peft", "-o", tmp_path / "a")
+    assert (result.code, result.out) == (2, "")
+    assert "adapter_config.json is not valid JSON" in result.err
+    path.write_text(json.dumps({**json.loads(whole), "modules_to_save": ["head"]}))
+    file = folder / "adapter_model.safetensors"
+    one = {"base_model.model.head.weight": np.ones((1, 8), np.float32)}
+    safetensors.numpy.save_file(safetensors.numpy.load_file(file) | one, file)
+    result = petkit("convert", folder, "--from", "peft", "-o", tmp_path / "a")
+    assert (result.code, result.out) == (2, "")
+    assert "has one output, a regression" in result.err
+
+
 @pytest.mark.slow
 def test_a_published_checkpoint_with_a_weight_file(petkit, tmp_path):
     import timm

@@ -254,3 +254,9 @@ def test_the_base_may_be_a_weight_file_but_only_with_the_same_weights(petkit: Pe
     result = petkit("eval", trained, "--base", trained.parent / "none.safetensors")
     assert result.code == 2
     assert "none.safetensors is not a file" in result.err
+
+
+def test_options_without_effect_are_refused(petkit: Petkit, trained: Path) -> None:
+    result = petkit("eval", trained, "--noise-seeds", "2")
+    assert (result.code, result.out) == (2, "")
+    assert "--noise-seeds needs --noise" in result.err

@@ -158,12 +158,21 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(petkit: Petkit, recipe: Pa
 
 @pytest.mark.parametrize("flags", [["--dry-run"], []])
 def test_a_warm_up_that_never_ends_is_told(petkit: Petkit, tmp_path: Path, flags: list[str]) -> None:
-    recipe = write_recipe(tmp_path / "recipe.yaml", training__warmup_epochs=10)
+    recipe = write_recipe(tmp_path / "recipe.yaml", training__warmup_epochs=2)
     result = petkit("train", "adapter", recipe, "--quiet", *flags)
     assert result.code == 0
     assert result.err == (
-        "warning: training.warmup_epochs 10 is not below training.epochs 2: the learning rate never reaches "
-        "its peak of 0.001\n"
+        "warning: training.warmup_epochs 2 is all of training.epochs 2: the learning rate only rises, and "
+        "training.min_learning_rate has no effect\n"
+    )
+
+
+def test_a_warm_up_longer_than_the_run_is_refused(petkit: Petkit, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", training__warmup_epochs=3)
+    result = petkit("train", "adapter", recipe)
+    assert (result.code, result.out) == (2, "")
+    assert (
+        "training.warmup_epochs must be at most epochs 2, got 3: the learning rate would never" in result.err
     )
 
 

@@ -148,7 +148,8 @@ def test_templates_that_refuse_a_conversation(tokenizer):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({}, "messages must be a list of messages, got NoneType"),
+        ({}, "messages is missing: got the keys none"),
+        ({"prompt": "a", "completion": "b"}, "messages is missing: got the keys prompt, completion"),
         ({"messages": []}, "messages must be a list that is not empty, got an empty one"),
         ({"messages": ["hi"]}, r"messages\[0\] must have the strings role and content"),
         ({"messages": [{"role": "user", "content": None}]}, r"messages\[0\]"),

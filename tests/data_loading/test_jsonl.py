@@ -14,7 +14,7 @@ from petkit.errors import InputError
         ('{"a": 1, "a": 2}', r"rows\.jsonl:3: the key 'a' comes twice"),
         ('{"a": {"b": 1, "b": 1}}', "the key 'b' comes twice"),
         ("[1]", "expected a JSON object, got list"),
-        ('{"a": ', r"rows\.jsonl:3: Expecting value"),
+        ('{"a": ', r"rows\.jsonl:3: is not JSON: Expecting value at column 7"),
         (
             r'{"a": "x\ud800"}',
             r"rows\.jsonl:3: a must hold whole characters, got the half \\ud800 of a surrogate pair: ",

@@ -234,7 +234,7 @@ def test_listing_finds_what_needs_no_model(vtab):
     ("kind", "task", "message"),
     [
         ("text", "text_classification", r"train\.jsonl:1: text must be a string"),
-        ("chat", "causal_lm", r"train\.jsonl:2: messages must be a list"),
+        ("chat", "causal_lm", r"train\.jsonl:2: messages is missing"),
     ],
 )
 def test_listing_parses_rows_without_a_tokenizer(write_rows, kind, task, message):

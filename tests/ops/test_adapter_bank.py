@@ -240,6 +240,8 @@ def test_refusals():
         InputError, match=r"x and adapter_ids must be \(tokens, 20\) and \(tokens,\), got \(2, 19\)"
     ):
         adapter_bank(x[:, 1:], ids, bank)
+    with pytest.raises(InputError, match="bank, the third argument, must be an AdapterBank, got Tensor"):
+        adapter_bank(x, bank, ids)
     with pytest.raises(InputError, match=r"adapter_ids must be integers, got torch\.float32"):
         adapter_bank(x, ids.float(), bank)
     with pytest.raises(InputError, match=r"x must be float32, bfloat16 or float16, got torch\.int64"):

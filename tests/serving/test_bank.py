@@ -260,6 +260,22 @@ def test_the_base_may_be_in_another_place(tmp_path):
         BankModel.from_folder(tmp_path / "bank", base=str(tmp_path / "base.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (
+            torch.zeros(1, 3, 32, 32, dtype=torch.uint8),
+            r"must be a tensor of torch\.float32, got torch\.uint8",
+        ),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.float64), r"got torch\.float64: convert it first"),
+        ([[0.0]], "must be a tensor or a mapping of tensors, got list"),
+    ],
+)
+def test_inputs_of_another_dtype_are_refused(bank, inputs, message):
+    with pytest.raises(InputError, match=message):
+        bank(inputs, ["a0"])
+
+
 def test_other_places_are_refused(tmp_path):
     query, _ = write(tmp_path / "q", variant(method="lora", targets=("q",)))
     both, _ = write(tmp_path / "qv", variant(method="lora", targets=("q", "v")))

@@ -22,7 +22,7 @@ _FORMATS = {
 class BinaryAdapterConfig(Config):
     """One run: a frozen model, one data set, adapters, and the training that fits them."""
 
-    output: str
+    output: str = Field(min_length=1)
     """Folder of the finished artifact, made by the run."""
 
     seed: int = Field(default=0, ge=0, lt=2**63)

@@ -237,13 +237,12 @@ def prepare(config: BinaryAdapterConfig, context: RunContext) -> Ready:
 
 
 def _warn_of_endless_warmup(training: TrainingConfig) -> None:
-    if training.warmup_epochs >= training.epochs:
+    if training.warmup_epochs == training.epochs:
         log.warning(
-            "training.warmup_epochs %g is not below training.epochs %d: the learning rate never reaches its "
-            "peak of %g",
+            "training.warmup_epochs %g is all of training.epochs %d: the learning rate only rises, and "
+            "training.min_learning_rate has no effect",
             training.warmup_epochs,
             training.epochs,
-            training.learning_rate,
         )
 
 
