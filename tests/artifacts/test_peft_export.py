@@ -185,7 +185,7 @@ def test_a_text_classifier_loads_in_peft_as_the_page_on_serving_says(tmp_path):
     write_text(tmp_path / "a", base, AdapterConfig(method="lora", bottleneck=2, bits=4))
     artifact = read_artifact(tmp_path / "a")
     export_peft(artifact, tmp_path / "peft")
-    model = peft.AutoPeftModel.from_pretrained(tmp_path / "peft").eval()
+    model = peft.AutoPeftModelForFeatureExtraction.from_pretrained(tmp_path / "peft").eval()
     head = safetensors.torch.load_file(tmp_path / "peft" / "head.safetensors")
     inputs = {"input_ids": torch.tensor([[4, 5, 6]]), "attention_mask": torch.ones(1, 3, dtype=torch.int64)}
     logits = model(**inputs).last_hidden_state[:, 0] @ head["head.weight"].T + head["head.bias"]
