@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -132,13 +132,16 @@ def _equal(written: Mapping[str, RawTensor], read: Mapping[str, RawTensor]) -> b
     )
 
 
-def with_base(imported: Imported, model: Mapping[str, Any] | None, sha256: str | None) -> Imported:
+def with_base(
+    imported: Imported, model: Mapping[str, Any] | None, sha256: str | None, classes: Sequence[str] = ()
+) -> Imported:
     """Return the adapter with what is known of its base model.
 
     Args:
         imported: the adapter.
         model: a `model:` section that finds the base; None keeps the one of the foreign file.
         sha256: hash of the base's weights.
+        classes: names of the classes, which a foreign file does not tell; none keep their numbers.
 
     Returns:
         A copy.
@@ -148,7 +151,11 @@ def with_base(imported: Imported, model: Mapping[str, Any] | None, sha256: str |
         update |= {"id": model["name"], "revision": None}
     base = manifest.base.model_copy(update=update)
     section = {key: value for key, value in (model or manifest.model).items() if value is not None}
-    return replace(imported, manifest=manifest.model_copy(update={"base": base, "model": section}))
+    task = manifest.task
+    if task is not None and classes:
+        task = task.model_copy(update={"classes": tuple(classes)})
+    update_all = {"base": base, "model": section, "task": task}
+    return replace(imported, manifest=manifest.model_copy(update=update_all))
 
 
 def write_imported(

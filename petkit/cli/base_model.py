@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from petkit.cli import output
 from petkit.errors import PetkitError
+
+if TYPE_CHECKING:
+    from petkit.models.loaded import LoadedModel
 
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -29,36 +32,58 @@ def wanted_base(base: str, artifact: Path) -> str:
     if SHA256.fullmatch(base):
         return base.lower()
     from petkit.artifacts.reader import read_manifest
+    from petkit.artifacts.router import is_router
     from petkit.methods.binary_adapter.recorded import check_sections
+    from petkit.methods.edrm.recipe import load_language_model
+    from petkit.models.loading import relocated
 
+    if is_router(artifact):
+        return load_language_model(base).sha256
     manifest = read_manifest(artifact)
     check_sections(manifest, artifact)
-    return hash_base(base, manifest.model, manifest.task.type if manifest.task else None)
+    section = relocated(manifest.model, base)
+    return load_base(base, section, manifest.task.type if manifest.task else None).base_sha256
 
 
-def hash_base(base: str, model: Mapping[str, Any], task: str | None) -> str:
-    """Load a model and return the hash of its frozen weights.
+def load_base(base: str, section: Mapping[str, Any], task: str | None) -> LoadedModel:
+    """Load a base model for its hash.
 
     Args:
-        base: as `model.name` of a recipe, or a file of weights.
-        model: the settings of the recipe's `model:` section that belong to the architecture.
+        base: as the command line names it, for messages.
+        section: the recipe's `model:` section that finds it.
         task: what the head is for; None stands for image classification.
 
     Returns:
-        Hexadecimal SHA-256.
+        The model.
 
     Raises:
         PetkitError: the model cannot be loaded.
     """
     from petkit.models.config import ModelConfig
-    from petkit.models.loading import load_model, relocated
+    from petkit.models.loading import load_model
 
     kind = task or "image_classification"
     output.log(f"hashing the weights of {base}")
-    config = ModelConfig(**relocated(model, base))
     try:
-        return load_model(config, kind).base_sha256  # type: ignore[arg-type]
+        return load_model(ModelConfig(**section), kind)  # type: ignore[arg-type]
     except PetkitError as error:
         # Here the model stands in a flag, not in a recipe.
         reason = re.sub(r"^model\.(name|weights)", "--base", str(error))
         raise type(error)(f"--base {base} does not load as the artifact's kind ({kind}): {reason}") from error
+
+
+def class_names(loaded: LoadedModel, count: int) -> tuple[str, ...]:
+    """Return the names that a transformers model has for its classes.
+
+    Args:
+        loaded: the model.
+        count: how many there must be.
+
+    Returns:
+        The names, or none where the model numbers its classes or has another number of them.
+    """
+    settings = getattr(getattr(loaded.model, "backbone", None), "config", None)
+    names = getattr(settings, "id2label", None) or {}
+    found = tuple(str(names[index]) for index in sorted(names))
+    numbered = found == tuple(f"LABEL_{index}" for index in range(len(found)))
+    return found if len(found) == count and len(set(found)) == count and not numbered else ()

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from petkit.artifacts.importing import Imported
 
 
+# What stands for a base that the folder does not name.
+UNKNOWN = "unknown"
+
+
 class TaskName(str, Enum):
     """What a model is for."""
 
@@ -47,6 +51,12 @@ def command(
             help="Base model, its weight file, or its sha256; the hash is recorded.",
         ),
     ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights", metavar="FILE", help="Weight file of --base MODEL, where it is not published."
+        ),
+    ] = None,
     task: Annotated[
         TaskName | None,
         typer.Option("--task", help="peft: what the model is for, where the folder does not say it."),
@@ -66,7 +76,7 @@ def command(
     from petkit.artifacts.checks import checks_json, exit_code
     from petkit.artifacts.importing import write_imported
 
-    imported = _with_base(_read(path, source, config, allow_pickle, task), base)
+    imported = _with_base(_read(path, source, config, allow_pickle, task), base, weights)
     artifact, checks = write_imported(imported, out, overwrite)
     for check in checks:
         output.log(f"{check.name}: {'ok' if check.ok else 'FAILED'}, {check.detail}")
@@ -93,21 +103,37 @@ def _read(
     return import_peft(path, allow_pickle, task.value if task else None)
 
 
-def _with_base(imported: Imported, base: str | None) -> Imported:
+def _with_base(imported: Imported, base: str | None, weights: Path | None) -> Imported:
     from petkit.artifacts.importing import with_base
-    from petkit.cli.base_model import SHA256, hash_base
+    from petkit.cli.base_model import SHA256, class_names, load_base
     from petkit.models.loading import relocated
 
     manifest = imported.manifest
     if manifest.task is None:
         names = ", ".join(task.value for task in TaskName)
         output.warn(f"the folder does not say what the model is for: --task records one of {names}")
+    if weights is not None and (base is None or SHA256.fullmatch(base)):
+        raise ConfigError("--weights needs --base MODEL: a file does not tell which model its weights are of")
     if base is None:
-        output.warn(f"the hash of the base {manifest.base.id} is unknown; --base MODEL records it")
+        _warn_of_base(manifest.base.id)
         return imported
     if SHA256.fullmatch(base):
         return with_base(imported, None, base.lower())
     if manifest.task is None:
         raise ConfigError("--base MODEL needs --task: how a model is loaded depends on what it is for")
-    sha256 = hash_base(base, manifest.model, manifest.task.type)
-    return with_base(imported, relocated(manifest.model, base), sha256)
+    section = relocated(manifest.model, base)
+    if section["name"] == UNKNOWN:
+        raise ConfigError(f"the folder does not name its model: give --base MODEL and --weights {base}")
+    if weights is not None:
+        section["weights"] = str(weights)
+    loaded = load_base(base, section, manifest.task.type)
+    return with_base(imported, section, loaded.base_sha256, class_names(loaded, len(manifest.task.classes)))
+
+
+def _warn_of_base(name: str) -> None:
+    if name == UNKNOWN:
+        output.warn(
+            "the folder does not name its model: --base MODEL records it; until then it cannot be used"
+        )
+    else:
+        output.warn(f"the hash of the base {name} is unknown; --base MODEL records it")

@@ -137,6 +137,32 @@ def test_a_repeated_key_and_a_regression_are_refused(petkit, tmp_path):
     assert "has one output, a regression" in result.err
 
 
+def test_a_base_that_the_folder_does_not_name(petkit, tmp_path):
+    from petkit.models.config import ModelConfig
+    from petkit.models.loading import load_model
+
+    folder = peft_folder(tmp_path / "peft", base_model_name_or_path=None)
+    result = petkit("convert", folder, "--from", "peft", "-o", tmp_path / "a")
+    assert result.code == 0
+    assert "does not name its model: --base MODEL records it" in result.err
+    model = load_model(ModelConfig(name="timm/test_vit", pretrained=False), "image_classification").model
+    file = tmp_path / "base.safetensors"
+    state = {name: x.numpy() for name, x in model.state_dict().items() if not name.startswith("head.")}
+    safetensors.numpy.save_file(state, file)
+    flags = ["--from", "peft", "--task", "image_classification", "-o", tmp_path / "b"]
+    result = petkit("convert", folder, *flags, "--base", file)
+    assert result.code == 2
+    assert "give --base MODEL and --weights" in result.err
+    result = petkit("convert", folder, *flags, "--weights", file)
+    assert result.code == 2
+    assert "--weights needs --base MODEL" in result.err
+    result = petkit("convert", folder, *flags, "--base", "timm/test_vit", "--weights", file)
+    assert result.code == 0, result.err
+    manifest = read_artifact(tmp_path / "b").manifest
+    assert (manifest.base.id, manifest.model["weights"]) == ("timm/test_vit", str(file))
+    assert len(manifest.base.sha256) == 64
+
+
 @pytest.mark.slow
 def test_a_published_checkpoint_with_a_weight_file(petkit, tmp_path):
     import timm

@@ -21,6 +21,10 @@ def converted(tmp_path_factory):
     make, _, options = OWN["roberta"]
     save_adapter(folder / "peft", make, options)
     save_headless(make, folder / "base")
+    config = folder / "base" / "config.json"
+    names = {"0": "bad", "1": "fair", "2": "good"}
+    labels = {"id2label": names, "label2id": {name: int(key) for key, name in names.items()}}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **labels}))
     flags = ["--from", "peft", "--base", str(folder / "base"), "-o", str(folder / "artifact"), "--quiet"]
     assert run(["convert", str(folder / "peft"), *flags]) == 0
     return folder
@@ -30,13 +34,13 @@ def test_it_predicts_and_verifies(petkit, converted):
     result = petkit("predict", converted / "artifact", "w1 w2 w3", "--json")
     assert result.code == 0, result.err
     (prediction,) = json.loads(result.out)["predictions"]
-    assert {one["class"] for one in prediction["classes"]} == {"0", "1", "2"}
+    assert {one["class"] for one in prediction["classes"]} == {"bad", "fair", "good"}
     assert petkit("verify", converted / "artifact", "--base", converted / "base").code == 0
 
 
 def test_it_is_evaluated_and_quantised_on_data(petkit, converted, tmp_path):
     for split in ("train", "test"):
-        rows = [{"text": f"w{n} w{n + 1}", "label": str(n % 3)} for n in range(12)]
+        rows = [{"text": f"w{n} w{n + 1}", "label": ["bad", "fair", "good"][n % 3]} for n in range(12)]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = petkit("eval", converted / "artifact", "--data", tmp_path, "--json")
     assert result.code == 0, result.err
