@@ -103,7 +103,7 @@ def load_adapted(
     kind: Task = task.type if task else "image_classification"
     base = load_model(model_config, kind, _class_count(artifact))
     check_base(artifact, base)
-    _check_filled(artifact, base)
+    check_filled(artifact, base)
     insert(base.model, adapter_config)
     load_packed(
         base.model, artifact.packed, artifact.dense, artifact.manifest.scaling, as_dense=mode == "dense"
@@ -135,6 +135,26 @@ def check_base(artifact: Artifact, base: LoadedModel) -> None:
         )
 
 
+def check_filled(artifact: Artifact, base: LoadedModel) -> None:
+    """Refuse an artifact that leaves layers random which its base's files do not hold either.
+
+    Args:
+        artifact: The artifact.
+        base: The loaded base; its `unset` names those layers.
+
+    Raises:
+        ArtifactError: A layer is in neither; the message names it.
+    """
+    random = sorted(set(base.unset) - set(artifact.raw_dense))
+    if random:
+        names = ", ".join(name.partition(".")[2] for name in random[:4])
+        raise ArtifactError(
+            f"{artifact.folder} and its base {base.base_id} both lack {names}"
+            f"{' and more' if len(random) > 4 else ''}: it would be random there; save "
+            "these modules with the adapter (PEFT's modules_to_save), or give its checkpoint with --base"
+        )
+
+
 def relocated(section: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Return a `model:` section that finds the same weights in another place.
 
@@ -149,17 +169,6 @@ def relocated(section: Mapping[str, Any], place: str) -> dict[str, Any]:
         return {**section, "weights": place}
     # The recorded revision and weight file belong to the old place.
     return {**section, "name": place, "revision": None, "weights": None}
-
-
-def _check_filled(artifact: Artifact, base: LoadedModel) -> None:
-    random = sorted(set(base.unset) - set(artifact.raw_dense))
-    if random:
-        names = ", ".join(name.partition(".")[2] for name in random[:4])
-        raise ArtifactError(
-            f"{artifact.folder} and its base {base.base_id} both lack {names}"
-            f"{' and more' if len(random) > 4 else ''}: it would be random there; save "
-            "these modules with the adapter (PEFT's modules_to_save), or give its checkpoint with --base"
-        )
 
 
 def _configs(artifact: Artifact, base_override: str | None) -> tuple[ModelConfig, AdapterConfig]:

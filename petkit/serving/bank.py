@@ -12,17 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from petkit.artifacts import Artifact, Task, read_manifest
+from petkit.artifacts import Artifact, Task
 from petkit.artifacts.paths import check_name
 from petkit.artifacts.reader import MANIFEST
 from petkit.errors import ArtifactError, InputError
-from petkit.methods.binary_adapter.recorded import check_sections
+from petkit.methods.binary_adapter.recorded import read_checked
 from petkit.models.config import AdapterConfig, ModelConfig
 from petkit.models.inserts import insert, remove, set_head
 from petkit.models.loaded import LoadedModel, compute_logits
 from petkit.models.loading import load_model, relocated
 from petkit.serving.bank_insert import BankInsert, Request
 from petkit.serving.entry import Entry, Shape, make_head, read_for
+from petkit.serving.own_layers import OwnHead, OwnLayers, Shapes, own_shapes
 
 BASE = "base"
 # Adapters read before their bits go into the banks: large enough to amortise the copy, small in memory.
@@ -48,9 +49,11 @@ class BankModel:
         pooling: the recipe's model.pooling, with which the base was loaded.
         device: where the model and the bank lie.
         source: whose shape it is, for messages.
+        own: shapes of the last layers that every adapter brings, as `own_shapes` gives them, where the base
+            was loaded with pooling "own".
 
     Raises:
-        InputError: 32-bit adapters, or a task without a head.
+        InputError: 32-bit adapters, a task without a head, or a layer that the base does not have.
 
     Source:
         The bank operator of petkit.ops; adapters as in Jie, Wang and Deng (2023).
@@ -64,6 +67,7 @@ class BankModel:
         pooling: str | None = None,
         device: torch.device | str = "cpu",
         source: str = "the bank",
+        own: Shapes | None = None,
     ) -> None:
         if base.kind == "causal_lm":
             raise InputError(
@@ -77,8 +81,9 @@ class BankModel:
         self.device = torch.device(device)
         self._model, self._request = base.model.to(self.device).eval(), Request()
         sites = insert(self._model, config)
-        self._shape = Shape(base, config, task, pooling, tuple(sites), source)
+        self._shape = Shape(base, config, task, pooling, tuple(sites), source, own or {})
         self._sites = self._occupy(config)
+        self._own = OwnLayers(self._model, tuple(self._shape.own), self._request)
         self._model.requires_grad_(False)
         self._entries: dict[str, Entry] = {}
         self._tasks: dict[Task, Task] = {}
@@ -106,8 +111,8 @@ class BankModel:
         """
         folders = artifact_folders(folder)
         first, path = next(iter(folders.items()))
-        manifest = read_manifest(path)
-        check_sections(manifest, path)
+        artifact = read_checked(path)
+        manifest = artifact.manifest
         if manifest.task is None:
             raise InputError(f"{path} must name its task in {MANIFEST}, got none")
         section = {"name": manifest.base.id, **manifest.model}
@@ -115,7 +120,8 @@ class BankModel:
         task = manifest.task.type
         loaded = load_model(model, task, num_classes=1)
         source = f"adapter {first}, the first of the folder"
-        bank = cls(loaded, AdapterConfig(**manifest.adapter), task, model.pooling, device, source)
+        adapter = AdapterConfig(**manifest.adapter)
+        bank = cls(loaded, adapter, task, model.pooling, device, source, own_shapes(artifact))
         bank.add_many(folders)
         return bank
 
@@ -242,6 +248,7 @@ class BankModel:
             self._entries = {key: entry for key, entry in self._entries.items() if key != name}
             for site in self._sites.values():
                 site.bank.clear(slot)
+            self._own.clear(slot)
             self._free.append(slot)
 
     def forward(self, inputs: Tensor | Mapping[str, Tensor], names: Sequence[str | None]) -> list[Tensor]:
@@ -270,7 +277,7 @@ class BankModel:
                 f"names must hold one adapter name a sample and at least one, got {len(names)} for {size}"
             )
         with self._lock, torch.inference_mode():
-            entries = [None if name is None or name == BASE else self.entry(name) for name in names]
+            entries = [self._entry_or_none(name) for name in names]
             slots = torch.tensor(
                 [-1 if entry is None else entry.slot for entry in entries], device=self.device
             )
@@ -285,10 +292,21 @@ class BankModel:
 
     __call__ = forward
 
+    def _entry_or_none(self, name: str | None) -> Entry | None:
+        if name is not None and name != BASE:
+            return self.entry(name)
+        if self._shape.own:
+            raise InputError(
+                f"{BASE!r} is the frozen model, whose last layers come with the adapters: name an adapter"
+            )
+        return None
+
     def _occupy(self, config: AdapterConfig) -> dict[str, BankInsert]:
         """Replace the trainable adapters that `insert` has made by bank sites; the head by the identity."""
         remove(self._model)
-        set_head(self._model, nn.Identity())
+        # A classifier with layers of its own has no attribute `head` that could be taken off.
+        if not self._shape.own:
+            set_head(self._model, nn.Identity())
         sites = {}
         for site in self._shape.sites:
             module = BankInsert(
@@ -371,6 +389,9 @@ class BankModel:
         with self._lock:
             for site, module in self._sites.items():
                 _fill(module, site, slots, artifacts)
+            for entry in entries.values():
+                if isinstance(entry.head, OwnHead):
+                    self._own.fill(entry.slot, entry.head.tensors)
         return entries
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,7 +17,9 @@ from petkit.methods.binary_adapter.recorded import read_checked
 from petkit.models.config import AdapterConfig
 from petkit.models.inserts import Site
 from petkit.models.loaded import LoadedModel
+from petkit.models.loading import check_filled
 from petkit.ops import lowbit_linear
+from petkit.serving.own_layers import OwnHead, Shapes, make_own_head, own_shapes
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -70,7 +72,7 @@ class Entry:
 
     name: str
     slot: int
-    head: DenseHead | BinaryHead
+    head: DenseHead | BinaryHead | OwnHead
     task: Task
 
 
@@ -85,6 +87,8 @@ class Shape:
         pooling: the recipe's model.pooling; None is the base's own.
         sites: places of the adapters, in the model's order.
         source: what told all this, for messages.
+        own: shapes of the last layers that every adapter brings, as `own_shapes` gives them; none where
+            the adapters have a linear head.
     """
 
     base: LoadedModel
@@ -93,6 +97,7 @@ class Shape:
     pooling: str | None
     sites: tuple[Site, ...]
     source: str = "the bank"
+    own: Shapes = field(default_factory=dict)
 
     def matrices(self) -> dict[str, tuple[int, int]]:
         """Shape (out, in) of every adapter matrix by module name."""
@@ -120,9 +125,10 @@ def read_for(shape: Shape, name: str, folder: str | os.PathLike[str]) -> Artifac
         InputError: another base, task, image size, method, codebook, bit width or shape, or 32-bit weights.
     """
     artifact = read_checked(Path(folder))
-    fault = _base_fault(shape, artifact) or _adapter_fault(shape, artifact) or _head_fault(artifact)
+    fault = _base_fault(shape, artifact) or _adapter_fault(shape, artifact) or _head_fault(shape, artifact)
     if fault:
         raise InputError(f"adapter {name}: {fault}")
+    check_filled(artifact, shape.base)
     return artifact
 
 
@@ -176,20 +182,32 @@ def _shape_fault(shape: Shape, given: Mapping[str, tuple[int, int]]) -> str | No
     return None
 
 
-def _head_fault(artifact: Artifact) -> str | None:
-    extra = sorted(set(artifact.raw_dense) - {"head.weight", "head.bias"})
-    if extra:
-        return f"a bank holds adapters and heads, it cannot keep {extra[0]}"
-    if "head" not in artifact.packed and "head.weight" not in artifact.raw_dense:
+def _head_fault(shape: Shape, artifact: Artifact) -> str | None:
+    given = own_shapes(artifact)
+    for name in sorted({*shape.own, *given}):
+        if name not in given:
+            return f"{name} must be there as in {shape.source}, got none"
+        if name not in shape.own:
+            return f"{name} must not be there: {shape.source} brings no such layer"
+        if shape.own[name] != given[name]:
+            return _other(shape, f"the shape of {name}", _shown(shape.own[name]), _shown(given[name]))
+    if given and not any(-1 in sizes for sizes in given.values()):
+        return "task.classes must name as many classes as the last layer has, got another number"
+    if not given and "head" not in artifact.packed and "head.weight" not in artifact.raw_dense:
         return "head.weight must be there, got no head"
     return None
 
 
-def make_head(artifact: Artifact, device: torch.device) -> DenseHead | BinaryHead:
+def _shown(sizes: tuple[int, ...]) -> str:
+    return f"({', '.join('classes' if size < 0 else str(size) for size in sizes)})"
+
+
+def make_head(artifact: Artifact, device: torch.device) -> DenseHead | BinaryHead | OwnHead:
     """The classifier of an artifact.
 
     Args:
-        artifact: with `head` packed, or `head.weight` and perhaps `head.bias` dense.
+        artifact: with `head` packed, with `head.weight` and perhaps `head.bias` dense, or with the last
+            layers of a transformers classifier.
         device: where to.
 
     Returns:
@@ -202,6 +220,8 @@ def make_head(artifact: Artifact, device: torch.device) -> DenseHead | BinaryHea
     if matrix is not None:
         shift, scale = torch.tensor([matrix.shift, matrix.scale], dtype=torch.float32, device=device)
         return BinaryHead(matrix.rows().to(device), shift, scale, matrix.bits, matrix.kind)
+    if "head.weight" not in artifact.raw_dense:
+        return make_own_head(artifact, device)
     bias = artifact.dense.get("head.bias")
     return DenseHead(
         artifact.dense["head.weight"].to(device, torch.float32),
