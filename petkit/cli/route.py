@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from petkit.cli import common, output
+from petkit.cli.grouped import grouped
 from petkit.errors import ConfigError, GateError
 
 if TYPE_CHECKING:
     from petkit.data.questions import Question
+    from petkit.methods.edrm.calibration import Objective
     from petkit.methods.edrm.config import RouterConfig
     from petkit.methods.edrm.recipe import Router
 
@@ -34,10 +38,6 @@ RouterOption = Annotated[
 OutOption = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write as well.")
 ]
-ProbeOption = Annotated[
-    int | None,
-    typer.Option("--probe-tokens", metavar="N", min=3, help="Tokens that are looked at (default 64)."),
-]
 LengthOption = Annotated[
     int | None,
     typer.Option("--max-new-tokens", metavar="N", min=1, help="Tokens of an answer (default 512)."),
@@ -48,18 +48,94 @@ BatchOption = Annotated[
 SkipOption = Annotated[bool, typer.Option("--skip-bad", help="Leave faulty lines out, naming each.")]
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What changes the defaults, or a router's own settings."""
+
+    settings: common.SetOption = None
+    probe_tokens: Annotated[
+        int | None,
+        typer.Option("--probe-tokens", metavar="N", min=3, help="Tokens that are looked at (default 64)."),
+    ] = None
+
+    def config(self, router: Path | None = None, max_new_tokens: int | None = None) -> RouterConfig:
+        """The defaults or the router's settings, changed by --set and flags."""
+        from petkit.artifacts.router import read_router
+        from petkit.configuration import resolve
+        from petkit.methods.edrm.config import RouterConfig
+
+        if router is not None:
+            read_router(router)
+        files = [] if router is None else [router / "config.yaml"]
+        flags = {"probe_tokens": self.probe_tokens, "max_new_tokens": max_new_tokens}
+        return resolve(RouterConfig, files, self.settings or (), flags).config
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the model runs on."""
+
+    device: common.DeviceOption = "auto"
+    threads: common.ThreadsOption = None
+
+    def router(
+        self, model: str, config: RouterConfig, batch_size: int = 1, folder: Path | None = None
+    ) -> Router:
+        """Load the model, and check that a router in a folder was made for it."""
+        from petkit.methods.edrm.recipe import Router, load_language_model, load_router
+        from petkit.training import device as devices
+
+        devices.configure(self.threads, deterministic=False)
+        loaded = load_language_model(model, devices.resolve_device(self.device))
+        if folder is not None:
+            load_router(folder, loaded)
+        return Router(loaded, config, batch_size)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Questions with answers, and what is known of them."""
+
+    data: DataOption = None
+    outcomes: Annotated[
+        Path | None,
+        typer.Option(
+            "--outcomes",
+            metavar="FILE",
+            help="Keep what is measured in this JSONL, and measure only what it lacks.",
+        ),
+    ] = None
+    max_new_tokens: LengthOption = None
+    batch_size: BatchOption = 16
+    skip_bad: SkipOption = False
+
+    def questions(self) -> list[Question]:
+        """Read them all."""
+        return _questions(self.data, None, self.skip_bad, labelled=True)
+
+    def measured(self, router: Router, questions: Sequence[Question]) -> list[dict[str, Any]]:
+        """Answer them in every mode, but for those whose outcomes are kept."""
+        from petkit.methods.edrm.outcome_file import OutcomeFile
+
+        kept = OutcomeFile(self.outcomes)
+        known = sum(router.key_of(question) in kept.records for question in questions)
+        if known:
+            output.log(f"{known} of {len(questions)} outcomes are kept in {self.outcomes}")
+        with output.progress("every mode", 4 * len(questions), "steps", 4 * known) as advance:
+            return router.measure(questions, advance, kept)
+
+
 @app.command()
+@grouped
 def probe(
     model: ModelArgument,
     data: Annotated[list[Path], typer.Argument(metavar="DATA...", help="JSONL files of questions.")],
     folder: common.OutputOption,
-    settings: common.SetOption = None,
-    probe_tokens: ProbeOption = None,
+    given: Settings,
+    machine: Machine,
     batch_size: BatchOption = 16,
     skip_bad: SkipOption = False,
     overwrite: common.OverwriteFlag = False,
-    device: common.DeviceOption = "auto",
-    threads: common.ThreadsOption = None,
     as_json: common.JsonFlag = False,
 ) -> None:
     """Decode the first tokens of each answer and write their entropies, for `explain`."""
@@ -67,8 +143,8 @@ def probe(
 
     questions = _questions(data, None, skip_bad)
     _check_output(folder, overwrite)
-    config = _config(settings, None, probe_tokens=probe_tokens)
-    router = _router(model, config, batch_size, device, threads)
+    config = given.config()
+    router = machine.router(model, config, batch_size)
     with output.progress("route probe", len(questions), "questions") as advance:
         probes = router.probe(questions, advance)
     records = [record_of(question, one) for question, one in zip(questions, probes, strict=True)]
@@ -80,13 +156,17 @@ def probe(
         "tokens": sum(one.cost for one in probes),
         "items": items,
     }
-    _write(folder, {"trajectories.jsonl": _lines(records), "result.json": _pretty(result)}, overwrite)
-    _report(folder, items, records)
+    with _staged(folder, overwrite) as stage:
+        _write(stage, {"trajectories.jsonl": _lines(records), "result.json": _pretty(result)})
+        _report(stage, items, records)
     output.print_result(_item_table(items), result, as_json)
 
 
 @app.command()
+@grouped
 def explain(
+    given: Settings,
+    machine: Machine,
     file: Annotated[
         Path | None, typer.Argument(metavar="[FILE]", help="JSONL of id and entropies, as probe writes it.")
     ] = None,
@@ -95,57 +175,56 @@ def explain(
         str | None, typer.Option("--model", metavar="MODEL", help="The model that --question is put to.")
     ] = None,
     router: RouterOption = None,
-    settings: common.SetOption = None,
-    probe_tokens: ProbeOption = None,
     folder: OutOption = None,
     overwrite: common.OverwriteFlag = False,
-    device: common.DeviceOption = "auto",
-    threads: common.ThreadsOption = None,
     as_json: common.JsonFlag = False,
 ) -> None:
     """Show a trajectory, its descriptors and the inequality that decided; with -o as a picture too."""
+    from petkit.methods.edrm.recipe import record_of
+
     if (file is None) == (question is None):
         raise ConfigError("explain needs either FILE or --question TEXT")
     if (question is None) != (model is None):
         raise ConfigError("--question and --model MODEL go together")
     if folder is not None:
         _check_output(folder, overwrite)
-    config = _config(settings, router, probe_tokens=probe_tokens)
+    config = given.config(router)
     if file is not None:
         records = _trajectories(file)
     else:
-        records = _probe_one(str(question), str(model), config, router, device, threads)
+        questions = _questions(None, question, False)
+        written = machine.router(str(model), config, folder=router).probe(questions)
+        records = [record_of(questions[0], written[0])]
     items = _explained(records, config)
     if folder is not None:
-        _write(folder, {"result.json": _pretty({"items": items})}, overwrite)
-        _report(folder, items, records)
+        with _staged(folder, overwrite) as stage:
+            _write(stage, {"result.json": _pretty({"items": items})})
+            _report(stage, items, records)
     text = "\n\n".join(_trace(record, item) for record, item in zip(records, items, strict=True))
     output.print_result(text or "no trajectory", {"items": items}, as_json)
 
 
 @app.command()
+@grouped
 def run(
     model: ModelArgument,
+    given: Settings,
+    machine: Machine,
     data: DataOption = None,
     question: QuestionOption = None,
     router: RouterOption = None,
-    settings: common.SetOption = None,
-    probe_tokens: ProbeOption = None,
     max_new_tokens: LengthOption = None,
     batch_size: BatchOption = 16,
     skip_bad: SkipOption = False,
     folder: OutOption = None,
     overwrite: common.OverwriteFlag = False,
-    device: common.DeviceOption = "auto",
-    threads: common.ThreadsOption = None,
     as_json: common.JsonFlag = False,
 ) -> None:
     """Answer questions, each in the mode that its probe asks for."""
     questions = _questions(data, question, skip_bad)
     if folder is not None:
         _check_output(folder, overwrite)
-    config = _config(settings, router, probe_tokens=probe_tokens, max_new_tokens=max_new_tokens)
-    answering = _router(model, config, batch_size, device, threads, router)
+    answering = machine.router(model, given.config(router, max_new_tokens), batch_size, router)
     with output.progress("route run", 2 * len(questions), "steps") as advance:
         answers = answering.run(questions, advance)
     items = [
@@ -154,7 +233,8 @@ def run(
     ]
     result = {"model": model, "items": items, "tokens": sum(answer.tokens for answer in answers)}
     if folder is not None:
-        _write(folder, {"answers.jsonl": _lines(items), "result.json": _pretty(result)}, overwrite)
+        with _staged(folder, overwrite) as stage:
+            _write(stage, {"answers.jsonl": _lines(items), "result.json": _pretty(result)})
     text = "\n\n".join(
         f"{one['id']} ({one['mode']}, {one['tokens']} tokens: {one['reason']})\n{one['text']}"
         for one in items
@@ -163,10 +243,13 @@ def run(
 
 
 @app.command()
+@grouped
 def calibrate(
     model: ModelArgument,
     folder: common.OutputOption,
-    data: DataOption = None,
+    given: Settings,
+    machine: Machine,
+    labelled: Labelled,
     max_tokens: Annotated[
         float | None,
         typer.Option("--max-tokens", metavar="X", min=1, help="Most accuracy within X tokens a question."),
@@ -175,77 +258,72 @@ def calibrate(
         float | None,
         typer.Option("--min-accuracy", metavar="X", min=0, max=1, help="Fewest tokens with X right."),
     ] = None,
-    settings: common.SetOption = None,
-    probe_tokens: ProbeOption = None,
-    max_new_tokens: LengthOption = None,
-    batch_size: BatchOption = 16,
-    skip_bad: SkipOption = False,
     overwrite: common.OverwriteFlag = False,
-    device: common.DeviceOption = "auto",
-    threads: common.ThreadsOption = None,
     as_json: common.JsonFlag = False,
 ) -> None:
     """Fit a router's thresholds to labelled questions; it is bound to the model's weights."""
-    from petkit.methods.edrm.calibration import Objective, calibrate
+    from petkit.methods.edrm.calibration import calibrate
     from petkit.methods.edrm.evaluation import compared, read_outcomes
     from petkit.methods.edrm.recipe import save_router
 
-    if max_tokens is not None and min_accuracy is not None:
-        raise ConfigError("--max-tokens and --min-accuracy exclude each other: one limit at a time")
-    objective = Objective()
-    if max_tokens is not None:
-        objective = Objective("accuracy", max_tokens)
-    if min_accuracy is not None:
-        objective = Objective("tokens", min_accuracy)
-    questions = _questions(data, None, skip_bad, labelled=True)
+    objective = _objective(max_tokens, min_accuracy)
+    questions = labelled.questions()
     _check_output(folder, overwrite)
-    config = _config(settings, None, probe_tokens=probe_tokens, max_new_tokens=max_new_tokens)
-    router = _router(model, config, batch_size, device, threads)
-    records = _measured(router, questions)
+    config = given.config(None, labelled.max_new_tokens)
+    router = machine.router(model, config, labelled.batch_size)
+    records = labelled.measured(router, questions)
     thresholds = calibrate(read_outcomes(records), objective)
     chosen = config.model_copy(update={"thresholds": type(config.thresholds)(**vars(thresholds))})
     result, met = compared(records, thresholds, objective)
     payload = {"model": model, "thresholds": vars(thresholds), "limit_met": met, **result}
     files = {"outcomes.jsonl": _lines(records), "result.json": _pretty(payload)}
-    save_router(folder, router.language_model, chosen, objective, met, data or (), files, overwrite)
-    _report(folder, _explained(records, chosen), records, result)
+    with _staged(folder, overwrite) as stage:
+        save_router(stage, router.language_model, chosen, objective, met, labelled.data or (), files)
+        _report(stage, _explained(records, chosen), records, result)
     output.print_result(_policy_table(result["policies"]), payload, as_json)
     if not met:
         raise GateError("no thresholds keep the limit on these questions: the nearest were written")
 
 
 @app.command(name="eval")
+@grouped
 def evaluate(
     model: ModelArgument,
-    data: DataOption = None,
+    given: Settings,
+    machine: Machine,
+    labelled: Labelled,
     router: RouterOption = None,
-    settings: common.SetOption = None,
-    probe_tokens: ProbeOption = None,
-    max_new_tokens: LengthOption = None,
-    batch_size: BatchOption = 16,
-    skip_bad: SkipOption = False,
     folder: OutOption = None,
     overwrite: common.OverwriteFlag = False,
-    device: common.DeviceOption = "auto",
-    threads: common.ThreadsOption = None,
     as_json: common.JsonFlag = False,
 ) -> None:
     """Compare the router with fixed modes, other routers and the oracle on labelled questions."""
     from petkit.methods.edrm.algorithm import Thresholds
     from petkit.methods.edrm.evaluation import compared
 
-    questions = _questions(data, None, skip_bad, labelled=True)
+    questions = labelled.questions()
     if folder is not None:
         _check_output(folder, overwrite)
-    config = _config(settings, router, probe_tokens=probe_tokens, max_new_tokens=max_new_tokens)
-    answering = _router(model, config, batch_size, device, threads, router)
-    records = _measured(answering, questions)
+    config = given.config(router, labelled.max_new_tokens)
+    answering = machine.router(model, config, labelled.batch_size, router)
+    records = labelled.measured(answering, questions)
     result, _ = compared(records, Thresholds(**config.thresholds.model_dump()))
     payload = {"model": model, "model_sha256": answering.language_model.sha256, **result}
     if folder is not None:
-        _write(folder, {"outcomes.jsonl": _lines(records), "result.json": _pretty(payload)}, overwrite)
-        _report(folder, _explained(records, config), records, result)
+        with _staged(folder, overwrite) as stage:
+            _write(stage, {"outcomes.jsonl": _lines(records), "result.json": _pretty(payload)})
+            _report(stage, _explained(records, config), records, result)
     output.print_result(_policy_table(result["policies"]), payload, as_json)
+
+
+def _objective(max_tokens: float | None, min_accuracy: float | None) -> Objective:
+    from petkit.methods.edrm.calibration import Objective
+
+    if max_tokens is not None and min_accuracy is not None:
+        raise ConfigError("--max-tokens and --min-accuracy exclude each other: one limit at a time")
+    if max_tokens is not None:
+        return Objective("accuracy", max_tokens)
+    return Objective() if min_accuracy is None else Objective("tokens", min_accuracy)
 
 
 def _questions(
@@ -263,52 +341,6 @@ def _questions(
     if not found:
         raise ConfigError("there is no question in the data")
     return found
-
-
-def _config(settings: Sequence[str] | None, router: Path | None, **flags: int | None) -> RouterConfig:
-    """The router's own settings, or the defaults, changed by --set and flags."""
-    from petkit.configuration import resolve
-    from petkit.methods.edrm.config import RouterConfig
-
-    files = [] if router is None else [router / "config.yaml"]
-    if router is not None:
-        from petkit.artifacts.router import read_router
-
-        read_router(router)
-    return resolve(RouterConfig, files, settings or (), flags).config
-
-
-def _router(
-    model: str,
-    config: RouterConfig,
-    batch_size: int,
-    device: str,
-    threads: int | None,
-    folder: Path | None = None,
-) -> Router:
-    from petkit.methods.edrm.recipe import Router, load_language_model, load_router
-    from petkit.training import device as devices
-
-    devices.configure(threads, deterministic=False)
-    loaded = load_language_model(model, devices.resolve_device(device))
-    if folder is not None:
-        load_router(folder, loaded)
-    return Router(loaded, config, batch_size)
-
-
-def _measured(router: Router, questions: Sequence[Question]) -> list[dict[str, Any]]:
-    with output.progress("every mode", 4 * len(questions), "steps") as advance:
-        return router.measure(questions, advance)
-
-
-def _probe_one(
-    question: str, model: str, config: RouterConfig, folder: Path | None, device: str, threads: int | None
-) -> list[dict[str, Any]]:
-    from petkit.methods.edrm.recipe import record_of
-
-    questions = _questions(None, question, False)
-    router = _router(model, config, 1, device, threads, folder)
-    return [record_of(questions[0], router.probe(questions)[0])]
 
 
 def _trajectories(path: Path) -> list[dict[str, Any]]:
@@ -386,7 +418,13 @@ def _check_output(folder: Path, overwrite: bool) -> None:
     check_output(folder, overwrite)
 
 
-def _write(folder: Path, files: Mapping[str, str], overwrite: bool) -> None:
+def _staged(folder: Path, overwrite: bool) -> AbstractContextManager[Path]:
+    from petkit.artifacts.writer import staged_artifact
+
+    return staged_artifact(folder, overwrite)
+
+
+def _write(folder: Path, files: Mapping[str, str]) -> None:
     from petkit.artifacts.files import write_folder
 
     write_folder(folder, {name: text.encode() for name, text in files.items()})

@@ -180,3 +180,22 @@ def test_wrong_usage_gives_2(
     result = petkit("route", *given)
     assert (result.code, result.out) == (2, ""), result.err
     assert message in result.err
+
+
+def test_outcomes_are_kept_and_taken_again(petkit: Petkit, model: Path, data: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "outcomes.jsonl"
+    flags = ("--data", data, "--outcomes", kept, "--max-new-tokens", "12", *FAST, "--json")
+    whole = petkit("route", "eval", model, *flags)
+    lines = kept.read_text().splitlines(keepends=True)
+    assert len(lines) == 3
+    # As after a kill in the midst of the last question.
+    kept.write_text("".join(lines[:-1]) + lines[-1][:30])
+    again = petkit("route", "eval", model, *flags)
+    assert "2 of 3 outcomes are kept in" in again.err
+    assert json.loads(again.out) == json.loads(whole.out)
+    assert kept.read_text() == "".join(lines)
+    fitted = petkit("route", "calibrate", model, *flags, "-o", tmp_path / "router")
+    assert "3 of 3 outcomes are kept in" in fitted.err
+    other = petkit("route", "eval", model, *flags, "--set", "prompts.cot={question} the dog")
+    assert "outcomes are kept" not in other.err
+    assert len(kept.read_text().splitlines()) == 6

@@ -30,6 +30,7 @@ from petkit.methods.edrm.algorithm import (
 )
 from petkit.methods.edrm.calibration import Objective
 from petkit.methods.edrm.config import RouterConfig
+from petkit.methods.edrm.outcome_file import OutcomeFile, outcome_key
 from petkit.models.config import ModelConfig
 from petkit.models.loading import load_adapted, load_model
 from petkit.rollout.entropy import Trajectory
@@ -37,6 +38,9 @@ from petkit.rollout.sampler import Written, generate
 from petkit.rollout.verifiers import score
 
 Progress = Callable[..., None]
+# Batches that are measured before their outcomes go to the disk: standard answers that are already finished
+# after their probe leave gaps, which several batches fill.
+BATCHES_KEPT = 4
 _NOTHING = Trajectory()
 
 
@@ -155,24 +159,44 @@ class Router:
             found.append((text, begun.cost + (tail.cost if tail else 0)))
         return found
 
+    def key_of(self, question: Question) -> str:
+        """Under what the outcome of a question is kept."""
+        return outcome_key(question, self.config, self.language_model.sha256)
+
     def measure(
-        self, questions: Sequence[Question], advance: Progress = lambda *_: None
+        self,
+        questions: Sequence[Question],
+        advance: Progress = lambda *_: None,
+        kept: OutcomeFile | None = None,
     ) -> list[dict[str, Any]]:
         """Answer labelled questions in every mode, for calibration and comparison.
 
         Args:
             questions: with answers.
-            advance: told how many are probed or answered; four steps for each.
+            advance: told how many are probed or answered; four steps for each that is not kept yet.
+            kept: outcomes of earlier calls, which are not measured again; gets the others as they come.
 
         Returns:
             A record for each, as `evaluation.read_outcomes` takes them.
 
         Raises:
-            InputError: a question without an answer.
+            InputError: a question without an answer, or outcomes that cannot be kept.
         """
         for question in questions:
             if question.answer is None:
                 raise InputError(f"question {question.id} has no answer: this needs labelled questions")
+        kept = kept or OutcomeFile(None)
+        keys = [self.key_of(question) for question in questions]
+        missing = {key: own for key, own in zip(keys, questions, strict=True) if key not in kept.records}
+        # Prompts of like lengths go together, so that little is padded.
+        order = sorted(missing.items(), key=lambda item: len(item[1].prompt()))
+        for start in range(0, len(order), step := self.batch_size * BATCHES_KEPT):
+            chunk = order[start : start + step]
+            records = self._measure([question for _, question in chunk], advance)
+            kept.append([(key, record) for (key, _), record in zip(chunk, records, strict=True)])
+        return [kept.records[key] for key in keys]
+
+    def _measure(self, questions: Sequence[Question], advance: Progress) -> list[dict[str, Any]]:
         probes = self.probe(questions, advance)
         records = [record_of(question, probe) for question, probe in zip(questions, probes, strict=True)]
         for mode in MODES:

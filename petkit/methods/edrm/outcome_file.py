@@ -1,0 +1,101 @@
+"""Measured outcomes on disk: hours of decoding that survive a kill and serve several commands."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from petkit.data.questions import Question
+from petkit.errors import InputError
+from petkit.methods.edrm.config import RouterConfig
+
+DIGITS = 32
+
+
+def outcome_key(question: Question, config: RouterConfig, model_sha256: str) -> str:
+    """Name everything that a question's outcome depends on.
+
+    Args:
+        question: with its answer.
+        config: of which the thresholds do not matter, since all modes are measured.
+        model_sha256: of the model that answers.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    settings = config.model_dump(mode="json", exclude={"thresholds"})
+    content = json.dumps([model_sha256, settings, vars(question)], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:DIGITS]
+
+
+class OutcomeFile:
+    """Records in a JSONL file, each under its key; of several with one key the last counts.
+
+    Args:
+        path: of the file, which need not be there yet. None keeps nothing.
+
+    Raises:
+        InputError: it cannot be read, or a line is no record. An unfinished last line, which a killed
+            process leaves, is cut off by the next `append`.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.records: dict[str, dict[str, Any]] = {}
+        # Bytes of whole lines, and of everything that was there.
+        self._whole = self._size = 0
+        if path is not None and path.exists():
+            self._read(path)
+
+    def append(self, records: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        """Keep records, on the disk when this returns.
+
+        Args:
+            records: pairs of key and record.
+
+        Raises:
+            InputError: the file cannot be written, or another process has written to it.
+        """
+        self.records.update(records)
+        if self.path is None or not records:
+            return
+        lines = "".join(
+            json.dumps({"key": key, **record}, ensure_ascii=False) + "\n" for key, record in records
+        )
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab") as stream:
+                if stream.tell() != self._size:
+                    raise InputError(f"outcomes {self.path} were changed by another process: run it again")
+                stream.truncate(self._whole)
+                self._whole += stream.write(lines.encode())
+                self._size = self._whole
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise InputError(f"outcomes cannot be written to {self.path}: {error.strerror}") from error
+
+    def _read(self, path: Path) -> None:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"outcomes {path} cannot be read: {error.strerror}") from error
+        self._whole, self._size = content.rfind(b"\n") + 1, len(content)
+        for number, line in enumerate(content[: self._whole].splitlines(), start=1):
+            record = _record(line)
+            if record is None:
+                raise InputError(f"{path}:{number} must be an outcome that petkit wrote: remove the line")
+            self.records[record.pop("key")] = record
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    wanted = {"key", "id", "dataset", "entropies", "probabilities", "probe_tokens", "modes"}
+    return record if isinstance(record, dict) and wanted <= record.keys() else None
