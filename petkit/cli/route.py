@@ -13,13 +13,13 @@ import typer
 
 from petkit.cli import common, output
 from petkit.cli.grouped import grouped
-from petkit.errors import ConfigError, GateError
+from petkit.errors import ArtifactError, ConfigError, GateError
 
 if TYPE_CHECKING:
     from petkit.data.questions import Question
-    from petkit.methods.edrm.calibration import Objective
-    from petkit.methods.edrm.config import RouterConfig
+    from petkit.methods.edrm.calibration import Objective, Outcomes
     from petkit.methods.edrm.recipe import Router
+    from petkit.methods.edrm.rule import Rule
 
 app = typer.Typer(help="Choose how to answer by the entropy of the first tokens.")
 
@@ -58,17 +58,19 @@ class Settings:
         typer.Option("--probe-tokens", metavar="N", min=3, help="Tokens that are looked at (default 64)."),
     ] = None
 
-    def config(self, router: Path | None = None, max_new_tokens: int | None = None) -> RouterConfig:
-        """The defaults or the router's settings, changed by --set and flags."""
-        from petkit.artifacts.router import read_router
+    def rule(self, router: Path | None = None, max_new_tokens: int | None = None) -> Rule:
+        """The defaults or the router's own rule, changed by --set and flags."""
         from petkit.configuration import resolve
         from petkit.methods.edrm.config import RouterConfig
+        from petkit.methods.edrm.rule import Rule
+        from petkit.methods.edrm.stored import read_rule, stored_config
 
-        if router is not None:
-            read_router(router)
         files = [] if router is None else [router / "config.yaml"]
+        if router is not None and stored_config(router) != resolve(RouterConfig, files, (), {}).config:
+            raise ArtifactError(f"{router} is broken: its config.yaml is not what its petkit.json records")
         flags = {"probe_tokens": self.probe_tokens, "max_new_tokens": max_new_tokens}
-        return resolve(RouterConfig, files, self.settings or (), flags).config
+        config = resolve(RouterConfig, files, self.settings or (), flags).config
+        return Rule(config) if router is None else read_rule(router, config)
 
 
 @dataclass(frozen=True)
@@ -78,18 +80,17 @@ class Machine:
     device: common.DeviceOption = "auto"
     threads: common.ThreadsOption = None
 
-    def router(
-        self, model: str, config: RouterConfig, batch_size: int = 1, folder: Path | None = None
-    ) -> Router:
+    def router(self, model: str, rule: Rule, batch_size: int = 1, folder: Path | None = None) -> Router:
         """Load the model, and check that a router in a folder was made for it."""
-        from petkit.methods.edrm.recipe import Router, load_language_model, load_router
+        from petkit.methods.edrm.recipe import Router, load_language_model
+        from petkit.methods.edrm.stored import check_model
         from petkit.training import device as devices
 
         devices.configure(self.threads, deterministic=False)
         loaded = load_language_model(model, devices.resolve_device(self.device))
         if folder is not None:
-            load_router(folder, loaded)
-        return Router(loaded, config, batch_size)
+            check_model(folder, loaded.name, loaded.sha256)
+        return Router(loaded, rule, batch_size)
 
 
 @dataclass(frozen=True)
@@ -143,12 +144,12 @@ def probe(
 
     questions = _questions(data, None, skip_bad)
     _check_output(folder, overwrite)
-    config = given.config()
-    router = machine.router(model, config, batch_size)
+    rule = given.rule()
+    router = machine.router(model, rule, batch_size)
     with output.progress("route probe", len(questions), "questions") as advance:
         probes = router.probe(questions, advance)
     records = [record_of(question, one) for question, one in zip(questions, probes, strict=True)]
-    items = _explained(records, config)
+    items = rule.explained(records)
     result = {
         "model": model,
         "model_sha256": router.language_model.sha256,
@@ -188,14 +189,14 @@ def explain(
         raise ConfigError("--question and --model MODEL go together")
     if folder is not None:
         _check_output(folder, overwrite)
-    config = given.config(router)
+    rule = given.rule(router)
     if file is not None:
         records = _trajectories(file)
     else:
         questions = _questions(None, question, False)
-        written = machine.router(str(model), config, folder=router).probe(questions)
+        written = machine.router(str(model), rule, folder=router).probe(questions)
         records = [record_of(questions[0], written[0])]
-    items = _explained(records, config)
+    items = rule.explained(records)
     if folder is not None:
         with _staged(folder, overwrite) as stage:
             _write(stage, {"result.json": _pretty({"items": items})})
@@ -224,7 +225,7 @@ def run(
     questions = _questions(data, question, skip_bad)
     if folder is not None:
         _check_output(folder, overwrite)
-    answering = machine.router(model, given.config(router, max_new_tokens), batch_size, router)
+    answering = machine.router(model, given.rule(router, max_new_tokens), batch_size, router)
     with output.progress("route run", 2 * len(questions), "steps") as advance:
         answers = answering.run(questions, advance)
     items = [
@@ -258,28 +259,42 @@ def calibrate(
         float | None,
         typer.Option("--min-accuracy", metavar="X", min=0, max=1, help="Fewest tokens with X right."),
     ] = None,
+    token_weight: Annotated[
+        float | None,
+        typer.Option(
+            "--token-weight",
+            metavar="K",
+            min=0,
+            help="Accuracy that a decade of tokens costs (default 0.07).",
+        ),
+    ] = None,
+    learned: Annotated[
+        bool, typer.Option("--learned", help="Train the network that decides in the thresholds' place.")
+    ] = False,
     overwrite: common.OverwriteFlag = False,
     as_json: common.JsonFlag = False,
 ) -> None:
     """Fit a router's thresholds to labelled questions; it is bound to the model's weights."""
-    from petkit.methods.edrm.calibration import calibrate
+    from petkit.artifacts.manifest import Base
     from petkit.methods.edrm.evaluation import compared, read_outcomes
-    from petkit.methods.edrm.recipe import save_router
+    from petkit.methods.edrm.stored import save_router
 
-    objective = _objective(max_tokens, min_accuracy)
+    objective = _objective(max_tokens, min_accuracy, token_weight, learned)
     questions = labelled.questions()
     _check_output(folder, overwrite)
-    config = given.config(None, labelled.max_new_tokens)
-    router = machine.router(model, config, labelled.batch_size)
+    given_rule = given.rule(None, labelled.max_new_tokens)
+    if learned and given_rule.config.level == "dataset":
+        raise ConfigError("--learned decides for each question: it goes with level question")
+    router = machine.router(model, given_rule, labelled.batch_size)
     records = labelled.measured(router, questions)
-    thresholds = calibrate(read_outcomes(records), objective)
-    chosen = config.model_copy(update={"thresholds": type(config.thresholds)(**vars(thresholds))})
-    result, met = compared(records, thresholds, objective)
-    payload = {"model": model, "thresholds": vars(thresholds), "limit_met": met, **result}
+    rule = _fitted(given_rule, read_outcomes(records), objective, learned)
+    result, met = compared(records, rule, objective)
+    payload = {"model": model, "thresholds": vars(rule.thresholds), "limit_met": met, **result}
     files = {"outcomes.jsonl": _lines(records), "result.json": _pretty(payload)}
+    base = Base(id=model, sha256=router.language_model.sha256)
     with _staged(folder, overwrite) as stage:
-        save_router(stage, router.language_model, chosen, objective, met, labelled.data or (), files)
-        _report(stage, _explained(records, chosen), records, result)
+        save_router(stage, base, rule, objective, met, labelled.data or (), files)
+        _report(stage, rule.explained(records), records, result)
     output.print_result(_policy_table(result["policies"]), payload, as_json)
     if not met:
         raise GateError("no thresholds keep the limit on these questions: the nearest were written")
@@ -298,32 +313,54 @@ def evaluate(
     as_json: common.JsonFlag = False,
 ) -> None:
     """Compare the router with fixed modes, other routers and the oracle on labelled questions."""
-    from petkit.methods.edrm.algorithm import Thresholds
     from petkit.methods.edrm.evaluation import compared
 
     questions = labelled.questions()
     if folder is not None:
         _check_output(folder, overwrite)
-    config = given.config(router, labelled.max_new_tokens)
-    answering = machine.router(model, config, labelled.batch_size, router)
+    rule = given.rule(router, labelled.max_new_tokens)
+    answering = machine.router(model, rule, labelled.batch_size, router)
     records = labelled.measured(answering, questions)
-    result, _ = compared(records, Thresholds(**config.thresholds.model_dump()))
+    result, _ = compared(records, rule)
     payload = {"model": model, "model_sha256": answering.language_model.sha256, **result}
     if folder is not None:
         with _staged(folder, overwrite) as stage:
             _write(stage, {"outcomes.jsonl": _lines(records), "result.json": _pretty(payload)})
-            _report(stage, _explained(records, config), records, result)
+            _report(stage, rule.explained(records), records, result)
     output.print_result(_policy_table(result["policies"]), payload, as_json)
 
 
-def _objective(max_tokens: float | None, min_accuracy: float | None) -> Objective:
-    from petkit.methods.edrm.calibration import Objective
+def _objective(
+    max_tokens: float | None, min_accuracy: float | None, token_weight: float | None, learned: bool
+) -> Objective:
+    from petkit.methods.edrm.calibration import TOKEN_WEIGHT, Objective
 
-    if max_tokens is not None and min_accuracy is not None:
+    limits = [name for name, value in (("max", max_tokens), ("min", min_accuracy)) if value is not None]
+    if len(limits) == 2:
         raise ConfigError("--max-tokens and --min-accuracy exclude each other: one limit at a time")
+    if limits and learned:
+        raise ConfigError("--learned knows no limit: weigh tokens against accuracy with --token-weight")
+    if limits and token_weight is not None:
+        raise ConfigError("--token-weight has no effect with a limit: give one of them")
     if max_tokens is not None:
         return Objective("accuracy", max_tokens)
-    return Objective() if min_accuracy is None else Objective("tokens", min_accuracy)
+    if min_accuracy is not None:
+        return Objective("tokens", min_accuracy)
+    return Objective(weight=TOKEN_WEIGHT if token_weight is None else token_weight)
+
+
+def _fitted(rule: Rule, outcomes: Outcomes, objective: Objective, learned: bool) -> Rule:
+    from petkit.methods.edrm.calibration import calibrate
+    from petkit.methods.edrm.learned import train_router
+    from petkit.methods.edrm.rule import Rule
+
+    config = rule.config
+    if learned:
+        network = train_router(outcomes, weight=objective.weight)
+        return Rule(config.model_copy(update={"rule": "learned"}), network)
+    thresholds = calibrate(outcomes, objective, config.thresholds.overload, rule.route_by(outcomes))
+    update = {"thresholds": type(config.thresholds)(**vars(thresholds))}
+    return Rule(config.model_copy(update=update))
 
 
 def _questions(
@@ -364,12 +401,6 @@ def _trace(record: Mapping[str, Any], item: Mapping[str, Any]) -> str:
     return (
         f"{item['id']}: {item['decision']} ({item['regime']})\n{sparkline(values)}\n{top}; {item['reason']}"
     )
-
-
-def _explained(records: Sequence[Mapping[str, Any]], config: RouterConfig) -> list[dict[str, Any]]:
-    from petkit.methods.edrm.evaluation import explained
-
-    return explained(records, config)
 
 
 def _report(

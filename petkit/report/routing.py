@@ -8,7 +8,7 @@ from typing import Any
 
 from petkit.report.html import Section, write_page
 from petkit.report.tables import Table
-from petkit.report.trajectories import draw_frontier, draw_planes, draw_traces
+from petkit.report.trajectories import draw_frontier, draw_planes, draw_reliability, draw_traces
 
 SHOWN = 200
 
@@ -35,11 +35,36 @@ def write_routing_page(
     sections = [Section("Trajectories", images=tuple(images))]
     if result is not None:
         frontier = draw_frontier(result["policies"], plots / "frontier.png")
-        tables = [_policies(result["policies"], "all questions")]
-        tables += [_policies(rows, name) for name, rows in result["datasets"].items()]
-        sections.insert(0, Section("Accuracy and tokens", tables=tuple(tables), images=(frontier,)))
+        table = _policies(result["policies"], "all questions")
+        sections.insert(0, Section("Accuracy and tokens", tables=(table,), images=(frontier,)))
+        sections += _details(result, plots)
     sections.append(Section("Decisions", tables=(_decisions(items),)))
     return write_page(folder / "report.html", "Routing by entropy", sections)
+
+
+def _details(result: Mapping[str, Any], plots: Path) -> list[Section]:
+    found = []
+    reliability = result["reliability"]
+    if reliability is not None:
+        picture = draw_reliability(reliability["bins"], plots / "reliability.png")
+        text = f"Expected calibration error {reliability['error']:.3f}, over five folds."
+        found.append(Section("Reliability of the learned router", paragraphs=(text,), images=(picture,)))
+    found.append(Section("Data sets as a whole", tables=(_dataset_level(result["dataset_level"]),)))
+    tables = tuple(_policies(rows, name) for name, rows in result["datasets"].items())
+    return [*found, Section("Each data set", tables=tables)]
+
+
+def _dataset_level(counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Table:
+    columns = ("data set", "by", "direct / standard / cot")
+    body = tuple(
+        (name, kind.replace("_", " "), " / ".join(str(count) for count in modes.values()))
+        for name, kinds in counts.items()
+        for kind, modes in kinds.items()
+    )
+    note = (
+        "How often the router's thresholds choose each mode, over 8 choices of the questions that are probed."
+    )
+    return Table(columns, body, note=note)
 
 
 def _policies(rows: Sequence[Mapping[str, Any]], title: str) -> Table:

@@ -101,6 +101,37 @@ def draw_frontier(policies: Sequence[Mapping[str, object]], out_png: Path) -> Pa
     return save(figure, out_png)
 
 
+def draw_reliability(bins: Sequence[Mapping[str, float]], out_png: Path) -> Path:
+    """Draw how often a router's choice was the best one against how sure it was.
+
+    Args:
+        bins: records with `confidence`, `best` and `n`; the more choices, the larger the point.
+        out_png: file to write.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: there is no bin.
+    """
+    need(bins, "bins")
+    figure, (axes,) = new_figure(1)
+    total = sum(one["n"] for one in bins)
+    axes.plot([0, 1], [0, 1], color="#999999", linewidth=1, zorder=0, label="as often as sure")
+    axes.scatter(
+        [one["confidence"] for one in bins],
+        [one["best"] for one in bins],
+        s=[20 + 200 * one["n"] / total for one in bins],
+        color=colour(0),
+        label="choices for held-out questions",
+    )
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    percent_axis(axes)
+    finish(axes, "how sure the learned router was", "share of choices that were the best")
+    return save(figure, out_png)
+
+
 def _column_means(rows: Sequence[Sequence[float]]) -> list[float]:
     columns = [[row[place] for row in rows if place < len(row)] for place in range(max(map(len, rows)))]
     return [sum(column) / len(column) for column in columns]

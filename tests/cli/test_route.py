@@ -106,9 +106,11 @@ def test_eval_compares(petkit: Petkit, model: Path, data: Path, router: Path, tm
     result = petkit("route", "eval", model, *flags, "--json")
     assert result.code == 0, result.err
     payload = json.loads(result.out)
-    assert {"always cot", "oracle", "instance, this router"} <= {one["policy"] for one in payload["policies"]}
+    assert {"always cot", "oracle", "this router"} <= {one["policy"] for one in payload["policies"]}
     assert payload["datasets"].keys() == {"questions"}
+    assert payload["reliability"]["bins"]
     assert (tmp_path / "e" / "plots" / "frontier.png").exists()
+    assert (tmp_path / "e" / "plots" / "reliability.png").exists()
     assert "always cot" in (tmp_path / "e" / "report.html").read_text()
 
 
@@ -199,3 +201,49 @@ def test_outcomes_are_kept_and_taken_again(petkit: Petkit, model: Path, data: Pa
     other = petkit("route", "eval", model, *flags, "--set", "prompts.cot={question} the dog")
     assert "outcomes are kept" not in other.err
     assert len(kept.read_text().splitlines()) == 6
+
+
+def test_a_learned_router_answers(petkit: Petkit, model: Path, data: Path, tmp_path: Path) -> None:
+    made = ("--data", data, "--outcomes", tmp_path / "o.jsonl", "--max-new-tokens", "12", *FAST)
+    fitted = petkit("route", "calibrate", model, *made, "--learned", "-o", tmp_path / "router")
+    assert fitted.code == 0, fitted.err
+    flags = ("--router", tmp_path / "router", "--threads", "1", "--json")
+    result = petkit("route", "run", model, "--data", data, *flags)
+    assert "sure, by the network" in json.loads(result.out)["items"][0]["reason"]
+    trace = tmp_path / "t.jsonl"
+    trace.write_text('{"entropies": [1, 2, 3, 4]}\n')
+    explained = petkit("route", "explain", trace, *flags[:2], "--json")
+    assert "sure, by the network" in json.loads(explained.out)["items"][0]["reason"]
+    (tmp_path / "router" / "config.yaml").write_text("probe_tokens: 9\n")
+    changed = petkit("route", "run", model, "--data", data, *flags)
+    assert changed.code == 2
+    assert "its config.yaml is not what its petkit.json records" in changed.err
+
+
+def test_a_data_set_is_routed_as_a_whole(petkit: Petkit, model: Path, data: Path, tmp_path: Path) -> None:
+    flags = ("--data", data, "--max-new-tokens", "12", *FAST, "--set", "level=dataset", "--json")
+    result = petkit("route", "run", model, *flags)
+    items = json.loads(result.out)["items"]
+    assert len({item["mode"] for item in items}) == 1
+    assert items[0]["reason"].startswith("all of questions, by 3 probes: ")
+    fitted = petkit("route", "calibrate", model, *flags, "-o", tmp_path / "router")
+    assert "data set, this router" in [one["policy"] for one in json.loads(fitted.out)["policies"]]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--max-tokens", "9", "--min-accuracy", "0.5"), "exclude each other"),
+        (("--max-tokens", "9", "--learned"), "--learned knows no limit"),
+        (("--min-accuracy", "0.5", "--token-weight", "1"), "--token-weight has no effect with a limit"),
+        (("--learned", "--set", "level=dataset"), "--learned decides for each question"),
+        (("--set", "rule=learned"), "rule learned needs the network of"),
+        (("--set", "dataset_questions=9"), "dataset_questions has no effect"),
+    ],
+)
+def test_calibration_flags_that_do_not_fit(
+    petkit: Petkit, data: Path, tmp_path: Path, flags: tuple[str, ...], message: str
+) -> None:
+    result = petkit("route", "calibrate", "nowhere", "--data", data, "-o", tmp_path / "r", *flags)
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err

@@ -4,7 +4,7 @@ from PIL import Image
 from petkit.errors import InputError
 from petkit.report.routing import write_routing_page
 from petkit.report.sparkline import sparkline
-from petkit.report.trajectories import _frontier, draw_frontier, draw_planes, draw_traces
+from petkit.report.trajectories import _frontier, draw_frontier, draw_planes, draw_reliability, draw_traces
 
 ITEM = {"id": "1", "decision": "cot", "regime": "convergent", "cumulative": 3.0, "spearman": -0.5,
         "von_neumann": 0.4, "reason": "falls <b>"}  # fmt: skip
@@ -26,6 +26,7 @@ def test_pictures(tmp_path):
         ),
         draw_planes([ITEM, {**ITEM, "regime": "overload"}], tmp_path / "b.png"),
         draw_frontier([POLICY], tmp_path / "c.png"),
+        draw_reliability([{"n": 3, "confidence": 0.6, "best": 0.5}], tmp_path / "e.png"),
     ]
     for path in paths:
         with Image.open(path) as image:
@@ -39,8 +40,14 @@ def test_the_frontier_holds_what_nothing_surpasses():
 
 
 def test_the_page_is_self_contained_and_escaped(tmp_path):
-    result = {"policies": [POLICY], "datasets": {"d": [POLICY]}}
+    result = {
+        "policies": [POLICY],
+        "datasets": {"d": [POLICY]},
+        "dataset_level": {"d": {"mean_point": {"direct": 7, "standard": 0, "cot": 1}}},
+        "reliability": {"bins": [{"n": 3, "confidence": 0.6, "best": 0.5}], "error": 0.1},
+    }
     page = write_routing_page(tmp_path, [("convergent", [1.0])], [ITEM], result).read_text()
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 4
     assert "falls &lt;b&gt;" in page
+    assert "7 / 0 / 1" in page
     assert "http://" not in page.replace("http://www.w3.org", "")

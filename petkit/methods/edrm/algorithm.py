@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
@@ -13,6 +14,7 @@ from petkit.errors import ConfigError, InputError
 
 Mode = Literal["direct", "standard", "cot"]
 Regime = Literal["convergent", "exploratory", "overload"]
+DatasetPoint = Literal["mean_trajectory", "mean_point"]
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 # Fewer entropies have neither a trend nor a roughness.
@@ -39,6 +41,14 @@ class Descriptors(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Decision:
+    """A mode, and in one line why it was chosen."""
+
+    mode: Mode
+    reason: str
+
+
+@dataclass(frozen=True)
 class Thresholds:
     """Where the rule's inequalities lie; the defaults are the zero-shot ones for instruction-tuned models."""
 
@@ -50,6 +60,9 @@ class Thresholds:
 
     von_neumann: float = WHITE_NOISE
     """Only a trajectory that is smoother than this converges."""
+
+    overload: Mode = "direct"
+    """What an overload falls back to: the paper has a fallback, whether direct or standard is not known."""
 
     def __post_init__(self) -> None:
         if not (self.cumulative >= 0 and 0 <= self.spearman <= 1 and self.von_neumann >= 0):
@@ -93,6 +106,36 @@ def descriptors(
     )
 
 
+def dataset_point(trajectories: Sequence[Sequence[float]], kind: DatasetPoint) -> Descriptors:
+    """One point for a whole data set.
+
+    Args:
+        trajectories: entropies of some of its questions, at least one.
+        kind: mean_trajectory takes the mean entropy at every position (over those that are that long) and
+            describes that; mean_point describes every trajectory and takes the mean.
+
+    Returns:
+        Descriptors (1,).
+
+    Raises:
+        InputError: there is no trajectory.
+
+    Source:
+        EDRM section 5, dataset-level routing; its figure of mean trajectories suggests the first reading.
+    """
+    if not trajectories:
+        raise InputError("a data set needs at least one trajectory, got none")
+    if kind == "mean_point":
+        return Descriptors(*(x.mean(0, keepdim=True) for x in descriptors(trajectories)))
+    _check_entropies(*_padded(trajectories, None))
+    columns = [
+        [row[place] for row in trajectories if place < len(row)]
+        for place in range(max(map(len, trajectories)))
+    ]
+    # Exactly rounded sums: equal positions have equal means, so that rounding makes no trend of them.
+    return descriptors([[math.fsum(column) / len(column) for column in columns]])
+
+
 def route(points: Descriptors, thresholds: Thresholds = Thresholds()) -> list[Mode]:
     """Choose a mode for each trajectory.
 
@@ -101,7 +144,7 @@ def route(points: Descriptors, thresholds: Thresholds = Thresholds()) -> list[Mo
         thresholds: where the inequalities, all strict, lie.
 
     Returns:
-        direct in an overload or when uncertainty rises, cot when it falls smoothly, else standard.
+        the fallback in an overload, direct when uncertainty rises, cot when it falls smoothly, else standard.
 
     Source:
         EDRM section 5; the rule is reconstructed from its ablations (a fallback to direct, the sum and the
@@ -116,7 +159,7 @@ def mode_indices(points: Descriptors, thresholds: Thresholds = Thresholds()) -> 
     chosen = torch.full(overload.shape, MODES.index("standard"))
     chosen[rises] = MODES.index("direct")
     chosen[falls] = MODES.index("cot")
-    chosen[overload] = MODES.index("direct")
+    chosen[overload] = MODES.index(thresholds.overload)
     return chosen
 
 
@@ -151,7 +194,7 @@ def explain(point: tuple[float, float, float], thresholds: Thresholds = Threshol
     total, trend, rough = point
     limit, band, smooth = thresholds.cumulative, thresholds.spearman, thresholds.von_neumann
     if total > limit:
-        return f"cumulative {total:.4g} > {limit:g}: overload, falls back to direct"
+        return f"cumulative {total:.4g} > {limit:g}: overload, falls back to {thresholds.overload}"
     if trend < -band and rough < smooth:
         return (
             f"spearman {trend:.3f} < {-band:g} and von Neumann {rough:.3f} < {smooth:g}: converges, reason on"

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from petkit.errors import InputError
-from petkit.methods.edrm.algorithm import MODES, Descriptors, Mode, Thresholds, mode_indices, route
+from petkit.methods.edrm.algorithm import (
+    MODES,
+    DatasetPoint,
+    Descriptors,
+    Mode,
+    Thresholds,
+    dataset_point,
+    mode_indices,
+    route,
+)
 
 # The paper's weight of a decade of tokens against the share of right answers.
 TOKEN_WEIGHT = 0.07
@@ -31,6 +40,7 @@ class Outcomes:
         tokens: (questions, 3) tokens that each mode wrote by itself.
         probe: (questions,) tokens of the probe.
         datasets: name of each question's data set.
+        trajectories: the probes' entropies; needed for mean trajectories alone.
     """
 
     points: Descriptors
@@ -38,6 +48,7 @@ class Outcomes:
     tokens: Tensor
     probe: Tensor
     datasets: tuple[str, ...]
+    trajectories: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.datasets)
@@ -53,7 +64,8 @@ class Outcomes:
         index = torch.as_tensor(rows, dtype=torch.int64)
         points = Descriptors(*(x[index] for x in self.points))
         names = tuple(self.datasets[row] for row in rows)
-        return Outcomes(points, self.correct[index], self.tokens[index], self.probe[index], names)
+        kept = tuple(self.trajectories[row] for row in rows) if self.trajectories else ()
+        return Outcomes(points, self.correct[index], self.tokens[index], self.probe[index], names, kept)
 
     def rows_of(self, dataset: str) -> list[int]:
         """Where a data set's questions are."""
@@ -64,6 +76,27 @@ class Outcomes:
         after = self.tokens + self.probe[:, None]
         after[:, MODES.index("standard")] = self.tokens[:, MODES.index("standard")]
         return after
+
+    def shared_tokens(self) -> Tensor:
+        """Tokens (questions, 3) of each mode where up to 50 probes choose for a whole data set."""
+        share = self.probe.double().clone()
+        for name in set(self.datasets):
+            rows = self.rows_of(name)
+            share[rows] = self.probe[rows].double().mean() * min(GLOBAL_QUESTIONS, len(rows)) / len(rows)
+        return self.tokens.double() + share[:, None]
+
+
+@dataclass(frozen=True)
+class Routed:
+    """By what questions are routed, and what that costs.
+
+    Args:
+        points: one for each question.
+        tokens: (questions, 3) of each mode, with what was spent on choosing.
+    """
+
+    points: Descriptors
+    tokens: Tensor
 
 
 @dataclass(frozen=True)
@@ -106,22 +139,63 @@ def utility(correct: Tensor, tokens: Tensor, weight: float = TOKEN_WEIGHT) -> Te
     return correct - weight * torch.log10(tokens.double().clamp(min=1))
 
 
-def taken(outcomes: Outcomes, modes: Sequence[Mode]) -> tuple[Tensor, Tensor]:
-    """Score and tokens, probe included, of each question when it is answered in the given mode."""
-    return _at(outcomes, torch.tensor([MODES.index(mode) for mode in modes], dtype=torch.int64))
+def by_question(outcomes: Outcomes) -> Routed:
+    """Every question by its own probe."""
+    return Routed(outcomes.points, outcomes.routed_tokens().double())
 
 
-def _at(outcomes: Outcomes, index: Tensor) -> tuple[Tensor, Tensor]:
+def by_dataset(
+    outcomes: Outcomes,
+    kind: DatasetPoint = "mean_trajectory",
+    questions: int = GLOBAL_QUESTIONS,
+    seed: int = 0,
+) -> Routed:
+    """Every data set as a whole, by one point for some of its questions.
+
+    Args:
+        outcomes: with their trajectories.
+        kind: as for `dataset_point`.
+        questions: probed in each data set.
+        seed: of the choice of questions.
+
+    Returns:
+        The same point for all questions of a data set.
+
+    Source:
+        EDRM section 5, dataset-level routing from 50 unlabelled questions.
+    """
+    points = torch.zeros(len(outcomes), len(Descriptors._fields), dtype=torch.float64)
+    for name in sorted(set(outcomes.datasets)):
+        rows = outcomes.rows_of(name)
+        probed = [rows[place] for place in probed_places(len(rows), questions, seed)]
+        points[rows] = dataset_point([outcomes.trajectories[row] for row in probed], kind).stack()
+    return Routed(Descriptors(*points.unbind(dim=1)), outcomes.shared_tokens())
+
+
+def taken(outcomes: Outcomes, modes: Sequence[Mode], routed: Routed | None = None) -> tuple[Tensor, Tensor]:
+    """Score and tokens, probes included, of each question when it is answered in the given mode."""
+    index = torch.tensor([MODES.index(mode) for mode in modes], dtype=torch.int64)
+    return _at(outcomes, routed or by_question(outcomes), index)
+
+
+def _at(outcomes: Outcomes, routed: Routed, index: Tensor) -> tuple[Tensor, Tensor]:
     rows = torch.arange(len(outcomes))
-    return outcomes.correct[rows, index].double(), outcomes.routed_tokens()[rows, index].double()
+    return outcomes.correct[rows, index].double(), routed.tokens[rows, index].double()
 
 
-def calibrate(outcomes: Outcomes, objective: Objective = Objective()) -> Thresholds:
-    """Choose the rule's thresholds on a grid of the questions' own quantiles.
+def calibrate(
+    outcomes: Outcomes,
+    objective: Objective = Objective(),
+    overload: Mode = "direct",
+    routed: Routed | None = None,
+) -> Thresholds:
+    """Choose the rule's thresholds on a grid of the points' own quantiles.
 
     Args:
         outcomes: labelled questions, at least one.
         objective: what is maximised; of equals the first on the grid is taken.
+        overload: the rule's fallback.
+        routed: by what the questions are routed; None is each by its own probe.
 
     Returns:
         The thresholds. When a limit cannot be met, those that come nearest to it.
@@ -134,10 +208,11 @@ def calibrate(outcomes: Outcomes, objective: Objective = Objective()) -> Thresho
     """
     if not len(outcomes):
         raise InputError("thresholds need at least one labelled question, got none")
-    best, chosen = None, Thresholds()
-    for total, band, smooth in itertools.product(*_grid(outcomes.points)):
-        thresholds = Thresholds(total, band, smooth)
-        key = objective.key(*_at(outcomes, mode_indices(outcomes.points, thresholds)))
+    routed = routed or by_question(outcomes)
+    best, chosen = None, Thresholds(overload=overload)
+    for total, band, smooth in itertools.product(*_grid(routed.points)):
+        thresholds = Thresholds(total, band, smooth, overload)
+        key = objective.key(*_at(outcomes, routed, mode_indices(routed.points, thresholds)))
         if best is None or key > best:
             best, chosen = key, thresholds
     return chosen
@@ -152,12 +227,18 @@ def _grid(points: Descriptors) -> list[list[float]]:
     return grid
 
 
-def leave_one_out(outcomes: Outcomes, objective: Objective = Objective()) -> list[Mode]:
+def leave_one_out(
+    outcomes: Outcomes,
+    objective: Objective = Objective(),
+    overload: Mode = "direct",
+    route_by: Callable[[Outcomes], Routed] = by_question,
+) -> list[Mode]:
     """Route every data set with thresholds that were fitted to the others.
 
     Args:
         outcomes: labelled questions of at least two data sets.
-        objective: as for `calibrate`.
+        objective, overload: as for `calibrate`.
+        route_by: `by_question` or `by_dataset`.
 
     Returns:
         A mode for each question.
@@ -171,42 +252,27 @@ def leave_one_out(outcomes: Outcomes, objective: Objective = Objective()) -> lis
     modes: list[Mode] = ["standard"] * len(outcomes)
     for name in names:
         held_out = outcomes.rows_of(name)
-        others = [row for row in range(len(outcomes)) if outcomes.datasets[row] != name]
-        thresholds = calibrate(outcomes.select(others), objective)
-        for row, mode in zip(held_out, route(outcomes.select(held_out).points, thresholds), strict=True):
+        others = outcomes.select([row for row in range(len(outcomes)) if outcomes.datasets[row] != name])
+        thresholds = calibrate(others, objective, overload, route_by(others))
+        chosen = route(route_by(outcomes.select(held_out)).points, thresholds)
+        for row, mode in zip(held_out, chosen, strict=True):
             modes[row] = mode
     return modes
 
 
-def route_datasets(
-    outcomes: Outcomes,
-    thresholds: Thresholds = ZERO_SHOT,
-    seed: int = 0,
-    questions: int = GLOBAL_QUESTIONS,
-) -> list[Mode]:
-    """Route each data set as a whole, by the mean point of some unlabelled questions.
+def probed_places(count: int, questions: int = GLOBAL_QUESTIONS, seed: int = 0) -> list[int]:
+    """Which of a data set's questions are probed to route them all.
 
     Args:
-        outcomes: of which only the points are looked at.
-        thresholds: as for `route`.
-        seed: of the choice of questions.
-        questions: probed in each data set.
+        count: of the data set.
+        questions: to probe at most.
+        seed: of the choice.
 
     Returns:
-        A mode for each question.
-
-    Source:
-        EDRM section 5, dataset-level routing; the mean is taken over the points, not over the trajectories.
+        Distinct places from 0.
     """
-    modes: list[Mode] = ["standard"] * len(outcomes)
-    for name in sorted(set(outcomes.datasets)):
-        rows = outcomes.rows_of(name)
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-        sample = outcomes.select([rows[place] for place in order[:questions]]).points
-        (mode,) = route(Descriptors(*(x.mean(0, keepdim=True) for x in sample)), thresholds)
-        for row in rows:
-            modes[row] = mode
-    return modes
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    return sorted(order[:questions])
 
 
 def oracle(outcomes: Outcomes) -> list[Mode]:
@@ -249,11 +315,3 @@ def bootstrap(values: Tensor, seed: int = 0, draws: int = 2000) -> Bootstrap:
     means = values.double()[rows].mean(dim=1)
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Bootstrap(values.double().mean().item(), low, high)
-
-
-Policy = Callable[[Outcomes], list[Mode]]
-
-
-def always(mode: Mode) -> Policy:
-    """Answer every question in one mode."""
-    return lambda outcomes: [mode] * len(outcomes)

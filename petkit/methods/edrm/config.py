@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+from typing import Literal
 
-from petkit.configuration import Config
+from pydantic import Field, field_validator, model_validator
+
+from petkit.configuration import Config, applies_to
 
 
 class PromptConfig(Config):
@@ -42,6 +44,9 @@ class ThresholdConfig(Config):
     von_neumann: float = Field(default=2.0, ge=0)
     """Roughness below which a falling trajectory converges."""
 
+    overload: Literal["direct", "standard"] = "direct"
+    """What an overload is answered with."""
+
 
 class RouterConfig(Config):
     """A router."""
@@ -52,8 +57,28 @@ class RouterConfig(Config):
     max_new_tokens: int = Field(default=512, ge=1)
     """Tokens of an answer, the probe's included where it is gone on with."""
 
+    rule: Literal["thresholds", "learned"] = "thresholds"
+    """What decides: inequalities, or the network that `petkit route calibrate --learned` trains."""
+
+    level: Literal["question", "dataset"] = "question"
+    """Whether every question gets a mode of its own, or every data set one for all of its questions."""
+
+    dataset_questions: int = Field(default=50, ge=1, json_schema_extra=applies_to(level=("dataset",)))
+    """Questions of a data set that are probed to choose its mode; they need no answers."""
+
+    dataset_point: Literal["mean_trajectory", "mean_point"] = Field(
+        default="mean_trajectory", json_schema_extra=applies_to(level=("dataset",))
+    )
+    """What stands for a data set: the descriptors of its mean trajectory, or the mean of its descriptors."""
+
     chat_template: bool = True
     """False puts prompts as plain text, for models without a chat template."""
 
     prompts: PromptConfig = PromptConfig()
     thresholds: ThresholdConfig = ThresholdConfig()
+
+    @model_validator(mode="after")
+    def _learned_decides_questions(self) -> RouterConfig:
+        if self.rule == "learned" and self.level == "dataset":
+            raise ValueError("level must be question with rule learned: the network was trained on questions")
+        return self

@@ -4,38 +4,40 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from petkit.methods.edrm.algorithm import (
     MODES,
-    Descriptors,
+    DatasetPoint,
     Mode,
     Thresholds,
     descriptors,
-    explain,
-    regimes,
     route,
     token_signature,
 )
 from petkit.methods.edrm.calibration import (
-    GLOBAL_QUESTIONS,
-    TOKEN_WEIGHT,
     ZERO_SHOT,
     Objective,
     Outcomes,
+    Routed,
     bootstrap,
+    by_dataset,
     leave_one_out,
     oracle,
-    route_datasets,
     taken,
 )
-from petkit.methods.edrm.config import RouterConfig
-from petkit.methods.edrm.learned import cross_validated
+from petkit.methods.edrm.learned import Learned, cross_validated
+from petkit.methods.edrm.rule import Rule
 
 REFERENCE = "always cot"
+DEFAULT = Objective()
+# How often a data set is routed, each time by another choice of its questions.
+DATASET_SEEDS = 8
+DATASET_POINTS: tuple[DatasetPoint, ...] = get_args(DatasetPoint)
+RELIABILITY_BINS = 10
 
 
 def read_outcomes(records: Sequence[Mapping[str, Any]]) -> Outcomes:
@@ -60,97 +62,116 @@ def read_outcomes(records: Sequence[Mapping[str, Any]]) -> Outcomes:
         columns["tokens"].reshape(-1, len(MODES)),
         torch.tensor([record["probe_tokens"] for record in records], dtype=torch.int64),
         tuple(record["dataset"] for record in records),
+        tuple(tuple(record["entropies"]) for record in records),
     )
 
 
 def compared(
-    records: Sequence[Mapping[str, Any]], thresholds: Thresholds, objective: Objective | None = None
+    records: Sequence[Mapping[str, Any]], rule: Rule, objective: Objective = DEFAULT
 ) -> tuple[dict[str, Any], bool]:
-    """Compare a router's thresholds with every other way.
+    """Compare a router with every other way.
 
     Args:
         records: as for `read_outcomes`, with the `probabilities` of the probes' tokens.
-        thresholds: of the router.
-        objective: whose limit the router should keep.
+        rule: the router's.
+        objective: what is fitted where something is fitted here, and whose limit the router should keep.
 
     Returns:
-        `policies`, and `datasets` with the same for each alone; and whether the limit holds.
+        `policies`; `datasets` with the same for each alone; `dataset_level`, how often each mode was chosen
+        for each data set over 8 choices of its questions; `reliability` of the learned router; and whether
+        the limit holds.
     """
     outcomes = read_outcomes(records)
-    signature = token_signature([record["probabilities"] for record in records])
-    policies = choices(outcomes, thresholds, signature)
-    result = {"policies": compare(outcomes, policies), "datasets": by_dataset(outcomes, policies)}
-    met = objective is None or objective.is_met(*taken(outcomes, route(outcomes.points, thresholds)))
-    return result, met
-
-
-def explained(records: Sequence[Mapping[str, Any]], config: RouterConfig) -> list[dict[str, Any]]:
-    """Say for each trajectory where it lies, what is decided and why.
-
-    Args:
-        records: with `id` and `entropies`, of which the first `probe_tokens` count.
-        config: the router's.
-
-    Returns:
-        `id`, `decision`, `regime`, the three descriptors and `reason` of each.
-
-    Raises:
-        InputError: an entropy that is negative or not finite.
-    """
-    thresholds = Thresholds(**config.thresholds.model_dump())
-    points = descriptors([record["entropies"][: config.probe_tokens] for record in records])
-    rows = zip(
-        records,
-        points.stack().tolist(),
-        route(points, thresholds),
-        regimes(points, thresholds),
-        strict=True,
-    )
-    return [
-        {
-            "id": record["id"],
-            "decision": decision,
-            "regime": regime,
-            **dict(zip(Descriptors._fields, point, strict=True)),
-            "reason": explain(tuple(point), thresholds),
-        }
-        for record, point, decision, regime in rows
-    ]
+    policies = choices(outcomes, rule.thresholds, objective)
+    policies["token signature"] = token_signature([record["probabilities"] for record in records])
+    name, chosen = rule.policy(outcomes)
+    policies[name] = chosen
+    learned = cross_validated(outcomes, weight=objective.weight) if len(outcomes) > 1 else None
+    if learned is not None:
+        policies["learned, cross-validated"] = learned.modes
+    result = {
+        "policies": compare(outcomes, policies),
+        "datasets": compare_each(outcomes, policies),
+        "dataset_level": dataset_level(outcomes, rule.thresholds),
+        "reliability": None if learned is None else reliability(learned),
+    }
+    return result, objective.is_met(*_spent(outcomes, name, chosen))
 
 
 def choices(
     outcomes: Outcomes,
     thresholds: Thresholds = ZERO_SHOT,
-    signature: Sequence[Mode] | None = None,
+    objective: Objective = DEFAULT,
     seed: int = 0,
-    weight: float = TOKEN_WEIGHT,
 ) -> dict[str, list[Mode]]:
-    """What every policy chooses for every question.
+    """What the policies without a network choose for every question.
 
     Args:
         outcomes: labelled questions.
-        thresholds: of the router under test.
-        signature: the choices of the Token-Signature baseline, if its probabilities are known.
-        seed: of samples and folds.
-        weight: of a decade of tokens, for what is fitted here.
+        thresholds: of the router; its fallback is everywhere the same.
+        objective: what is fitted to the other data sets.
+        seed: of the questions that stand for a data set.
 
     Returns:
-        Modes by the policy's name. What is fitted is fitted to other data sets (leave one out) or other
-        folds than it is measured on; with one data set alone there is no leaving one out.
+        Modes by the policy's name. Leaving one out fits to other data sets than it is measured on; with one
+        data set alone it is missing.
     """
+    overload = thresholds.overload
+    zero_shot = Thresholds(overload=overload)
     found: dict[str, list[Mode]] = {f"always {mode}": [mode] * len(outcomes) for mode in MODES}
     found["oracle"] = oracle(outcomes)
-    if signature is not None:
-        found["token signature"] = list(signature)
-    found["instance, zero shot"] = route(outcomes.points)
-    if thresholds != ZERO_SHOT:
-        found["instance, this router"] = route(outcomes.points, thresholds)
-    found["data set, zero shot"] = route_datasets(outcomes, seed=seed)
+    found["instance, zero shot"] = route(outcomes.points, zero_shot)
+    for kind in DATASET_POINTS:
+        found[f"data set, {kind.replace('_', ' ')}"] = route(
+            by_dataset(outcomes, kind, seed=seed).points, zero_shot
+        )
     if len(set(outcomes.datasets)) > 1:
-        found["instance, leave one out"] = leave_one_out(outcomes, Objective(weight=weight))
-    if len(outcomes) >= 2:
-        found["learned, cross-validated"] = cross_validated(outcomes, seed, weight)
+        found["instance, leave one out"] = leave_one_out(outcomes, objective, overload)
+        found["data set, leave one out"] = leave_one_out(outcomes, objective, overload, by_dataset)
     return found
+
+
+def dataset_level(outcomes: Outcomes, thresholds: Thresholds) -> dict[str, dict[str, dict[str, int]]]:
+    """How often each mode is chosen for each data set as a whole, over several choices of its questions.
+
+    Args:
+        outcomes: of which only the trajectories are looked at.
+        thresholds: as for `route`.
+
+    Returns:
+        Counts by data set, by kind of point and by mode.
+
+    Source:
+        EDRM's counts over 8 seeds.
+    """
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    for kind in DATASET_POINTS:
+        for seed in range(DATASET_SEEDS):
+            modes = route(by_dataset(outcomes, kind, seed=seed).points, thresholds)
+            for name, mode in sorted(dict(zip(outcomes.datasets, modes, strict=True)).items()):
+                own = counts.setdefault(name, {}).setdefault(kind, dict.fromkeys(MODES, 0))
+                own[mode] += 1
+    return counts
+
+
+def reliability(learned: Learned) -> dict[str, Any]:
+    """Whether the learned router is right as often as it is sure to be.
+
+    Args:
+        learned: choices for held-out questions.
+
+    Returns:
+        `bins` of equal width that are not empty, each with `n`, the mean `confidence` and the share of
+        choices that were `best`; `error`, the expected calibration error.
+    """
+    place = (learned.confidence * RELIABILITY_BINS).long().clamp(max=RELIABILITY_BINS - 1)
+    bins = []
+    for index in sorted(set(place.tolist())):
+        own = place == index
+        confidence, best = learned.confidence[own].mean().item(), learned.best[own].double().mean().item()
+        bins.append({"n": int(own.sum()), "confidence": confidence, "best": best})
+    gap = sum(one["n"] * abs(one["confidence"] - one["best"]) for one in bins) / len(learned.modes)
+    return {"bins": bins, "error": gap}
 
 
 def compare(outcomes: Outcomes, policies: dict[str, list[Mode]], seed: int = 0) -> list[dict[str, Any]]:
@@ -184,7 +205,7 @@ def compare(outcomes: Outcomes, policies: dict[str, list[Mode]], seed: int = 0) 
     return records
 
 
-def by_dataset(outcomes: Outcomes, policies: dict[str, list[Mode]]) -> dict[str, list[dict[str, Any]]]:
+def compare_each(outcomes: Outcomes, policies: dict[str, list[Mode]]) -> dict[str, list[dict[str, Any]]]:
     """The same for each data set alone."""
     found = {}
     for name in sorted(set(outcomes.datasets)):
@@ -196,20 +217,9 @@ def by_dataset(outcomes: Outcomes, policies: dict[str, list[Mode]]) -> dict[str,
 
 def _spent(outcomes: Outcomes, name: str, modes: Sequence[Mode]) -> tuple[Tensor, Tensor]:
     """Score and tokens; a policy that looks at no probe does not pay for one."""
-    score, tokens = taken(outcomes, modes)
+    tokens = outcomes.routed_tokens()
     if name.startswith("always") or name == "oracle":
-        index = [MODES.index(mode) for mode in modes]
-        tokens = outcomes.tokens[range(len(modes)), index].double()
+        tokens = outcomes.tokens
     elif name.startswith("data set"):
-        tokens = outcomes.tokens[range(len(modes)), [MODES.index(mode) for mode in modes]].double()
-        tokens = tokens + _shared_probes(outcomes)
-    return score, tokens
-
-
-def _shared_probes(outcomes: Outcomes) -> Tensor:
-    """The cost of probing up to 50 questions of a data set, shared by all of its questions."""
-    share = outcomes.probe.double().clone()
-    for name in set(outcomes.datasets):
-        rows = outcomes.rows_of(name)
-        share[rows] = outcomes.probe[rows].double().mean() * min(GLOBAL_QUESTIONS, len(rows)) / len(rows)
-    return share
+        tokens = outcomes.shared_tokens()
+    return taken(outcomes, modes, Routed(outcomes.points, tokens.double()))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from petkit.errors import InputError
-from petkit.methods.edrm.algorithm import MODES, Mode
+from petkit.errors import ArtifactError, InputError
+from petkit.methods.edrm.algorithm import MODES, Decision, Mode
 from petkit.methods.edrm.calibration import TOKEN_WEIGHT, Outcomes, utility
 
 DESCRIPTORS = 3
@@ -41,10 +46,45 @@ class MlpRouter(nn.Module):
         scores: Tensor = self.layers((points.float() - self.mean) / self.deviation)
         return scores
 
-    @torch.no_grad()
-    def route(self, points: Tensor) -> list[Mode]:
+    def decide(self, points: Tensor) -> list[Decision]:
         """The likeliest mode of each point (questions, 3)."""
-        return [MODES[index] for index in self(points).argmax(dim=1).tolist()]
+        rows = self.probabilities(points).tolist()
+        return [Decision(MODES[row.index(max(row))], f"{max(row):.0%} sure, by the network") for row in rows]
+
+    def to_bytes(self) -> bytes:
+        """The content of its safetensors file."""
+        content: bytes = save(self.state_dict())
+        return content
+
+    @torch.no_grad()
+    def probabilities(self, points: Tensor) -> Tensor:
+        """How sure the router is of each mode (questions, 3), for points (questions, 3)."""
+        shares: Tensor = self(points).softmax(dim=1)
+        return shares
+
+
+def read_network(content: bytes, path: Path) -> MlpRouter:
+    """Read what `MlpRouter.to_bytes` wrote.
+
+    Args:
+        content: of the file.
+        path: for messages.
+
+    Returns:
+        The network.
+
+    Raises:
+        ArtifactError: it is broken, of another shape, or not finite.
+    """
+    router = MlpRouter(torch.zeros(DESCRIPTORS), torch.ones(DESCRIPTORS))
+    try:
+        router.load_state_dict(load(content))
+    except (SafetensorError, RuntimeError) as error:
+        detail = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"{path} must hold a router's network: {detail}") from error
+    if not all(tensor.isfinite().all() for tensor in router.state_dict().values()):
+        raise ArtifactError(f"{path} must hold finite numbers, got nan or inf")
+    return router.eval()
 
 
 def train_router(outcomes: Outcomes, seed: int = 0, weight: float = TOKEN_WEIGHT) -> MlpRouter:
@@ -81,7 +121,22 @@ def train_router(outcomes: Outcomes, seed: int = 0, weight: float = TOKEN_WEIGHT
     return router.eval()
 
 
-def cross_validated(outcomes: Outcomes, seed: int = 0, weight: float = TOKEN_WEIGHT) -> list[Mode]:
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """What routers chose for questions that they were not trained on.
+
+    Args:
+        modes: of each question.
+        confidence: (questions,) probability that the router gave its choice.
+        best: (questions,) whether the choice was the mode of the highest utility.
+    """
+
+    modes: list[Mode]
+    confidence: Tensor
+    best: Tensor
+
+
+def cross_validated(outcomes: Outcomes, seed: int = 0, weight: float = TOKEN_WEIGHT) -> Learned:
     """Route every question with a router that was trained on the other folds.
 
     Args:
@@ -90,18 +145,17 @@ def cross_validated(outcomes: Outcomes, seed: int = 0, weight: float = TOKEN_WEI
         weight: as for `train_router`.
 
     Returns:
-        A mode for each question.
+        The choices, and how sure they were.
     """
     order = torch.randperm(len(outcomes), generator=torch.Generator().manual_seed(seed)).tolist()
-    modes: list[Mode] = ["standard"] * len(outcomes)
+    shares = torch.zeros(len(outcomes), len(MODES))
     for fold in range(min(FOLDS, len(outcomes))):
         held_out = order[fold::FOLDS]
         others = sorted(set(order) - set(held_out))
         router = train_router(outcomes.select(others), seed, weight)
-        chosen = router.route(outcomes.select(held_out).points.stack())
-        for row, mode in zip(held_out, chosen, strict=True):
-            modes[row] = mode
-    return modes
+        shares[held_out] = router.probabilities(outcomes.select(held_out).points.stack())
+    confidence, index = shares.max(dim=1)
+    return Learned([MODES[i] for i in index.tolist()], confidence, index == _targets(outcomes, weight))
 
 
 def _targets(outcomes: Outcomes, weight: float) -> Tensor:

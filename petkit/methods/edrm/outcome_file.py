@@ -14,6 +14,8 @@ from petkit.errors import InputError
 from petkit.methods.edrm.config import RouterConfig
 
 DIGITS = 32
+# Settings that change what is measured.
+MEASURED = {"probe_tokens", "max_new_tokens", "chat_template", "prompts"}
 
 
 def outcome_key(question: Question, config: RouterConfig, model_sha256: str) -> str:
@@ -21,13 +23,13 @@ def outcome_key(question: Question, config: RouterConfig, model_sha256: str) -> 
 
     Args:
         question: with its answer.
-        config: of which the thresholds do not matter, since all modes are measured.
+        config: of which prompts and lengths matter; all modes are measured, whichever would be chosen.
         model_sha256: of the model that answers.
 
     Returns:
         32 hexadecimal digits.
     """
-    settings = config.model_dump(mode="json", exclude={"thresholds"})
+    settings = config.model_dump(mode="json", include=MEASURED)
     content = json.dumps([model_sha256, settings, vars(question)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:DIGITS]
 

@@ -9,28 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 
-from petkit.artifacts.checks import Check
-from petkit.artifacts.manifest import Base
-from petkit.artifacts.provenance import step
-from petkit.artifacts.router import RouterManifest, read_router, write_router
 from petkit.data.questions import Question
 from petkit.data.tokens import padding_token
-from petkit.errors import ArtifactError, ConfigError, InputError
+from petkit.errors import ConfigError, InputError
 from petkit.methods.edrm.algorithm import (
     MODES,
-    Descriptors,
+    Decision,
     Mode,
-    Thresholds,
     descriptors,
-    explain,
-    route,
 )
-from petkit.methods.edrm.calibration import Objective
+from petkit.methods.edrm.calibration import probed_places
 from petkit.methods.edrm.config import RouterConfig
 from petkit.methods.edrm.outcome_file import OutcomeFile, outcome_key
+from petkit.methods.edrm.rule import Rule
 from petkit.models.config import ModelConfig
 from petkit.models.loading import load_adapted, load_model
 from petkit.rollout.entropy import Trajectory
@@ -64,18 +57,25 @@ class Answer:
     tokens: int
 
 
+def _by_dataset(questions: Sequence[Question]) -> dict[str, list[int]]:
+    rows: dict[str, list[int]] = {}
+    for row, question in enumerate(questions):
+        rows.setdefault(question.dataset, []).append(row)
+    return rows
+
+
 @dataclass(frozen=True)
 class Router:
     """Answers questions one way or another.
 
     Args:
         language_model: that writes.
-        config: prompts, lengths and thresholds.
+        rule: prompts, lengths, and what decides.
         batch_size: questions decoded together.
     """
 
     language_model: LanguageModel
-    config: RouterConfig
+    rule: Rule
     batch_size: int = 16
 
     def __post_init__(self) -> None:
@@ -86,21 +86,22 @@ class Router:
                 "plain text"
             )
 
+    @property
+    def config(self) -> RouterConfig:
+        """The rule's."""
+        return self.rule.config
+
     def probe(self, questions: Sequence[Question], advance: Progress = lambda *_: None) -> list[Written]:
         """Decode the first tokens of each standard answer, with their entropies."""
         prompts = [self._prompt(question, "standard") for question in questions]
         return self._generate(prompts, self.config.probe_tokens, advance)
-
-    def points(self, probes: Sequence[Written]) -> Descriptors:
-        """Where the probes lie."""
-        return descriptors([probe.trajectory.entropy for probe in probes])
 
     def run(self, questions: Sequence[Question], advance: Progress = lambda *_: None) -> list[Answer]:
         """Probe, choose and answer.
 
         Args:
             questions: any number.
-            advance: told how many questions are probed or answered; two steps for each.
+            advance: told how many questions are probed or answered.
 
         Returns:
             An answer for each question; its tokens include the probe's.
@@ -109,21 +110,37 @@ class Router:
             EDRM (arXiv 2605.22873) section 5: a standard answer goes on from its probe, which then costs
             nothing.
         """
-        probes = self.probe(questions, advance)
-        points = self.points(probes)
-        thresholds = Thresholds(**self.config.thresholds.model_dump())
-        chosen = route(points, thresholds)
-        reasons = [explain(tuple(z), thresholds) for z in points.stack().tolist()]
+        probed = self.probed_rows(questions)
+        probes = self.probe([questions[row] for row in probed], advance)
+        written = dict(zip(probed, probes, strict=True))
+        decisions = self._decisions(questions, written)
         answers: dict[int, Answer] = {}
         for mode in MODES:
-            rows = [row for row, own in enumerate(chosen) if own == mode]
-            given = [questions[row] for row in rows]
-            reused = [probes[row] for row in rows] if mode == "standard" else None
-            texts = self.answer(given, mode, reused, advance)
-            for row, (text, tokens) in zip(rows, texts, strict=True):
-                extra = 0 if mode == "standard" else probes[row].cost
-                answers[row] = Answer(mode, reasons[row], text, tokens + extra)
+            for begun in (True, False):
+                rows = [r for r, own in enumerate(decisions) if own.mode == mode and (r in written) == begun]
+                reused = [written[row] for row in rows] if begun and mode == "standard" else None
+                texts = self.answer([questions[row] for row in rows], mode, reused, advance)
+                for row, (text, tokens) in zip(rows, texts, strict=True):
+                    extra = written[row].cost if begun and mode != "standard" else 0
+                    answers[row] = Answer(mode, decisions[row].reason, text, tokens + extra)
         return [answers[row] for row in range(len(questions))]
+
+    def probed_rows(self, questions: Sequence[Question]) -> list[int]:
+        """Which questions are probed: all, or of each data set as many as stand for it."""
+        if self.config.level == "question":
+            return list(range(len(questions)))
+        sets = _by_dataset(questions)
+        most = self.config.dataset_questions
+        return sorted(rows[place] for rows in sets.values() for place in probed_places(len(rows), most))
+
+    def _decisions(self, questions: Sequence[Question], probes: Mapping[int, Written]) -> list[Decision]:
+        if self.config.level == "question":
+            return self.rule.decide(descriptors([probes[row].trajectory.entropy for row in sorted(probes)]))
+        chosen: dict[int, Decision] = {}
+        for name, rows in _by_dataset(questions).items():
+            own = [probes[row].trajectory.entropy for row in rows if row in probes]
+            chosen |= dict.fromkeys(rows, self.rule.decide_dataset(name, own))
+        return [chosen[row] for row in range(len(questions))]
 
     def answer(
         self,
@@ -278,64 +295,3 @@ def _load_artifact(name: str, device: torch.device | str) -> LanguageModel:
         raise InputError(f"{name} must be a language model's adapter, it is for {task and task.type}")
     both = f"{adapted.base.base_sha256} {adapted.artifact.manifest.tensors_sha256}"
     return LanguageModel(name, adapted.model, adapted.tokenizer, hashlib.sha256(both.encode()).hexdigest())
-
-
-def save_router(
-    folder: Path,
-    language_model: LanguageModel,
-    config: RouterConfig,
-    objective: Objective,
-    met: bool,
-    data: Sequence[Path],
-    files: Mapping[str, str],
-    overwrite: bool = False,
-) -> None:
-    """Write a calibrated router, bound to the model's weights.
-
-    Args:
-        folder: to write.
-        language_model: it was calibrated with.
-        config: its settings, the fitted thresholds among them.
-        objective: what was fitted.
-        met: whether its limit holds on the calibration's own questions.
-        data: files of the questions.
-        files: further files by name.
-        overwrite: replace a folder that petkit wrote.
-
-    Raises:
-        InputError: the folder is not empty, or cannot be written.
-    """
-    own = config.model_dump(mode="json")
-    lineage = step("route calibrate", {**own, "objective": vars(objective)}, {p.name: p for p in data})
-    base = Base(id=language_model.name, sha256=language_model.sha256)
-    manifest = RouterManifest(base=base, lineage=(lineage,), router=own)
-    check = Check("limit", met, f"{objective.kind} {objective.limit:g} on the calibration's questions")
-    write_router(folder, manifest, [check], {name: text.encode() for name, text in files.items()}, overwrite)
-
-
-def load_router(folder: Path, language_model: LanguageModel) -> RouterConfig:
-    """Read a router for the model that it was calibrated with.
-
-    Args:
-        folder: the router.
-        language_model: the model that will answer.
-
-    Returns:
-        Its settings.
-
-    Raises:
-        ArtifactError: the router is broken, or was made for other weights.
-        InputError: there is none.
-    """
-    manifest = read_router(folder)
-    if manifest.base.sha256 != language_model.sha256:
-        raise ArtifactError(
-            f"{folder} was calibrated for {manifest.base.id} with sha256 {manifest.base.sha256}, but "
-            f"{language_model.name} has {language_model.sha256}: calibrate a router for it"
-        )
-    try:
-        return RouterConfig.model_validate(manifest.router)
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        place = ".".join(map(str, fault["loc"]))
-        raise ArtifactError(f"{folder} has broken settings: {place}: {fault['msg']}") from error

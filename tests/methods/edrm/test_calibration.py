@@ -5,8 +5,8 @@ import torch
 
 from petkit.errors import InputError
 from petkit.methods.edrm import calibration
-from petkit.methods.edrm.algorithm import MODES, Descriptors, Thresholds, route
-from petkit.methods.edrm.calibration import Objective, Outcomes, always, bootstrap, calibrate
+from petkit.methods.edrm.algorithm import MODES, Descriptors, Thresholds, explain, route
+from petkit.methods.edrm.calibration import Objective, Outcomes, bootstrap, calibrate
 from petkit.methods.edrm.learned import cross_validated, train_router
 
 # Mean points of three kinds of questions, and which mode is right for them.
@@ -23,7 +23,19 @@ def outcomes(count=60, seed=0, names=("a", "b")):
     correct = torch.tensor([[float(mode == kind) for mode in MODES] for kind in kinds])
     tokens = torch.tensor([[5, 80, 300]] * count)
     names = tuple(names[index % len(names)] for index in range(count))
-    return Outcomes(Descriptors(*z.T), correct, tokens, torch.full((count,), 64), names), kinds
+    return Outcomes(
+        Descriptors(*z.T), correct, tokens, torch.full((count,), 64), names, trajectories(kinds)
+    ), kinds
+
+
+def trajectories(kinds):
+    """One of each kind: falling smoothly, high and rising, without a trend."""
+    shapes = {
+        "cot": tuple(1 - n / 40 for n in range(30)),
+        "direct": tuple(2 + n / 40 for n in range(30)),
+        "standard": tuple(0.5 + 0.1 * (n % 2) for n in range(31)),
+    }
+    return tuple(shapes[kind] for kind in kinds)
 
 
 def test_tokens_include_the_probe_and_standard_goes_on_with_it():
@@ -84,9 +96,30 @@ def test_leave_one_out_never_looks_at_the_held_out_answers():
 def test_a_data_set_is_routed_as_one():
     data, _ = outcomes(90, names=("x", "y", "z"))
     # With three names, each data set has one kind of question alone.
-    modes = calibration.route_datasets(data)
-    for name, kind in zip("xyz", KINDS, strict=True):
-        assert {modes[row] for row in data.rows_of(name)} == {kind}
+    for kind in ("mean_trajectory", "mean_point"):
+        routed = calibration.by_dataset(data, kind, questions=10)
+        modes = route(routed.points)
+        for name, wanted in zip("xyz", KINDS, strict=True):
+            assert {modes[row] for row in data.rows_of(name)} == {wanted}
+    # Ten probes of thirty questions are shared by all; here every probe has 64 tokens and 30 < 50 are probed.
+    assert routed.tokens.tolist() == (data.tokens + 64.0).tolist()
+    assert calibration.leave_one_out(data, route_by=calibration.by_dataset)
+
+
+def test_the_probes_of_a_data_set_are_shared():
+    data, _ = outcomes(200, names=("x",))
+    assert data.shared_tokens().tolist() == (data.tokens + 64 * 50 / 200).tolist()
+    assert len(calibration.probed_places(200)) == len(set(calibration.probed_places(200))) == 50
+    assert calibration.probed_places(200) != calibration.probed_places(200, seed=1)
+
+
+def test_thresholds_keep_the_fallback():
+    data, _ = outcomes()
+    thresholds = calibrate(data, overload="standard")
+    assert thresholds.overload == "standard"
+    high = Descriptors(*torch.tensor([[1e9], [0.0], [2.0]], dtype=torch.float64))
+    assert route(high, thresholds) == ["standard"]
+    assert "falls back to standard" in explain((1e9, 0.0, 2.0), thresholds)
 
 
 def test_the_oracle_is_right_and_cheap():
@@ -94,13 +127,14 @@ def test_the_oracle_is_right_and_cheap():
     assert calibration.oracle(data) == kinds
     data.correct[:] = 1
     assert calibration.oracle(data) == ["direct"] * 9
-    assert always("cot")(data) == ["cot"] * 9
 
 
 def test_the_learned_router():
     data, kinds = outcomes(150)
-    modes = cross_validated(data)
-    assert sum(a == b for a, b in zip(modes, kinds, strict=True)) >= 0.9 * len(kinds)
+    learned = cross_validated(data)
+    assert sum(a == b for a, b in zip(learned.modes, kinds, strict=True)) >= 0.9 * len(kinds)
+    assert learned.best.tolist() == [a == b for a, b in zip(learned.modes, kinds, strict=True)]
+    assert ((learned.confidence > 1 / 3) & (learned.confidence <= 1)).all()
     router = train_router(data)
     again = train_router(data)
     assert all(torch.equal(a, b) for a, b in zip(router.parameters(), again.parameters(), strict=True))

@@ -2,14 +2,17 @@ import json
 
 import pytest
 
+from petkit.artifacts.manifest import Base
 from petkit.data.questions import Question
 from petkit.errors import ArtifactError, ConfigError, InputError
-from petkit.methods.edrm import recipe
-from petkit.methods.edrm.algorithm import MODES, Thresholds
+from petkit.methods.edrm.algorithm import MODES
 from petkit.methods.edrm.calibration import Objective
 from petkit.methods.edrm.config import PromptConfig, RouterConfig, ThresholdConfig
-from petkit.methods.edrm.evaluation import compared, explained, read_outcomes
-from petkit.methods.edrm.recipe import Router, load_language_model, load_router, save_router
+from petkit.methods.edrm.evaluation import compared, read_outcomes
+from petkit.methods.edrm.learned import train_router
+from petkit.methods.edrm.recipe import Router, load_language_model
+from petkit.methods.edrm.rule import Rule
+from petkit.methods.edrm.stored import NETWORK, check_model, read_rule, save_router, stored_config
 from petkit.models.config import AdapterConfig
 from tests.serving.text_models import save_llama, write_text
 
@@ -38,7 +41,7 @@ def thresholds_for(mode):
 
 
 def test_a_standard_answer_is_the_same_with_and_without_a_probe(language_model):
-    router = Router(language_model, CONFIG)
+    router = Router(language_model, Rule(CONFIG))
     probes = router.probe(QUESTIONS)
     assert all(len(probe.trajectory) == 8 or probe.finished for probe in probes)
     assert router.answer(QUESTIONS, "standard", probes) == router.answer(QUESTIONS, "standard")
@@ -46,7 +49,7 @@ def test_a_standard_answer_is_the_same_with_and_without_a_probe(language_model):
 
 @pytest.mark.parametrize("mode", ["direct", "standard"])
 def test_tokens_include_the_probe(language_model, mode):
-    router = Router(language_model, CONFIG.model_copy(update={"thresholds": thresholds_for(mode)}))
+    router = Router(language_model, Rule(CONFIG.model_copy(update={"thresholds": thresholds_for(mode)})))
     alone = router.answer(QUESTIONS, mode)
     for answer, (text, tokens), probe in zip(
         router.run(QUESTIONS), alone, router.probe(QUESTIONS), strict=True
@@ -57,7 +60,7 @@ def test_tokens_include_the_probe(language_model, mode):
 
 def test_modes_have_their_prompts(language_model):
     prompts = PromptConfig(direct="good {question}", cot="bad {question}", system="user")
-    router = Router(language_model, CONFIG.model_copy(update={"prompts": prompts}))
+    router = Router(language_model, Rule(CONFIG.model_copy(update={"prompts": prompts})))
     decoded = [language_model.tokenizer.decode(router._prompt(QUESTIONS[0], mode)) for mode in MODES]
     assert decoded == [
         "system user user good the cat sat assistant".replace("system", "<unk>"),
@@ -74,48 +77,107 @@ def test_a_prompt_must_hold_the_question_once():
 def test_a_model_without_a_chat_template(tmp_path):
     plain = load_language_model(str(save_llama(tmp_path / "plain", chat=False)))
     with pytest.raises(ConfigError, match="no chat template: set chat_template=false"):
-        Router(plain, CONFIG)
-    router = Router(plain, CONFIG.model_copy(update={"chat_template": False}))
+        Router(plain, Rule(CONFIG))
+    router = Router(plain, Rule(CONFIG.model_copy(update={"chat_template": False})))
     assert len(router.run(QUESTIONS)) == len(QUESTIONS)
 
 
 def test_measuring_and_comparing(language_model):
-    records = Router(language_model, CONFIG).measure(QUESTIONS)
+    records = Router(language_model, Rule(CONFIG)).measure(QUESTIONS)
     assert json.loads(json.dumps(records)) == records
     outcomes = read_outcomes(records)
     assert outcomes.tokens.shape == (4, 3)
-    result, met = compared(records, Thresholds(1.0, 0.5, 1.0), Objective("tokens", 1.0))
+    thresholds = ThresholdConfig(cumulative=1.0, spearman=0.5, von_neumann=1.0)
+    rule = Rule(CONFIG.model_copy(update={"thresholds": thresholds}))
+    result, met = compared(records, rule, Objective("tokens", 1.0))
     names = [one["policy"] for one in result["policies"]]
-    assert {"always cot", "oracle", "token signature", "instance, this router"} <= set(names)
-    assert "instance, leave one out" in names
+    assert {"always cot", "oracle", "token signature", "this router", "data set, mean point"} <= set(names)
+    assert {"instance, leave one out", "data set, leave one out", "learned, cross-validated"} <= set(names)
+    assert {
+        sum(modes.values()) for kinds in result["dataset_level"].values() for modes in kinds.values()
+    } == {8}
+    assert sum(one["n"] for one in result["reliability"]["bins"]) == 4
+    assert 0 <= result["reliability"]["error"] <= 1
     assert result["datasets"].keys() == {"a", "b"}
     assert not met
     reference = next(one for one in result["policies"] if one["policy"] == "always cot")
     assert reference["accuracy_gain"]["mean"] == reference["tokens_saved"]["mean"] == 0
-    items = explained(records, CONFIG)
+    items = Rule(CONFIG).explained(records)
     assert [item["id"] for item in items] == ["0", "1", "2", "3"]
     with pytest.raises(InputError, match="question q has no answer"):
-        Router(language_model, CONFIG).measure([Question("q", "the")])
+        Router(language_model, Rule(CONFIG)).measure([Question("q", "the")])
 
 
-def test_a_router_is_bound_to_its_model(language_model, tmp_path):
+def test_a_router_is_bound_to_its_model(tmp_path):
     folder = tmp_path / "router"
-    save_router(folder, language_model, CONFIG, Objective(), True, (), {"outcomes.jsonl": ""})
-    assert load_router(folder, language_model) == CONFIG
-    other = recipe.LanguageModel("other", language_model.model, language_model.tokenizer, "0" * 64)
-    with pytest.raises(ArtifactError, match=r"was calibrated for .* calibrate a router for it"):
-        load_router(folder, other)
+    base = Base(id="llama", sha256="1" * 64)
+    save_router(folder, base, Rule(CONFIG), Objective(), True, (), {"outcomes.jsonl": ""})
+    assert stored_config(folder) == CONFIG
+    check_model(folder, "llama", "1" * 64)
+    with pytest.raises(ArtifactError, match=r"was calibrated for llama .* calibrate a router for it"):
+        check_model(folder, "other", "0" * 64)
     path = folder / "petkit.json"
     whole = path.read_text()
     path.write_text(whole.replace('"probe_tokens": 8', '"probe_tokens": 1'))
     with pytest.raises(ArtifactError, match="broken settings: probe_tokens"):
-        load_router(folder, language_model)
+        stored_config(folder)
     path.write_text(whole.replace('"kind": "router"', '"kind": "adapter"'))
     with pytest.raises(ArtifactError, match=r"must hold a router, its petkit\.json says kind 'adapter'"):
-        load_router(folder, language_model)
+        stored_config(folder)
     path.unlink()
     with pytest.raises(InputError, match="is no router"):
-        load_router(folder, language_model)
+        stored_config(folder)
+
+
+def test_a_learned_router_comes_back(language_model, tmp_path):
+    records = Router(language_model, Rule(CONFIG)).measure(QUESTIONS)
+    outcomes = read_outcomes(records)
+    rule = Rule(CONFIG.model_copy(update={"rule": "learned"}), train_router(outcomes))
+    folder = tmp_path / "router"
+    save_router(folder, Base(id="m", sha256="1" * 64), rule, Objective(), True, (), {})
+    again = read_rule(folder, stored_config(folder))
+    assert again.decide(outcomes.points) == rule.decide(outcomes.points)
+    assert again.explained(records)[0]["reason"].endswith("% sure, by the network")
+    answers = Router(language_model, again).run(QUESTIONS)
+    assert [one.mode for one in answers] == [one.mode for one in rule.decide(outcomes.points)]
+    content = (folder / NETWORK).read_bytes()
+    for broken, message in (
+        (content[:50], "must hold a router's network"),
+        (
+            train_router(outcomes).to_bytes().replace(b"layers.0.bias", b"layers.9.bias"),
+            "must hold a router's",
+        ),
+    ):
+        (folder / NETWORK).write_bytes(broken)
+        with pytest.raises(ArtifactError, match=message):
+            read_rule(folder, stored_config(folder))
+    network = train_router(outcomes)
+    network.layers[0].bias.data[0] = float("nan")
+    (folder / NETWORK).write_bytes(network.to_bytes())
+    with pytest.raises(ArtifactError, match="must hold finite numbers"):
+        read_rule(folder, stored_config(folder))
+    (folder / NETWORK).unlink()
+    with pytest.raises(ArtifactError, match="for rule learned, got none"):
+        read_rule(folder, stored_config(folder))
+    with pytest.raises(ConfigError, match="rule learned needs the network"):
+        Rule(stored_config(folder))
+
+
+@pytest.mark.parametrize("mode", ["direct", "standard"])
+def test_a_data_set_is_routed_as_one(language_model, mode):
+    update = {"thresholds": thresholds_for(mode), "level": "dataset", "dataset_questions": 1}
+    router = Router(language_model, Rule(CONFIG.model_copy(update=update)))
+    assert router.probed_rows(QUESTIONS) in ([0, 1], [0, 3], [1, 2], [2, 3])
+    answers = router.run(QUESTIONS)
+    alone = router.answer(QUESTIONS, mode)
+    probed = router.probed_rows(QUESTIONS)
+    costs = dict(zip(probed, router.probe([QUESTIONS[row] for row in probed]), strict=True))
+    for row, (answer, (text, tokens)) in enumerate(zip(answers, alone, strict=True)):
+        assert (answer.mode, answer.text) == (mode, text)
+        # A standard answer goes on with its probe; the questions that were not probed pay nothing.
+        extra = costs[row].cost if row in costs and mode != "standard" else 0
+        assert answer.tokens == tokens + extra
+        assert answer.reason.startswith(f"all of {'ab'[row % 2]}, by 1 probes: ")
 
 
 def test_an_adapter_has_another_hash_than_its_base(tmp_path):
@@ -125,4 +187,4 @@ def test_an_adapter_has_another_hash_than_its_base(tmp_path):
     folder = folder if not isinstance(folder, tuple) else folder[0]
     plain, adapted = load_language_model(str(base)), load_language_model(str(folder))
     assert plain.sha256 != adapted.sha256
-    assert len(Router(adapted, CONFIG).run(QUESTIONS[:1])) == 1
+    assert len(Router(adapted, Rule(CONFIG)).run(QUESTIONS[:1])) == 1

@@ -1,0 +1,105 @@
+"""What decides: the settings of a router, and its network where it has one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from petkit.errors import ConfigError
+from petkit.methods.edrm.algorithm import (
+    Decision,
+    Descriptors,
+    Mode,
+    Thresholds,
+    dataset_point,
+    descriptors,
+    explain,
+    regimes,
+    route,
+)
+from petkit.methods.edrm.calibration import Outcomes, Routed, by_dataset, by_question
+from petkit.methods.edrm.config import RouterConfig
+from petkit.methods.edrm.learned import MlpRouter
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A router without its model.
+
+    Args:
+        config: its settings.
+        network: decides instead of the thresholds, with `rule` learned.
+
+    Raises:
+        ConfigError: there is a network and it is not asked for, or the other way round.
+    """
+
+    config: RouterConfig
+    network: MlpRouter | None = None
+
+    def __post_init__(self) -> None:
+        if self.config.rule == "learned" and self.network is None:
+            raise ConfigError(
+                "rule learned needs the network of `petkit route calibrate --learned`: give it with --router"
+            )
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """Of its inequalities."""
+        return Thresholds(**self.config.thresholds.model_dump())
+
+    def decide(self, points: Descriptors) -> list[Decision]:
+        """Choose a mode for each point, and say why."""
+        if self.config.rule == "learned" and self.network is not None:
+            return self.network.decide(points.stack())
+        modes = route(points, self.thresholds)
+        rows = zip(modes, points.stack().tolist(), strict=True)
+        return [Decision(mode, explain(tuple(z), self.thresholds)) for mode, z in rows]
+
+    def decide_dataset(self, name: str, trajectories: Sequence[Sequence[float]]) -> Decision:
+        """Choose one mode for a data set, by the trajectories of some of its questions."""
+        (decision,) = self.decide(dataset_point(trajectories, self.config.dataset_point))
+        return Decision(decision.mode, f"all of {name}, by {len(trajectories)} probes: {decision.reason}")
+
+    def route_by(self, outcomes: Outcomes) -> Routed:
+        """By what measured questions are routed, each alone or every data set as a whole."""
+        if self.config.level == "question":
+            return by_question(outcomes)
+        return by_dataset(outcomes, self.config.dataset_point, self.config.dataset_questions)
+
+    def policy(self, outcomes: Outcomes) -> tuple[str, list[Mode]]:
+        """What it would choose for measured questions, and under what name it is compared."""
+        name = "this router" if self.config.level == "question" else "data set, this router"
+        return name, [one.mode for one in self.decide(self.route_by(outcomes).points)]
+
+    def explained(self, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Say for each trajectory where it lies, what is decided for it alone and why.
+
+        Args:
+            records: with `id` and `entropies`, of which the first `probe_tokens` count.
+
+        Returns:
+            `id`, `decision`, `regime`, the three descriptors and `reason` of each.
+
+        Raises:
+            InputError: an entropy that is negative or not finite.
+        """
+        points = descriptors([record["entropies"][: self.config.probe_tokens] for record in records])
+        rows = zip(
+            records,
+            points.stack().tolist(),
+            self.decide(points),
+            regimes(points, self.thresholds),
+            strict=True,
+        )
+        return [
+            {
+                "id": record["id"],
+                "decision": decision.mode,
+                "regime": regime,
+                **dict(zip(Descriptors._fields, point, strict=True)),
+                "reason": decision.reason,
+            }
+            for record, point, decision, regime in rows
+        ]
