@@ -260,6 +260,13 @@ py::array adapter_bank(const py::array& x, const py::array& adapter_ids, const p
   return result;
 }
 
+// Null where no tokens are asked for.
+const int64_t* optional_ids(Arena& arena, const py::object& token_ids) {
+  if (token_ids.is_none())
+    return nullptr;
+  return arena.input<int64_t>(token_ids.cast<py::array>(), "token_ids");
+}
+
 // Columns in the order of the operator's results; without tokens the fifth stays nan.
 py::tuple token_statistics(const py::array& logits, const py::object& token_ids, int64_t top_k,
                            float temperature, const std::string& type, unsigned seed) {
@@ -269,9 +276,7 @@ py::tuple token_statistics(const py::array& logits, const py::object& token_ids,
   dispatch_type(type, [&](auto element) {
     using T = decltype(element);
     Arena arena;
-    const int64_t* ids = token_ids.is_none()
-                             ? nullptr
-                             : arena.input<int64_t>(token_ids.cast<py::array>(), "token_ids");
+    const int64_t* ids = optional_ids(arena, token_ids);
     const auto column = [&](const char* name) { return arena.scratch<float>(rows, name); };
     const pc::Results results{column("log_z"),
                               column("entropy"),
@@ -306,9 +311,7 @@ py::array token_statistics_backward(const py::array& logits, const py::object& t
   dispatch_type(type, [&](auto element) {
     using T = decltype(element);
     Arena arena;
-    const int64_t* ids = token_ids.is_none()
-                             ? nullptr
-                             : arena.input<int64_t>(token_ids.cast<py::array>(), "token_ids");
+    const int64_t* ids = optional_ids(arena, token_ids);
     const float* at = arena.input<float>(columns, "columns");
     const pc::Upstream upstream{
         ids,           at,         at + rows, at + 2 * rows, at + 3 * rows, at + 4 * rows,
