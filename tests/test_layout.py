@@ -10,14 +10,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LINE_LIMIT = 600
 HEAVY = {"torch", "torchvision", "timm", "transformers", "accelerate", "safetensors", "matplotlib"}
-METHOD_FILES = ("README.md", "config.py", "algorithm.py", "recipe.py")
+METHOD_FILES = ("__init__.py", "README.md", "config.py", "algorithm.py", "recipe.py")
 # A table of constants, not a computation on tensors: it has no kernel of its own.
 WITHOUT_KERNEL = {"lowbit_codebook"}
 # How AdapterBank lays out its up-projections: a step inside adapter_bank, with no function of its own.
 INTERNAL = {"lowbit_transpose"}
 
 OPS = sorted(path.stem for path in (ROOT / "petkit/ops").glob("*.py") if not path.stem.startswith("_"))
-METHODS = sorted(path.parent for path in (ROOT / "petkit/methods").glob("*/__init__.py"))
+METHODS = sorted(path for path in (ROOT / "petkit/methods").glob("[a-z]*") if path.is_dir())
 
 
 def sources(*patterns):

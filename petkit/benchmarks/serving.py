@@ -162,7 +162,7 @@ def table(payload: dict[str, Any]) -> Table:
     """The result for people."""
     records: list[dict[str, Any]] = []
     for outcome in payload["outcomes"]:
-        ratios = {f"x {name}": timing["ratio"] for name, timing in outcome["peers"].items()}
+        ratios = {f"times faster than {name}": timing["ratio"] for name, timing in outcome["peers"].items()}
         records.append({"case": outcome["case"], "threads": outcome["threads"], **ratios})
     mebi = 1 << 20
     peft_bytes = payload["peft_adapter_bytes"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from petkit.cli.common import DeviceOption, DryRunFlag, JsonFlag, ThreadsOption
 from petkit.errors import ConfigError
 
 if TYPE_CHECKING:
+    from petkit.benchmarks.harness import Outcome
     from petkit.report.tables import Table
 
 app = typer.Typer(help="Measure speed, memory and accuracy against other ways, in one process.")
@@ -36,6 +38,15 @@ def _writable(path: Path | None) -> Path | None:
         what = "is a folder" if path.is_dir() else f"lies in {path.parent}, which is no folder"
         raise ConfigError(f"--save {path} must be a file to write, it {what}")
     return path
+
+
+def _counts(threads: list[int] | None) -> list[int]:
+    """The thread counts to measure at; more than there are cores measures their quarrel."""
+    available = os.cpu_count() or 1
+    for count in threads or ():
+        if count > available:
+            output.warn(f"--threads {count} is more than the {available} cores of this machine")
+    return threads or [1, 2]
 
 
 SaveOption = Annotated[
@@ -64,7 +75,7 @@ def ops(
     unknown = sorted(set(names or ()) - set(GROUPS))
     if unknown:
         raise ConfigError(f"ops must be among {', '.join(GROUPS)}, got {', '.join(unknown)}")
-    counts = threads or [1, 2]
+    counts = _counts(threads)
     bandwidth = {count: harness.read_bandwidth(count) for count in counts}
     cases = [case for name in names or GROUPS for case in GROUPS[name]()]
     outcomes = []
@@ -73,23 +84,39 @@ def ops(
             for count in counts:
                 outcomes.append(harness.measure(case, count, bandwidth[count], seconds))
                 advance(note=case.name)
-    records = [
-        {
-            "case": outcome.case,
-            "threads": outcome.threads,
-            "peer": peer,
-            "times faster": outcome.ratio(peer),
-            "of bandwidth": outcome.bandwidth_fraction,
-            "goal": outcome.goals.get(peer, outcome.goals.get("bandwidth")),
-        }
-        for outcome in outcomes
-        for peer in outcome.peers
-    ]
+    environment = harness.environment(bandwidth)
     payload = {
-        "environment": harness.environment(bandwidth),
+        "command": _command("ops", *(names or ()), **{"--threads": threads}),
+        "environment": environment,
         "outcomes": [outcome.to_dict() for outcome in outcomes],
     }
-    _show([Table.from_records(records)], payload, save, as_json)
+    note = f"kernels: {environment['kernels']}"
+    records = [record for outcome in outcomes for record in _records(outcome)]
+    _show([Table.from_records(records, note=note)], payload, save, as_json)
+
+
+def _records(outcome: Outcome) -> list[dict[str, Any]]:
+    """A row for each peer; the goal stands beside what it is for."""
+    share, least = outcome.bandwidth_fraction, outcome.goals.get("bandwidth")
+    rows = []
+    for peer in outcome.peers:
+        ratio, goal = outcome.ratio(peer), outcome.goals.get(peer)
+        missed = (goal is not None and ratio < goal) or (
+            share is not None and least is not None and share < least
+        )
+        wanted = [] if goal is None else [f"{goal:g}x"]
+        wanted += [] if least is None else [f"{least:.0%} of bandwidth"]
+        rows.append(
+            {
+                "case": outcome.case,
+                "threads": outcome.threads,
+                "peer": peer,
+                "times faster": ratio,
+                "of bandwidth": None if share is None else f"{share:.1%}",
+                "goal": (", ".join(wanted) + (" MISSED" if missed else "")) or None,
+            }
+        )
+    return rows
 
 
 @app.command()
@@ -112,8 +139,10 @@ def serving(
     from petkit.benchmarks import serving as bench
 
     folder.mkdir(parents=True, exist_ok=True)
-    payload = bench.run(folder, adapters, batch, threads or [1, 2], seconds)
-    _show([bench.table(payload)], payload | {"environment": _environment()}, save, as_json)
+    payload = bench.run(folder, adapters, batch, _counts(threads), seconds)
+    flags = {"--adapters": adapters, "--batch": batch, "--threads": threads}
+    facts = {"command": _command("serving", **flags), "environment": _environment()}
+    _show([bench.table(payload)], facts | payload, save, as_json)
 
 
 @app.command()
@@ -127,8 +156,10 @@ def training(
     """Time a training step with 1-bit adapters against one with 32-bit adapters."""
     from petkit.benchmarks import training as bench
 
-    payload = bench.run(batch, threads or [1, 2], seconds)
-    _show([bench.table(payload)], payload | {"environment": _environment()}, save, as_json)
+    payload = bench.run(batch, _counts(threads), seconds)
+    flags = {"--batch": batch, "--threads": threads}
+    facts = {"command": _command("training", **flags), "environment": _environment()}
+    _show([bench.table(payload)], facts | payload, save, as_json)
 
 
 @app.command()
@@ -187,8 +218,10 @@ def adapters(
             advance(note=run)
 
         rows = comparison.run_experiment(config, recipe, folder, context, done)
-    flags = {"--seeds": seeds, "--device": None if device == "auto" else device, "--threads": threads}
-    command = _command(experiment, folder, flags)
+    flags = {"--output": str(folder), "--seeds": seeds, "--threads": threads}
+    if device != "auto":
+        flags["--device"] = device
+    command = _command("adapters", experiment, **flags)
     facts = {"command": command, "environment": _environment(), "settings": config.model_dump(mode="json")}
     report = page.write_results(folder, title(name), rows, facts, config)
     _show(comparison.tables(rows), json.loads((folder / "results.json").read_text()), save, as_json)
@@ -203,12 +236,13 @@ def _show_plan(runs: Sequence[dict[str, Any]], recipe: Path, as_json: bool) -> N
     output.print_result(table, {"recipe": str(recipe), "runs": runs}, as_json)
 
 
-def _command(experiment: str, folder: Path, flags: Mapping[str, str | int | None]) -> str:
-    """The command line that repeats an experiment; flags that were not given are left out."""
-    words = ["petkit", "bench", "adapters", experiment, "--output", str(folder)]
-    for flag, value in flags.items():
-        words += [] if value is None else [flag, str(value)]
-    return shlex.join(words)
+def _command(*words: str, **flags: str | int | list[int] | None) -> str:
+    """The command line that repeats a measurement; flags that were not given are left out."""
+    line = ["petkit", "bench", *words]
+    for flag, given in flags.items():
+        values = given if isinstance(given, list) else [] if given is None else [given]
+        line += [word for value in values for word in (flag, str(value))]
+    return shlex.join(line)
 
 
 def _environment() -> dict[str, Any]:

@@ -39,6 +39,9 @@ class _StderrHandler(logging.Handler):
 
 def configure_logging(quiet: bool = False, verbose: bool = False) -> None:
     """Show petkit's log on stderr: warnings only when quiet, everything when verbose; on rank 0 only."""
+    if quiet or not sys.stderr.isatty():
+        # Libraries' own bars, which would fill a log file; tqdm reads it when it is first imported.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     if not any(isinstance(handler, _StderrHandler) for handler in _LOGGER.handlers):
         _LOGGER.addHandler(_StderrHandler())
     level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO

@@ -190,6 +190,9 @@ def _checkpoint(resume: str, folder: Path) -> Path | None:
     from petkit.artifacts.run_directory import is_without_checkpoint
     from petkit.training import checkpoint
 
+    if resume == NEWEST and not folder.exists():
+        output.log(f"{folder} does not exist: there is nothing to resume, the run begins at the first step")
+        return None
     if resume == NEWEST and is_without_checkpoint(folder):
         output.log(f"{folder} holds no checkpoint yet: its run begins again at the first step")
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 # Resized pixels of a split are kept when they take no more than this: later epochs then decode nothing.
 CACHE_BYTES = 512 * 2**20
+# How long, and how many, other unreadable pictures are looked for when one is met.
+SECONDS_FOR_FAULTS = 10.0
+MOST_FAULTS = 20
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -162,12 +166,32 @@ class ImageDataset:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
+        try:
+            return {"pixel_values": self._pixels(row), "labels": self.labels[index]}
+        except InputError as error:
+            raise InputError("\n".join([str(error), *self._more_faults(row)])) from error
+
+    def _pixels(self, row: int) -> Tensor:
         pixels = self._cache.get(row)
         if pixels is None:
             pixels = read_image(self.source, row, self.preprocess)
             if self._cached:
                 self._cache[row] = pixels
-        return {"pixel_values": pixels, "labels": self.labels[index]}
+        return pixels
+
+    def _more_faults(self, known: int) -> list[str]:
+        """The other pictures that cannot be decoded, as far as some seconds of looking find them."""
+        end = time.monotonic() + SECONDS_FOR_FAULTS
+        faults: list[str] = []
+        for row in self.rows:
+            if time.monotonic() > end or len(faults) == MOST_FAULTS:
+                break
+            try:
+                if row != known:
+                    self._pixels(row)
+            except InputError as error:
+                faults.append(str(error))
+        return faults
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Make a batch: pixel_values float32 (batch, 3, size, size) and labels int64 (batch,).
@@ -200,7 +224,7 @@ class ImageDataset:
 
     def _is_readable(self, index: int) -> bool:
         try:
-            self[index]
+            self._pixels(self.rows[index])
         except InputError as error:
             # What to do about it was done: the picture is left out.
             log.warning("left out: %s", str(error).rpartition("; ")[0])

@@ -340,6 +340,8 @@ def _no_match(targets: Sequence[str], linears: Mapping[str, nn.Module]) -> str:
 
 def _hint(target: str, endings: Sequence[str], linears: Mapping[str, nn.Module]) -> str | None:
     """What to write instead: the alias of a name that another architecture has, or a name like it."""
+    if any(fnmatch.fnmatchcase(path, f"*.{target}") for path in linears):
+        return f"for {target!r} write '*.{target}', names begin at the model's root"
     last = target.rsplit(".", 1)[-1]
     meant = [
         alias
@@ -350,7 +352,8 @@ def _hint(target: str, endings: Sequence[str], linears: Mapping[str, nn.Module])
     known = [alias for alias in meant if _is_there(alias, linears)]
     if known:
         return f"for {target!r} write {', '.join(known)}"
-    close = difflib.get_close_matches(target, [*endings, *ALIASES, *linears], n=1)
+    aliases = [alias for alias in ALIASES if _is_there(alias, linears)]
+    close = difflib.get_close_matches(target, [*endings, *aliases, *linears], n=1)
     return f"did you mean {close[0]} for {target!r}?" if close else None
 
 

@@ -15,8 +15,15 @@ def row_bytes(in_features: int, bits: int) -> int:
     return (in_features * bits + 7) // 8
 
 
+def check_tensor(name: str, value: object) -> None:
+    """Refuse what is no tensor: a list or a number."""
+    if not isinstance(value, Tensor):
+        raise InputError(f"{name} must be a tensor, got {type(value).__name__}; use torch.tensor")
+
+
 def check_float(name: str, tensor: Tensor) -> None:
     """Refuse every dtype but float32, bfloat16 and float16."""
+    check_tensor(name, tensor)
     if tensor.dtype not in FLOAT_TYPES:
         raise InputError(f"{name} must be float32, bfloat16 or float16, got {tensor.dtype}; convert it first")
 
@@ -34,6 +41,8 @@ def check_weight(weight: Tensor) -> None:
 
 def check_packed(packed: Tensor, shift: Tensor, scale: Tensor, bits: int, in_features: int) -> None:
     """Refuse packed codes of another row length, and a shift or scale that is no scalar."""
+    for name, value in (("packed", packed), ("shift", shift), ("scale", scale)):
+        check_tensor(name, value)
     expected = row_bytes(in_features, bits)
     if packed.dtype != torch.uint8 or packed.dim() != 2 or packed.shape[1] != expected:
         raise InputError(

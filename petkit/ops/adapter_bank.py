@@ -10,7 +10,7 @@ from torch import Tensor
 
 from petkit.errors import InputError
 from petkit.ops import _library
-from petkit.ops._checks import check_float, row_bytes
+from petkit.ops._checks import check_float, check_tensor, row_bytes
 from petkit.ops._packing import decode_rows, values_of
 from petkit.ops.lowbit_codebook import levels_on
 from petkit.ops.lowbit_dequantize import transpose_packed
@@ -260,6 +260,7 @@ def adapter_bank(x: Tensor, adapter_ids: Tensor, bank: AdapterBank, add_to: Tens
         InputError: shapes, dtypes or ids that do not fit; and, on backward, always: there is no gradient.
     """
     check_float("x", x)
+    check_tensor("adapter_ids", adapter_ids)
     if not isinstance(bank, AdapterBank):
         raise InputError(f"bank, the third argument, must be an AdapterBank, got {type(bank).__name__}")
     if x.dim() != 2 or x.shape[1] != bank.in_features or adapter_ids.shape != x.shape[:1]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from petkit.errors import InputError
 from petkit.ops import _library
 from petkit.ops._checks import check_float, check_packed
 from petkit.ops._packing import decode_rows, row_chunks, values_of
@@ -32,10 +33,15 @@ def lowbit_linear(
     Returns:
         (..., out) of x's dtype, summed in float32.
 
+    With one bit the sum over all of x enters every output, so that an infinite x gives nan where a dense
+    product may give an infinity.
+
     Raises:
         InputError: dtypes that do not fit, or a width that needs another number of bytes a row.
     """
     check_float("x", x)
+    if x.dim() == 0:
+        raise InputError("x must have shape (..., in), got a scalar")
     levels = levels_on(bits, kind, x.device)
     check_packed(packed, shift, scale, bits, x.shape[-1])
     rows = x.reshape(-1, x.shape[-1]) if x.dim() != 2 else x

@@ -43,7 +43,8 @@ class TrainingConfig(Config):
     """Examples per optimiser step and process; divided into `gradient_accumulation` micro-batches."""
 
     gradient_accumulation: int = Field(default=1, ge=1)
-    """Micro-batches per optimiser step; the result equals one large batch."""
+    """Micro-batches per optimiser step. The result equals one large batch without dropout, whose masks are
+    drawn for each micro-batch."""
 
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW."""

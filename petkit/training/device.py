@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import torch
 
 from petkit.errors import ConfigError, MissingError
+
+log = logging.getLogger(__name__)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -55,6 +58,9 @@ def configure(threads: int | None, deterministic: bool) -> None:
     if threads is not None:
         if threads < 1:
             raise ConfigError(f"--threads must be at least 1, got {threads}")
+        available = os.cpu_count() or threads
+        if threads > available:
+            log.warning("--threads %d is more than the %d cores of this machine", threads, available)
         torch.set_num_threads(threads)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

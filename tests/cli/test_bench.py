@@ -3,6 +3,8 @@ import shlex
 
 import pytest
 
+from petkit.benchmarks.harness import Case, Outcome, Timing
+from petkit.cli.bench import _counts, _records
 from petkit.cli.main import run
 
 TINY = """# One run of a second.
@@ -90,6 +92,22 @@ def test_ops_prints_one_json_object_and_saves_it(capsys, tmp_path):
     assert all("torch eager" in outcome["peers"] for outcome in payload["outcomes"])
     assert payload["environment"]["read_bandwidth_gb_s"]["1"] > 0
     assert json.loads(saved.read_text())["outcomes"] == payload["outcomes"]
+    assert payload["command"] == "petkit bench ops lowbit_fake_quantize --threads 1"
+
+
+def test_missed_goals_are_marked_in_the_table():
+    case = Case("c", int, {"peer": int, "other": int}, goals={"peer": 8.0, "bandwidth": 0.4})
+    ours, theirs = Timing(1.0, 1.0, 1.0, 7), {"peer": Timing(9.0, 9, 9, 7), "other": Timing(0.5, 0.5, 0.5, 7)}
+    for share, goals in ((0.5, ["8x, 40% of bandwidth", "40% of bandwidth"]), (0.3, None)):
+        rows = _records(Outcome(case.name, 1, ours, theirs, share, case.goals))
+        assert [row["of bandwidth"] for row in rows] == [f"{share:.1%}"] * 2
+        wanted = goals or ["8x, 40% of bandwidth MISSED", "40% of bandwidth MISSED"]
+        assert [row["goal"] for row in rows] == wanted
+
+
+def test_more_threads_than_cores_are_told(caplog):
+    assert _counts([1, 10_000]) == [1, 10_000]
+    assert "--threads 10000 is more than the" in caplog.text
 
 
 @pytest.mark.slow

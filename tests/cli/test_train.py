@@ -57,6 +57,13 @@ def recipe(tmp_path: Path) -> Path:
     return write_recipe(tmp_path / "recipe.yaml")
 
 
+def test_resuming_a_run_that_never_began_begins_it(petkit: Petkit, tmp_path: Path) -> None:
+    flags = ["-o", tmp_path / "run", "--max-steps", "1", "--threads", "1", "--device", "cpu"]
+    result = petkit("train", "adapter", "adapter-smoke", *flags, "--resume")
+    assert result.code == 0, result.err
+    assert "there is nothing to resume, the run begins at the first step" in result.err
+
+
 def test_a_run_prints_one_object_and_leaves_the_artifact(
     petkit: Petkit, recipe: Path, tmp_path: Path
 ) -> None:
@@ -232,7 +239,7 @@ BAD: dict[str, tuple[dict[str, Any], list[str], int, str]] = {
     "odd override": ({}, ["--set", "training.epochs"], 2, "--set must be KEY=VALUE"),
     "wrong task": ({"task": "causal_lm"}, [], 2, "data.format must be chat for task causal_lm"),
     "both": ({}, ["--resume", "--overwrite"], 2, "--overwrite and --resume exclude each other"),
-    "nothing to resume": ({}, ["--resume"], 2, "nothing to resume from, leave --resume out"),
+    "nothing to resume": ({}, ["--resume=nowhere"], 2, "nothing to resume from, leave --resume out"),
     "pickle": ({"model__weights": "x.pth", "model__pretrained": None}, [], 5, "pickle"),
     "not cached": (
         {"model__name": "timm/vit_base_patch16_224", "model__pretrained": None},

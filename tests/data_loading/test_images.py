@@ -86,6 +86,9 @@ def test_unreadable_files_are_named_and_left_out_on_request(tmp_path, preprocess
     dataset = ImageDataset(FileImages(tuple(tmp_path / name for name in names)), [5, 6, 7], preprocess)
     with pytest.raises(InputError, match=r"bad\.png is not a readable image .*data\.skip_bad"):
         dataset[1]
+    # The others are named too, so that one look mends them all.
+    with pytest.raises(InputError, match=r"(?s)bad\.png is not .*\n.*missing\.png is not a readable image"):
+        dataset[1]
     with caplog.at_level(logging.WARNING):
         readable = dataset.readable()
     assert (readable.labels, readable.rows) == ([5], [0])

@@ -179,6 +179,7 @@ def test_head_is_never_a_target(vit):
             "did you mean query for 'quary'",
         ),
         ("zzz", "'zzz' matches no linear map; this model has query, key, value, dense$"),
+        ("attention.self.q*", r"for 'attention\.self\.q\*' write '\*\.attention\.self\.q\*', names begin"),
         ("q_proj", "query, key, value, dense; for 'q_proj' write q$"),
         ("*.qkv", r"query, key, value, dense; for '\*\.qkv' write q, k, v$"),
     ],

@@ -241,7 +241,9 @@ def test_refusals():
     ):
         adapter_bank(x[:, 1:], ids, bank)
     with pytest.raises(InputError, match="bank, the third argument, must be an AdapterBank, got Tensor"):
-        adapter_bank(x, bank, ids)
+        adapter_bank(x, ids, ids)
+    with pytest.raises(InputError, match="adapter_ids must be a tensor, got list"):
+        adapter_bank(x, [0, 1], bank)
     with pytest.raises(InputError, match=r"adapter_ids must be integers, got torch\.float32"):
         adapter_bank(x, ids.float(), bank)
     with pytest.raises(InputError, match=r"x must be float32, bfloat16 or float16, got torch\.int64"):

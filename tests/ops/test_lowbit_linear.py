@@ -185,6 +185,13 @@ def test_refusals():
         lowbit_linear(normal(2, 17).double(), packed, shift, scale, 1)
     with pytest.raises(InputError, match=r"shift must be a float32 scalar, got torch\.float64"):
         lowbit_linear(normal(2, 17), packed, shift.double(), scale, 1)
+    for arguments, message in (
+        (([1.0], packed, shift, scale), "x must be a tensor, got list"),
+        ((normal(2, 17), packed, 0.5, scale), "shift must be a tensor, got float"),
+        ((torch.tensor(1.0), packed, shift, scale), r"x must have shape \(\.\.\., in\), got a scalar"),
+    ):
+        with pytest.raises(InputError, match=message):
+            lowbit_linear(*arguments, 1)
 
 
 def test_the_operator_itself_refuses_what_would_read_out_of_bounds(kernels):

@@ -48,3 +48,12 @@ def test_threads_and_determinism_reach_torch() -> None:
     assert torch.are_deterministic_algorithms_enabled()
     with pytest.raises(ConfigError, match="at least 1, got 0"):
         configure(0, False)
+
+
+def test_more_threads_than_cores_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    before = torch.get_num_threads()
+    try:
+        configure(10_000, deterministic=False)
+    finally:
+        torch.set_num_threads(before)
+    assert "--threads 10000 is more than the" in caplog.text
