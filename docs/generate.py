@@ -1,10 +1,12 @@
-"""Write docs/commands.md and docs/configuration.md from the program itself: `make docs`."""
+"""Write docs/commands.md, docs/configuration.md and the tables of docs/edrm.md: `make docs`."""
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from petkit.cli.catalog import METHODS, configuration_of
 from petkit.cli.config import SCHEMA_COLUMNS, schema_rows
@@ -18,6 +20,56 @@ NOTE = "<!-- Written by `make docs`; do not edit. -->\n"
 def main() -> None:
     (DOCS / "commands.md").write_text(commands(), encoding="utf-8")
     (DOCS / "configuration.md").write_text(configuration(), encoding="utf-8")
+    fill(DOCS / "edrm.md", routing_tables())
+
+
+def fill(page: Path, tables: Mapping[str, str]) -> None:
+    """Write tables between their marks in a page whose text is written by hand."""
+    text = page.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        start, end = f"<!-- {name}, written by `make docs` -->", f"<!-- end of {name} -->"
+        before, _, rest = text.partition(start)
+        text = f"{before}{start}\n{table}{end}{rest.partition(end)[2]}"
+    page.write_text(text, encoding="utf-8")
+
+
+def routing_tables() -> dict[str, str]:
+    found = {}
+    for path in sorted((DOCS.parent / "benchmarks/results").glob("routing-*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        found[path.stem] = policies_table(result["policies"])
+        found[f"{path.stem} by set"] = sets_table(result["datasets"])
+    return found
+
+
+def policies_table(policies: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        "| policy | accuracy | tokens a question | saved against always cot | direct / standard / cot |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for one in policies:
+        accuracy, tokens, saved = one["accuracy"], one["tokens"], one["tokens_saved"]
+        modes = " / ".join(str(one["modes"].get(mode, 0)) for mode in ("direct", "standard", "cot"))
+        lines.append(
+            f"| {one['policy']} | {percent(accuracy)} | {tokens['mean']:.0f} ({tokens['low']:.0f} to "
+            f"{tokens['high']:.0f}) | {percent(saved)} | {modes} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def sets_table(datasets: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Accuracy and tokens of each policy on each set."""
+    names = list(datasets)
+    lines = [f"| policy | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
+    for index, one in enumerate(datasets[names[0]]):
+        cells = [datasets[name][index] for name in names]
+        shown = [f"{cell['accuracy']['mean']:.0%}, {cell['tokens']['mean']:.0f}" for cell in cells]
+        lines.append(f"| {one['policy']} | {' | '.join(shown)} |")
+    return "\n".join(lines) + "\n"
+
+
+def percent(value: Mapping[str, float]) -> str:
+    return f"{value['mean']:.1%} ({value['low']:.1%} to {value['high']:.1%})"
 
 
 def commands() -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from petkit.artifacts.packed import BITS, CODEBOOKS
 from petkit.artifacts.strict_json import parse_json
@@ -82,6 +83,14 @@ class Task(_Part):
 
     max_length: int | None = Field(default=None, ge=1)
     """Text only: tokens kept of a sequence."""
+
+    @field_validator("classes")
+    @classmethod
+    def _differ(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        twice = [name for name, count in Counter(classes).items() if count > 1]
+        if twice:
+            raise ValueError(f"must be different names, got {twice[0]!r} more than once")
+        return classes
 
 
 class Source(_Part):

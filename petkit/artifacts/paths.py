@@ -8,7 +8,7 @@ import stat
 from io import FileIO
 from pathlib import Path
 
-from petkit.errors import InputError, SafetyError
+from petkit.errors import ArtifactError, InputError, SafetyError
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
@@ -20,6 +20,15 @@ def check_name(name: str, what: str) -> str:
     if not NAME.fullmatch(name) or name in (".", ".."):
         raise SafetyError(f"{what} must match [A-Za-z0-9._-]{{1,128}} and name no folder, got {name[:140]!r}")
     return name
+
+
+def check_tensor_name(name: str, where: str) -> str:
+    """Return a tensor's name; one that could be a path is refused for safety, another odd one as damage."""
+    if NAME.fullmatch(name) and name not in (".", ".."):
+        return name
+    if not name or "/" in name or "\\" in name or name in (".", ".."):
+        return check_name(name, "a tensor name")
+    raise ArtifactError(f"{where}: a tensor name must match [A-Za-z0-9._-]{{1,128}}, got {name[:140]!r}")
 
 
 def check_relative(name: str) -> str:

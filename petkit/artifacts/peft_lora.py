@@ -27,6 +27,8 @@ BACKBONE = "backbone"
 # Image classifiers of transformers whose only layer after the backbone is `classifier`.
 BARE_CLASSIFIERS = ("ViTForImageClassification", "DeiTForImageClassification")
 TASKS = {"CAUSAL_LM": "causal_lm", "SEQ_CLS": "text_classification"}
+# Task types that do not say what the model is for.
+OPEN_TASKS = ("FEATURE_EXTRACTION",)
 # Ends of the names of transformers' classes; PEFT records the class where it was told no task.
 CLASS_TASKS = {
     "ForCausalLM": "causal_lm",
@@ -255,9 +257,13 @@ def _model_name(name: Any) -> str:
 
 def _task_name(config: Mapping[str, Any], given: str | None, where: str) -> str | None:
     """Return the task that the folder tells, by its own word or by the base's class, else the given one."""
-    model = _class_of(config)
+    model, own = _class_of(config), config.get("task_type")
+    if own is not None and own not in TASKS and own not in OPEN_TASKS:
+        raise InputError(
+            f"{where} is for task_type {own!s:.40}: petkit reads {', '.join(TASKS)}, and adapters without one"
+        )
     by_class = (name for ending, name in CLASS_TASKS.items() if model.endswith(ending))
-    told = TASKS.get(str(config.get("task_type"))) or next(by_class, None)
+    told = TASKS.get(str(own)) or next(by_class, None)
     if told and given and told != given:
         raise InputError(f"{where} is for {told}, --task says {given}: leave it out")
     return told or given

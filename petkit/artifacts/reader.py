@@ -257,12 +257,22 @@ def manifest_faults(
     classes = manifest.task.classes if manifest.task else ()
     if classes and "head" in shapes and shapes["head"][0] != len(classes):
         faults.append(f"the head has {shapes['head'][0]} rows, {MANIFEST} names {len(classes)} classes")
+    own = manifest.model.get("pooling") == "own" and "head" not in shapes
+    saved = _saved_layers(dense) if own else []
+    if classes and saved and not any(raw.shape[:1] == (len(classes),) for raw in saved):
+        faults.append(f"{MANIFEST} names {len(classes)} classes, no saved layer has as many rows")
     faults += [
         f"scaling names {site}, which has no weights"
         for site in manifest.scaling
         if f"{site}.down" not in shapes
     ]
     return faults
+
+
+def _saved_layers(dense: dict[str, RawTensor]) -> list[RawTensor]:
+    """Layers that stand in for a head: those of a transformers classifier, which PEFT saves whole."""
+    apart = (".down.weight", ".up.weight")
+    return [raw for name, raw in dense.items() if not name.endswith(apart)]
 
 
 def artifact_folder(folder: str | os.PathLike[str]) -> Path:

@@ -19,7 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from petkit.artifacts.paths import check_name, looks_like_pickle, open_inside, refuse_pickle
+from petkit.artifacts.paths import (
+    check_name,
+    check_tensor_name,
+    looks_like_pickle,
+    open_inside,
+    refuse_pickle,
+)
 from petkit.artifacts.strict_json import parse_json
 from petkit.errors import ArtifactError, PetkitError
 
@@ -131,7 +137,7 @@ def _metadata(metadata: Any, path: Path) -> dict[str, str]:
 
 
 def _span(name: str, entry: Any, path: Path) -> tuple[str, tuple[int, ...], int, int]:
-    check_name(name, "a tensor name")
+    check_tensor_name(name, str(path))
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ArtifactError(f"{path}: {name} must have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

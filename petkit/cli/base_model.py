@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,13 +45,14 @@ def wanted_base(base: str, artifact: Path) -> str:
     return load_base(base, section, manifest.task.type if manifest.task else None).base_sha256
 
 
-def load_base(base: str, section: Mapping[str, Any], task: str | None) -> LoadedModel:
+def load_base(base: str, section: Mapping[str, Any], task: str | None, classes: int = 0) -> LoadedModel:
     """Load a base model for its hash.
 
     Args:
         base: as the command line names it, for messages.
         section: the recipe's `model:` section that finds it.
         task: what the head is for; None stands for image classification.
+        classes: rows of the head; 0 is no head.
 
     Returns:
         The model.
@@ -65,25 +66,31 @@ def load_base(base: str, section: Mapping[str, Any], task: str | None) -> Loaded
     kind = task or "image_classification"
     output.log(f"hashing the weights of {base}")
     try:
-        return load_model(ModelConfig(**section), kind)  # type: ignore[arg-type]
+        return load_model(ModelConfig(**section), kind, classes)  # type: ignore[arg-type]
     except PetkitError as error:
         # Here the model stands in a flag, not in a recipe.
         reason = re.sub(r"^model\.(name|weights)", "--base", str(error))
         raise type(error)(f"--base {base} does not load as the artifact's kind ({kind}): {reason}") from error
 
 
-def class_names(loaded: LoadedModel, count: int) -> tuple[str, ...]:
+def class_names(loaded: LoadedModel, known: Sequence[str]) -> tuple[str, ...]:
     """Return the names that a transformers model has for its classes.
 
     Args:
         loaded: the model.
-        count: how many there must be.
+        known: the adapter's own, numbers perhaps; empty where it uses the model's classifier as it is.
 
     Returns:
-        The names, or none where the model numbers its classes or has another number of them.
+        The model's names, or numbers where it has none; none where it has not as many classes as the adapter.
     """
-    settings = getattr(getattr(loaded.model, "backbone", None), "config", None)
-    names = getattr(settings, "id2label", None) or {}
+    from petkit.models.own_classifier import OwnClassifier
+
+    backbone = getattr(loaded.model, "backbone", None)
+    if not known and not isinstance(loaded.model, OwnClassifier):
+        return ()
+    names = getattr(getattr(backbone, "config", None), "id2label", None) or {}
     found = tuple(str(names[index]) for index in sorted(names))
-    numbered = found == tuple(f"LABEL_{index}" for index in range(len(found)))
-    return found if len(found) == count and len(set(found)) == count and not numbered else ()
+    if found == tuple(f"LABEL_{index}" for index in range(len(found))):
+        found = tuple(map(str, range(len(found))))
+    fits = len(set(found)) == len(found) and (not known or len(found) == len(known))
+    return found if fits else ()

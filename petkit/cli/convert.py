@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,10 +11,11 @@ import typer
 
 from petkit.cli import output
 from petkit.cli.common import DANGER_PANEL, JsonFlag, OutputOption, OverwriteFlag
-from petkit.errors import ConfigError
+from petkit.errors import ConfigError, InputError, PetkitError
 
 if TYPE_CHECKING:
     from petkit.artifacts.importing import Imported
+    from petkit.models.loaded import LoadedModel
 
 
 # What stands for a base that the folder does not name.
@@ -61,6 +63,10 @@ def command(
         TaskName | None,
         typer.Option("--task", help="peft: what the model is for, where the folder does not say it."),
     ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option("--classes", metavar="A,B,...", help="Class names in the order of the head's rows."),
+    ] = None,
     allow_pickle: Annotated[
         bool,
         typer.Option(
@@ -75,8 +81,11 @@ def command(
     """Read another tool's adapter into an artifact, and check that nothing of it was lost."""
     from petkit.artifacts.checks import checks_json, exit_code
     from petkit.artifacts.importing import write_imported
+    from petkit.artifacts.writer import check_output
 
-    imported = _with_base(_read(path, source, config, allow_pickle, task), base, weights)
+    check_output(out, overwrite)
+    read = _named(_read(path, source, config, allow_pickle, task), classes)
+    imported = _with_base(read, base, weights, named=classes is not None)
     artifact, checks = write_imported(imported, out, overwrite)
     for check in checks:
         output.log(f"{check.name}: {'ok' if check.ok else 'FAILED'}, {check.detail}")
@@ -103,7 +112,7 @@ def _read(
     return import_peft(path, allow_pickle, task.value if task else None)
 
 
-def _with_base(imported: Imported, base: str | None, weights: Path | None) -> Imported:
+def _with_base(imported: Imported, base: str | None, weights: Path | None, named: bool) -> Imported:
     from petkit.artifacts.importing import with_base
     from petkit.cli.base_model import SHA256, class_names, load_base
     from petkit.models.loading import relocated
@@ -126,8 +135,40 @@ def _with_base(imported: Imported, base: str | None, weights: Path | None) -> Im
         raise ConfigError(f"the folder does not name its model: give --base MODEL and --weights {base}")
     if weights is not None:
         section["weights"] = str(weights)
-    loaded = load_base(base, section, manifest.task.type)
-    return with_base(imported, section, loaded.base_sha256, class_names(loaded, len(manifest.task.classes)))
+    count = len(manifest.task.classes)
+    loaded = load_base(base, section, manifest.task.type, count)
+    found = () if named else class_names(loaded, manifest.task.classes)
+    _check_fits(imported, loaded, base)
+    return with_base(imported, section, loaded.base_sha256, found)
+
+
+def _check_fits(imported: Imported, loaded: LoadedModel, base: str) -> None:
+    """Refuse a base into which the adapter does not go, before its hash is recorded."""
+    import torch
+
+    from petkit.models.config import AdapterConfig
+    from petkit.models.inserts import insert, load_packed
+    from petkit.models.loading import check_filled
+
+    dense = {name: torch.as_tensor(array) for name, array in imported.dense.items()}
+    try:
+        check_filled(dense, "the adapter", loaded)
+        insert(loaded.model, AdapterConfig(**imported.manifest.adapter))
+        load_packed(loaded.model, imported.packed, dense, imported.manifest.scaling)
+    except PetkitError as error:
+        raise InputError(f"--base {base} is not the model that the adapter was made for: {error}") from error
+
+
+def _named(imported: Imported, names: str | None) -> Imported:
+    """The adapter with the class names of a flag."""
+    if names is None:
+        return imported
+    task = imported.manifest.task
+    given, count = tuple(name.strip() for name in names.split(",")), len(task.classes) if task else 0
+    if task is None or len(given) != count or len(set(given)) != count or "" in given:
+        raise ConfigError(f"--classes must be {count} different names with commas between, got {names!r:.60}")
+    manifest = imported.manifest.model_copy(update={"task": task.model_copy(update={"classes": given})})
+    return replace(imported, manifest=manifest)
 
 
 def _warn_of_base(name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -322,7 +323,13 @@ def evaluate(
     answering = machine.router(model, rule, labelled.batch_size, router)
     records = labelled.measured(answering, questions)
     result, _ = compared(records, rule)
-    payload = {"model": model, "model_sha256": answering.language_model.sha256, **result}
+    payload = {
+        "model": model,
+        "model_sha256": answering.language_model.sha256,
+        "settings": rule.config.model_dump(mode="json"),
+        "questions": dict(Counter(question.dataset for question in questions)),
+        **result,
+    }
     if folder is not None:
         with _staged(folder, overwrite) as stage:
             _write(stage, {"outcomes.jsonl": _lines(records), "result.json": _pretty(payload)})

@@ -183,8 +183,8 @@ def cut_chats(examples: Sequence[dict[str, list[int]]], max_length: int) -> list
     longer = sum(len(example["input_ids"]) > max_length for example in examples)
     if longer:
         log.warning(
-            "%d of %d conversations exceed data.max_length %d and were cut; %d of them are left out, "
-            "having no assistant token within it",
+            "%d of %d conversations are longer than %d tokens (data.max_length, or the model's limit) and "
+            "were cut; %d of them are left out, having no assistant token within it",
             longer,
             len(examples),
             max_length,

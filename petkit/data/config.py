@@ -42,7 +42,7 @@ class DataConfig(Config):
     """Resampling filter of the resize."""
 
     max_length: int = Field(default=512, ge=1, json_schema_extra=applies_to(format=("text", "chat")))
-    """Longest sequence in tokens; longer ones are cut at the end and counted in the log."""
+    """Longest sequence in tokens, at most what the model takes; longer ones are cut and counted."""
 
     allow_unseen_classes: bool = Field(
         default=False,

@@ -256,7 +256,8 @@ def _encode_chats(
     rows: Sequence[tuple[str, Chat]], tokenizer: Any, config: DataConfig
 ) -> list[dict[str, list[int]]]:
     encoded = convert(rows, lambda chat: encode_chat(chat, tokenizer), config.skip_bad)
-    return cut_chats([example for _, example in encoded], config.max_length)
+    longest = min(config.max_length, tokenizer.model_max_length)
+    return cut_chats([example for _, example in encoded], longest)
 
 
 def _sizes(found: Mapping[str, Sequence[Any]]) -> dict[str, int]:

@@ -48,11 +48,12 @@ def encode_texts(texts: Sequence[str], tokenizer: Any, max_length: int) -> list[
     Args:
         texts: Any texts.
         tokenizer: A transformers tokenizer.
-        max_length: Tokens kept, special ones included.
+        max_length: Tokens kept, special ones included; fewer where the model takes no more.
 
     Returns:
         Token numbers per text.
     """
+    max_length = min(max_length, tokenizer.model_max_length)
     encoded: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
     at_limit = [index for index, ids in enumerate(encoded) if len(ids) >= max_length]
     # Only texts at the limit can have been cut; the others need no second look.
@@ -60,7 +61,10 @@ def encode_texts(texts: Sequence[str], tokenizer: Any, max_length: int) -> list[
     cut = sum(len(ids) > max_length for ids in full)
     if cut:
         log.warning(
-            "%d of %d texts are longer than data.max_length %d and were cut", cut, len(texts), max_length
+            "%d of %d texts are longer than %d tokens (data.max_length, or the model's limit) and were cut",
+            cut,
+            len(texts),
+            max_length,
         )
     return encoded
 

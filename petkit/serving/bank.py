@@ -20,7 +20,8 @@ from petkit.methods.binary_adapter.recorded import read_checked
 from petkit.models.config import AdapterConfig, ModelConfig
 from petkit.models.inserts import insert, remove, set_head
 from petkit.models.loaded import LoadedModel, compute_logits
-from petkit.models.loading import load_model, relocated
+from petkit.models.loading import load_model, named_place, relocated
+from petkit.serving.bank_inputs import check_inputs
 from petkit.serving.bank_insert import BankInsert, Request
 from petkit.serving.entry import Entry, Shape, make_head, read_for
 from petkit.serving.own_layers import OwnHead, OwnLayers, Shapes, own_shapes
@@ -51,6 +52,8 @@ class BankModel:
         source: whose shape it is, for messages.
         own: shapes of the last layers that every adapter brings, as `own_shapes` gives them, where the base
             was loaded with pooling "own".
+        classes: rows of the classifier that the base was loaded with; they count where pooling is "own" and
+            the adapters bring no layers.
 
     Raises:
         InputError: 32-bit adapters, a task without a head, or a layer that the base does not have.
@@ -68,6 +71,7 @@ class BankModel:
         device: torch.device | str = "cpu",
         source: str = "the bank",
         own: Shapes | None = None,
+        classes: int = 1,
     ) -> None:
         if base.kind == "causal_lm":
             raise InputError(
@@ -81,7 +85,7 @@ class BankModel:
         self.device = torch.device(device)
         self._model, self._request = base.model.to(self.device).eval(), Request()
         sites = insert(self._model, config)
-        self._shape = Shape(base, config, task, pooling, tuple(sites), source, own or {})
+        self._shape = Shape(base, config, task, pooling, tuple(sites), source, own or {}, classes)
         self._sites = self._occupy(config)
         self._own = OwnLayers(self._model, tuple(self._shape.own), self._request)
         self._model.requires_grad_(False)
@@ -118,10 +122,14 @@ class BankModel:
         section = {"name": manifest.base.id, **manifest.model}
         model = ModelConfig(**(section if base is None else relocated(section, base)))
         task = manifest.task.type
-        loaded = load_model(model, task, num_classes=1)
+        own = own_shapes(artifact)
+        # Only the base's own classifier must have the right number of rows; others are replaced.
+        classes = len(manifest.task.classes) if model.pooling == "own" and not own else 1
+        with named_place(path, manifest.base.id, base):
+            loaded = load_model(model, task, num_classes=classes)
         source = f"adapter {first}, the first of the folder"
         adapter = AdapterConfig(**manifest.adapter)
-        bank = cls(loaded, adapter, task, model.pooling, device, source, own_shapes(artifact))
+        bank = cls(loaded, adapter, task, model.pooling, device, source, own, classes)
         bank.add_many(folders)
         return bank
 
@@ -270,8 +278,12 @@ class BankModel:
         if not isinstance(inputs, Tensor | Mapping):
             raise InputError(f"inputs must be a tensor or a mapping of tensors, got {type(inputs).__name__}")
         batch = {"pixel_values": inputs} if isinstance(inputs, Tensor) else dict(inputs)
-        self._check_inputs(batch)
+        check_inputs(self.base, batch)
         size = len(next(iter(batch.values()), ()))
+        if isinstance(names, str):
+            raise InputError(
+                f"names must be a list with one adapter name a sample, got the text {names!r:.40}"
+            )
         if size != len(names) or size == 0:
             raise InputError(
                 f"names must hold one adapter name a sample and at least one, got {len(names)} for {size}"
@@ -295,7 +307,7 @@ class BankModel:
     def _entry_or_none(self, name: str | None) -> Entry | None:
         if name is not None and name != BASE:
             return self.entry(name)
-        if self._shape.own:
+        if self._shape.pooling == "own":
             raise InputError(
                 f"{BASE!r} is the frozen model, whose last layers come with the adapters: name an adapter"
             )
@@ -305,7 +317,7 @@ class BankModel:
         """Replace the trainable adapters that `insert` has made by bank sites; the head by the identity."""
         remove(self._model)
         # A classifier with layers of its own has no attribute `head` that could be taken off.
-        if not self._shape.own:
+        if self._shape.pooling != "own":
             set_head(self._model, nn.Identity())
         sites = {}
         for site in self._shape.sites:
@@ -323,23 +335,6 @@ class BankModel:
             module.attach(self._model)
             sites[site.name] = module
         return sites
-
-    def _check_inputs(self, batch: Mapping[str, Tensor]) -> None:
-        for name, wanted in (("pixel_values", torch.float32), ("input_ids", torch.int64)):
-            if name in batch and getattr(batch[name], "dtype", None) != wanted:
-                got = getattr(batch[name], "dtype", type(batch[name]).__name__)
-                raise InputError(f"{name} must be a tensor of {wanted}, got {got}: convert it first")
-        preprocess = self.base.preprocess
-        name = "input_ids" if preprocess is None else "pixel_values"
-        if name not in batch:
-            raise InputError(f"inputs must hold {name} for this base, got {', '.join(batch) or 'nothing'}")
-        shape = tuple(batch[name].shape)
-        if preprocess is None:
-            if len(shape) != 2:
-                raise InputError(f"input_ids must have shape (batch, tokens), got {shape}")
-        elif len(shape) != 4 or shape[1:] != (3, preprocess["image_size"], preprocess["image_size"]):
-            size = preprocess["image_size"]
-            raise InputError(f"pixel_values must have shape (batch, 3, {size}, {size}), got {shape}")
 
     def _check_new(self, name: str) -> str:
         check_name(name, "adapter name")
@@ -422,7 +417,7 @@ def _refuse(faults: Sequence[InputError]) -> None:
     if len(faults) == 1 and isinstance(faults[0], ArtifactError):
         raise faults[0]
     if faults:
-        misfits = any(not isinstance(fault, ArtifactError) for fault in faults)
+        misfits = any(" as in " in str(fault) or "must not be there" in str(fault) for fault in faults)
         raise InputError("\n".join([*map(str, faults), *([HINT] if misfits else [])]))
 
 

@@ -89,6 +89,7 @@ class Shape:
         source: what told all this, for messages.
         own: shapes of the last layers that every adapter brings, as `own_shapes` gives them; none where
             the adapters have a linear head.
+        classes: rows of the classifier that the base was loaded with.
     """
 
     base: LoadedModel
@@ -98,6 +99,7 @@ class Shape:
     sites: tuple[Site, ...]
     source: str = "the bank"
     own: Shapes = field(default_factory=dict)
+    classes: int = 1
 
     def matrices(self) -> dict[str, tuple[int, int]]:
         """Shape (out, in) of every adapter matrix by module name."""
@@ -128,7 +130,7 @@ def read_for(shape: Shape, name: str, folder: str | os.PathLike[str]) -> Artifac
     fault = _base_fault(shape, artifact) or _adapter_fault(shape, artifact) or _head_fault(shape, artifact)
     if fault:
         raise InputError(f"adapter {name}: {fault}")
-    check_filled(artifact, shape.base)
+    check_filled(artifact.raw_dense, artifact.folder, shape.base)
     return artifact
 
 
@@ -167,7 +169,16 @@ def _adapter_fault(shape: Shape, artifact: Artifact) -> str | None:
         if own != common and not (wanted.method == "linear_probe" and key != "method"):
             return _other(shape, f"adapter.{key}", common, own)
     given = {name: matrix.shape for name, matrix in artifact.packed.items() if name != "head"}
-    return _shape_fault(shape, given)
+    return _rank_fault(given) or _shape_fault(shape, given)
+
+
+def _rank_fault(given: Mapping[str, tuple[int, int]]) -> str | None:
+    ranks = sorted({rows for name, (rows, _) in given.items() if name.endswith(".down")})
+    if len(ranks) < 2:
+        return None
+    return (
+        f"its places have different ranks ({', '.join(map(str, ranks))}), and a bank holds one: use it alone"
+    )
 
 
 def _shape_fault(shape: Shape, given: Mapping[str, tuple[int, int]]) -> str | None:
@@ -192,10 +203,14 @@ def _head_fault(shape: Shape, artifact: Artifact) -> str | None:
         if shape.own[name] != given[name]:
             return _other(shape, f"the shape of {name}", _shown(shape.own[name]), _shown(given[name]))
     if given and not any(-1 in sizes for sizes in given.values()):
-        return "task.classes must name as many classes as the last layer has, got another number"
-    if not given and "head" not in artifact.packed and "head.weight" not in artifact.raw_dense:
+        return "task.classes must name the classes, got none: convert it again"
+    if given or "head" in artifact.packed or "head.weight" in artifact.raw_dense:
+        return None
+    if shape.pooling != "own":
         return "head.weight must be there, got no head"
-    return None
+    # The base's own classifier, which has as many classes for all.
+    count = len(artifact.manifest.task.classes) if artifact.manifest.task else 0
+    return None if count == shape.classes else _other(shape, "the number of classes", shape.classes, count)
 
 
 def _shown(sizes: tuple[int, ...]) -> str:

@@ -25,7 +25,7 @@ class OwnHead:
 
     Args:
         tensors: parameters by full name.
-        classes: how many logits are this adapter's.
+        classes: how many logits are this adapter's; 0 takes them all.
     """
 
     tensors: Mapping[str, Tensor]
@@ -33,7 +33,7 @@ class OwnHead:
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Cut padded logits (samples, most classes) to (samples, classes)."""
-        return logits[:, : self.classes]
+        return logits[:, : self.classes or None]
 
     @property
     def nbytes(self) -> int:

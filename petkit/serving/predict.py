@@ -301,4 +301,6 @@ def _prompt(tokenizer: Any, sample: Sample) -> list[int]:
         ids = list(tokenizer(sample.text or "")["input_ids"])
     if not ids:
         raise ValueError("a prompt needs at least one token, and the tokenizer knows none of this one's")
+    if len(ids) >= tokenizer.model_max_length:
+        raise ValueError(f"the prompt has {len(ids)} tokens, the model takes {tokenizer.model_max_length}")
     return ids

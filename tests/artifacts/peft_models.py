@@ -173,4 +173,5 @@ def save_headless(make, folder):
     getattr(model, model.base_model_prefix).save_pretrained(folder)
     vocabulary = {f"w{index}": index for index in range(30)}
     raw = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="w0"))
+    raw.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     transformers.PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="w0").save_pretrained(folder)

@@ -14,12 +14,13 @@ FILES = sorted(DATA.glob("*.bin"))
 LAYER = "base_model.model.blocks.0.attn.qkv"
 
 
-def peft_folder(folder, **config):
+def peft_folder(folder, width=8, rows=8, **config):
     folder.mkdir()
     content = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": "org/vit", **config}
     (folder / "adapter_config.json").write_text(json.dumps(content))
-    values = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
-    tensors = {f"{LAYER}.lora_A.weight": values, f"{LAYER}.lora_B.weight": values.T.copy()}
+    generator = np.random.default_rng(0)
+    down, up = (generator.normal(size=size).astype(np.float32) for size in ((2, width), (rows, 2)))
+    tensors = {f"{LAYER}.lora_A.weight": down, f"{LAYER}.lora_B.weight": up}
     safetensors.numpy.save_file(tensors, folder / "adapter_model.safetensors")
     return folder
 
@@ -141,7 +142,7 @@ def test_a_base_that_the_folder_does_not_name(petkit, tmp_path):
     from petkit.models.config import ModelConfig
     from petkit.models.loading import load_model
 
-    folder = peft_folder(tmp_path / "peft", base_model_name_or_path=None)
+    folder = peft_folder(tmp_path / "peft", 64, 192, base_model_name_or_path=None)
     result = petkit("convert", folder, "--from", "peft", "-o", tmp_path / "a")
     assert result.code == 0
     assert "does not name its model: --base MODEL records it" in result.err
@@ -161,6 +162,54 @@ def test_a_base_that_the_folder_does_not_name(petkit, tmp_path):
     manifest = read_artifact(tmp_path / "b").manifest
     assert (manifest.base.id, manifest.model["weights"]) == ("timm/test_vit", str(file))
     assert len(manifest.base.sha256) == 64
+    other = peft_folder(tmp_path / "other", base_model_name_or_path=None)
+    flags[-1] = tmp_path / "c"
+    result = petkit("convert", other, *flags, "--base", "timm/test_vit", "--weights", file)
+    assert (result.code, (tmp_path / "c").exists()) == (2, False)
+    assert "--base timm/test_vit is not the model that the adapter was made for: blocks.0" in result.err
+
+
+def test_a_task_that_petkit_does_not_read_is_refused(petkit, tmp_path):
+    folder = peft_folder(tmp_path / "peft", task_type="TOKEN_CLS")
+    result = petkit("convert", folder, "--from", "peft", "-o", tmp_path / "a")
+    assert (result.code, (tmp_path / "a").exists()) == (2, False)
+    assert "is for task_type TOKEN_CLS: petkit reads CAUSAL_LM, SEQ_CLS" in result.err
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning")
+def test_a_sentence_classifier_with_names_for_its_classes(petkit, tmp_path):
+    from tests.artifacts.peft_models import OWN, bert, save_adapter, save_headless
+
+    save_adapter(tmp_path / "peft", bert, OWN["bert"][2])
+    save_headless(bert, tmp_path / "base")
+    command = ["convert", tmp_path / "peft", "--from", "peft", "--base", tmp_path / "base", "--classes"]
+    for wrong in ("pos,neg", "a,a,b", "a,,b"):
+        result = petkit(*command, wrong, "-o", tmp_path / "a")
+        assert result.code == 2
+        assert "--classes must be 3 different names with commas between" in result.err
+        assert "hashing" not in result.err
+    assert petkit(*command, "pos, neg,neutral", "-o", tmp_path / "a").code == 0
+    assert read_artifact(tmp_path / "a").manifest.task.classes == ("pos", "neg", "neutral")
+    again = petkit(*command, "pos,neg,neutral", "-o", tmp_path / "a")
+    assert again.code == 2
+    assert "hashing" not in again.err
+    # Longer texts than the model has positions (16) are cut, by every command.
+    told = petkit("predict", tmp_path / "a", "w1 " * 40)
+    assert told.code == 0, told.err
+    assert "1 of 1 texts are longer than 16 tokens" in told.err
+    assert petkit("quantize", tmp_path / "a", "-o", tmp_path / "bank" / "a").code == 0
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": "w2 " * n, "adapter": "a"}) + "\n" for n in (3, 40)))
+    told = petkit("predict", "--bank", tmp_path / "bank", rows, "--json")
+    assert told.code == 0, told.err
+    assert len(json.loads(told.out)["predictions"]) == 2
+    (tmp_path / "base").rename(tmp_path / "moved")
+    for command in (("predict", tmp_path / "a", "w1"), ("predict", "--bank", tmp_path / "bank", rows)):
+        lost = petkit(*command)
+        assert lost.code == 2
+        assert "give its place with --base" in lost.err
+        assert petkit(*command, "--base", tmp_path / "moved").code == 0
 
 
 @pytest.mark.slow

@@ -180,7 +180,8 @@ def test_cutting_keeps_what_can_be_learnt(caplog):
     with caplog.at_level(logging.WARNING):
         kept = cut_chats(examples, 3)
     assert kept == [{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}, examples[2]]
-    assert "2 of 3 conversations exceed data.max_length 3 and were cut; 1 of them are left out" in caplog.text
+    assert "2 of 3 conversations are longer than 3 tokens" in caplog.text
+    assert "were cut; 1 of them are left out" in caplog.text
 
 
 def test_tokenizers_that_cannot_serve(tokenizer):

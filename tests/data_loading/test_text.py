@@ -38,4 +38,4 @@ def test_long_texts_are_cut_and_counted(tokenizer, caplog):
     with caplog.at_level(logging.WARNING):
         encoded = encode_texts(["abcdef", "ab", "abcd"], tokenizer, 4)
     assert [tokenizer.decode(ids) for ids in encoded] == ["abcd", "ab", "abcd"]
-    assert "1 of 3 texts are longer than data.max_length 4" in caplog.text
+    assert "1 of 3 texts are longer than 4 tokens" in caplog.text

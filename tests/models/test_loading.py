@@ -144,7 +144,7 @@ def test_broken_model_section_is_named(tmp_path, trained, loaded):
         (
             "resnet18",
             "image_classification",
-            "must be timm/NAME, .* got 'resnet18', which is neither",
+            "must be timm/NAME, .* got 'resnet18', which is none of these",
         ),
         ("timm/test_vit", "causal_lm", "is an image model; task causal_lm needs hf/ORG/NAME"),
         ("timm/tset_vit", "image_classification", "did you mean timm/test_vit"),

@@ -14,7 +14,7 @@ from petkit.models.loading import load_adapted, load_model
 from petkit.quantization.artifact import quantize_artifact, write_quantized
 from petkit.quantization.config import QuantizationConfig
 from petkit.serving.bank import BankModel
-from tests.artifacts.peft_models import OWN, TOKENS, bert, distilbert, save_adapter, save_headless
+from tests.artifacts.peft_models import OWN, TOKENS, bert, distilbert, fresh, save_adapter, save_headless
 
 pytestmark = [
     # PEFT 0.21 asks transformers for an attribute under the name it is about to lose.
@@ -131,7 +131,25 @@ def test_another_number_of_class_names_than_rows_is_refused(tmp_path):
     folder = write_adapter(tmp_path, "a", bert, OPTIONS["bert"])
     path = folder / "petkit.json"
     manifest = json.loads(path.read_text())
-    manifest["task"]["classes"] = ["only", "two"]
-    path.write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match=r"a: task\.classes must name as many classes as the last layer has"):
-        BankModel.from_folder(tmp_path / "bank")
+    for classes, message in (
+        (["only", "two"], "names 2 classes, no saved layer has as many rows"),
+        (["same", "same", "other"], "must be different names, got 'same' more than once"),
+        ([], r"a: task\.classes must name the classes, got none"),
+    ):
+        manifest["task"]["classes"] = classes
+        path.write_text(json.dumps(manifest))
+        with pytest.raises(InputError, match=message):
+            BankModel.from_folder(tmp_path / "bank")
+
+
+def test_adapters_of_the_bases_own_classifier_share_a_bank(tmp_path):
+    # Loaded whole, so that the base's files hold the classifier too.
+    save_headless(bert, tmp_path / "base")
+    fresh(bert).save_pretrained(tmp_path / "base")
+    for seed, name in enumerate("ab"):
+        write_adapter(tmp_path, name, bert, {"target_modules": ["query"]}, seed=seed)
+    bank = BankModel.from_folder(tmp_path / "bank")
+    outputs = bank(TOKENS, ["b", "a"])
+    for row, name in enumerate("ba"):
+        alone = load_adapted(tmp_path / "bank" / name).model
+        torch.testing.assert_close(outputs[row], alone(**TOKENS)[row], rtol=1e-5, atol=1e-5)

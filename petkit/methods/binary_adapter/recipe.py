@@ -367,9 +367,14 @@ def _describe(config: BinaryAdapterConfig, ready: Ready) -> Manifest:
             type=config.task,
             classes=splits.classes,
             preprocess=_preprocess(splits, loaded.base_id),
-            max_length=config.data.max_length if text else None,
+            max_length=_max_length(config, loaded.tokenizer) if text else None,
         ),
     )
+
+
+def _max_length(config: BinaryAdapterConfig, tokenizer: Any) -> int:
+    """Tokens that were kept of a text: as configured, and no more than the model takes."""
+    return min(config.data.max_length, int(tokenizer.model_max_length))
 
 
 def _preprocess(splits: Splits, base: str) -> Preprocess | None:
