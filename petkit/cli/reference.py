@@ -18,12 +18,14 @@ EXIT_CODES = {
 PREFIX = "PETKIT_"
 SETTING = "PETKIT_SET__"
 OWN_VARIABLES = {
+    "PETKIT_API_KEY": "Key that `petkit serve` demands, and that `petkit route` sends to a server.",
     "PETKIT_CACHE": "Folder of converted base models. Default: `~/.cache/petkit`.",
     "PETKIT_CPU_KERNELS": "CPU kernels to run, such as `torch`. Default: the fastest that this machine has.",
     "PETKIT_CPP": "When installing: 0 leaves the CPU kernels unbuilt, 1 fails when they cannot be built.",
     "PETKIT_CUDA": "When installing: the same of the CUDA kernels.",
 }
 OTHER_VARIABLES = {
+    "OPENAI_API_KEY": "Key for the server behind `petkit serve`; for `petkit route` after PETKIT_API_KEY.",
     "HF_HOME": "Cache of the Hugging Face hub.",
     "HF_HUB_OFFLINE": "1 uses the cache alone; `--offline` sets it.",
     "TRANSFORMERS_OFFLINE": "1 uses the cache alone; `--offline` sets it.",

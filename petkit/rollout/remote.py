@@ -1,0 +1,323 @@
+"""A model behind an OpenAI-compatible server: its answers as streams, with the uncertainty of every token."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from petkit.errors import ConfigError, InputError, PetkitError
+from petkit.rollout.config import ServedConfig
+from petkit.rollout.entropy import entropy_from_top
+from petkit.rollout.sse import Piece, error_text, read_pieces
+
+KEY_VARIABLES = ("PETKIT_API_KEY", "OPENAI_API_KEY")
+SCHEMES = ("http://", "https://")
+# Busy or broken for the moment; other statuses stay the same however often one asks.
+RETRIED = (429, 500, 502, 503, 504)
+FIRST_WAIT = 0.5
+LONGEST_WAIT = 30.0
+MAX_ERROR_BODY = 1 << 16
+
+Sleep = Callable[[float], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a served model is, and what the server calls it."""
+
+    url: str
+    model: str
+
+    @property
+    def sha256(self) -> str:
+        """What a router is bound to: the name, since a server does not show its weights."""
+        return hashlib.sha256(f"served:{self.model}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class TokenUncertainty:
+    """What the likeliest alternatives tell of one token's distribution; the rest counts as one token."""
+
+    entropy: float
+    """In nats: an estimate, never above the truth."""
+
+    bias: float
+    """How much larger the true entropy may be, in nats."""
+
+    varentropy: float
+    """Variance of log p, in squared nats; an estimate."""
+
+    max_prob: float
+    """Probability of the likeliest token."""
+
+
+def is_endpoint(model: str) -> bool:
+    """Whether a model's name is the address of a served one."""
+    return model.startswith(SCHEMES)
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """Read `http://HOST:PORT/v1#NAME`.
+
+    Args:
+        text: the address of the API and, after #, the model's name there.
+
+    Returns:
+        The endpoint.
+
+    Raises:
+        ConfigError: another form, or a password in it.
+    """
+    url, _, model = text.partition("#")
+    try:
+        parts = urlsplit(url)
+        # A port out of range shows only when it is asked for.
+        has_host = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        has_host = False
+    if not has_host or not model.strip() or parts.query:
+        raise ConfigError(f"a served model must be http://HOST:PORT/v1#NAME, got {text!r:.200}")
+    if "@" in parts.netloc:
+        raise ConfigError("the address of a served model must hold no password: set PETKIT_API_KEY")
+    return Endpoint(url.rstrip("/"), model)
+
+
+def api_key(variables: Sequence[str] = KEY_VARIABLES) -> str | None:
+    """The key for servers, from the first of the environment's variables that is set."""
+    found = (os.environ.get(name, "").strip() for name in variables)
+    return next((value for value in found if value), None)
+
+
+def uncertainty(entry: Mapping[str, Any], vocab: int) -> TokenUncertainty:
+    """Estimate a token's distribution from its likeliest alternatives.
+
+    Args:
+        entry: of `logprobs.content`: `top_logprobs`, a list of objects with `logprob` in nats.
+        vocab: size of the vocabulary.
+
+    Returns:
+        The estimate and its bound.
+
+    Raises:
+        InputError: no alternatives, or values that are no log-probabilities.
+
+    Source:
+        `entropy_from_top`; the varentropy is that of the grouped distribution.
+    """
+    top = entry.get("top_logprobs")
+    try:
+        values = [float(one["logprob"]) for one in top or ()]
+    except (LookupError, TypeError, ValueError):
+        raise InputError(f"top_logprobs must hold objects with logprob, got {top!r:.60}") from None
+    bound = entropy_from_top(values, max(vocab, len(values)))
+    rest = 1 - math.fsum(map(math.exp, values))
+    grouped = [*values, *([math.log(rest)] if rest > 0 else ())]
+    squares = math.fsum(math.exp(value) * value**2 for value in grouped if value > -math.inf)
+    return TokenUncertainty(
+        bound.estimate, bound.bias, max(0.0, squares - bound.estimate**2), min(1.0, math.exp(max(values)))
+    )
+
+
+class RemoteModel:
+    """A client of one served model; open it with `async with`.
+
+    Args:
+        endpoint: where it is.
+        settings: time limits and attempts.
+        key: sent as a bearer token; never part of a message.
+        sleep: waits between attempts.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        settings: ServedConfig,
+        key: str | None = None,
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
+        self.endpoint, self.settings, self._key, self._sleep = endpoint, settings, key, sleep
+        self._client: httpx.AsyncClient | None = None
+
+    async def __aenter__(self) -> RemoteModel:
+        own = self.settings
+        self._client = httpx.AsyncClient(
+            timeout=httpx.Timeout(own.read_timeout, connect=own.connect_timeout, pool=None),
+            # How many requests are in flight is for the caller to bound.
+            limits=httpx.Limits(max_connections=None),
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+        self._client = None
+
+    @asynccontextmanager
+    async def stream(
+        self, messages: Sequence[Mapping[str, Any]], limit: int, **fields: Any
+    ) -> AsyncIterator[AsyncIterator[Piece]]:
+        """Ask for an answer; leaving the block before its end closes the connection, which stops the server.
+
+        Args:
+            messages: of the conversation; the server renders its chat template.
+            limit: tokens of the answer at most.
+            fields: further ones of the request.
+
+        Returns:
+            A context manager that gives the pieces of the answer.
+
+        Raises:
+            ConfigError: the server wants another key.
+            InputError: the server has no such model, or refuses the request.
+            PetkitError: no answer within the time limits, a stream that breaks off or is garbled, or a
+                server that stays busy or broken.
+        """
+        body = {
+            "model": self.endpoint.model,
+            "messages": list(messages),
+            "max_tokens": limit,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **fields,
+        }
+        deadline = time.monotonic() + self.settings.timeout
+        response = await self._opened(body, deadline)
+        try:
+            yield self._pieces(response, limit, deadline)
+        finally:
+            await response.aclose()
+
+    async def _opened(self, body: Mapping[str, Any], deadline: float) -> httpx.Response:
+        """Send until the server begins an answer."""
+        attempt = 1
+        while True:
+            response = await self._sent(body)
+            if response.status_code == httpx.codes.OK:
+                return response
+            error = self._refusal(response.status_code, await self._told(response))
+            wait = _wait(response.headers.get("retry-after"), attempt)
+            last = attempt == self.settings.attempts or time.monotonic() + wait > deadline
+            if response.status_code not in RETRIED or last:
+                raise error
+            await self._sleep(wait)
+            attempt += 1
+
+    async def _sent(self, body: Mapping[str, Any]) -> httpx.Response:
+        assert self._client is not None, "open the client with `async with`"
+        try:
+            request = self._client.build_request("POST", f"{self.endpoint.url}/chat/completions", json=body)
+            return await self._client.send(request, stream=True)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise self._failure(error) from error
+
+    async def _told(self, response: httpx.Response) -> str:
+        """What the server says of its refusal, without the key, which some servers repeat."""
+        body = b""
+        try:
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > MAX_ERROR_BODY:
+                    break
+        except httpx.HTTPError:
+            # The status says enough.
+            pass
+        finally:
+            await response.aclose()
+        text = error_text(_json(body[:MAX_ERROR_BODY]))
+        return text.replace(self._key, "***") if self._key else text
+
+    def _refusal(self, status: int, told: str) -> PetkitError:
+        where = f"{self.endpoint.url} answers {status}"
+        if status in (401, 403):
+            return ConfigError(f"{where}: set PETKIT_API_KEY to a key that it takes ({told})")
+        if status == 404:
+            return InputError(
+                f"{where}: it has no model {self.endpoint.model}, or the address lacks /v1 ({told})"
+            )
+        if status in RETRIED:
+            return PetkitError(f"{where}, {self.settings.attempts} times at most: try again later ({told})")
+        return InputError(f"{where}: {told}")
+
+    async def _pieces(self, response: httpx.Response, limit: int, deadline: float) -> AsyncIterator[Piece]:
+        tokens, ended = 0, False
+        try:
+            async for piece in read_pieces(response.aiter_bytes()):
+                yield piece
+                tokens += len(piece.entries)
+                ended = ended or piece.done or piece.finish is not None
+                if piece.done:
+                    return
+                if time.monotonic() > deadline:
+                    raise PetkitError(f"no whole answer within {self.settings.timeout:g} s (served.timeout)")
+                # The token that ends an answer may come on top.
+                if tokens > limit + 1:
+                    raise PetkitError(f"asked for {limit} tokens at most, got more")
+        except httpx.HTTPError as error:
+            if not ended:
+                raise self._failure(error) from error
+        except PetkitError as error:
+            raise PetkitError(f"{self.endpoint.url}: {error}") from error
+        if not ended:
+            raise PetkitError(f"{self.endpoint.url}: the stream ended in the middle of an answer")
+
+    def _failure(self, error: Exception) -> PetkitError:
+        own, url = self.settings, self.endpoint.url
+        if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
+            return ConfigError(f"a served model must be http://HOST:PORT/v1#NAME, got {url!r:.200}")
+        if isinstance(error, httpx.ConnectTimeout):
+            return PetkitError(
+                f"{url}: no connection within {own.connect_timeout:g} s (served.connect_timeout)"
+            )
+        if isinstance(error, httpx.ConnectError):
+            return PetkitError(f"no server answers at {url}: start it, or correct the address ({error})")
+        if isinstance(error, httpx.TimeoutException):
+            return PetkitError(f"{url}: nothing came for {own.read_timeout:g} s (served.read_timeout)")
+        if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError):
+            return PetkitError(f"{url}: the stream ended in the middle of an answer ({error})")
+        return PetkitError(f"{url}: {type(error).__name__} {error}")
+
+
+def check_entries(piece: Piece, seen: int, url: str) -> None:
+    """Refuse an answer that comes without the log-probabilities of its tokens.
+
+    Args:
+        piece: of a stream.
+        seen: tokens whose records came before it.
+        url: of the server, for the message.
+
+    Raises:
+        InputError: it has text, and no record of a token came yet.
+    """
+    if piece.spoke and not piece.entries and not seen:
+        raise InputError(
+            f"{url} sends no log-probabilities of its tokens: the server must support logprobs and "
+            "top_logprobs in streams of the chat API (vLLM: start it with --max-logprobs 20 or more)"
+        )
+
+
+def _wait(told: str | None, attempt: int) -> float:
+    """Seconds to the next attempt: what the server says, else twice as long each time; never above a cap."""
+    try:
+        seconds = float(told or "")
+    except ValueError:
+        seconds = FIRST_WAIT * 2 ** (attempt - 1)
+    return min(max(seconds, 0.0), LONGEST_WAIT) if math.isfinite(seconds) else LONGEST_WAIT
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return body.decode("utf-8", errors="replace")
