@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from petkit.errors import InputError
 from petkit.rollout.entropy import EntropyTracker, Trajectory
@@ -81,16 +81,32 @@ def end_tokens(model: nn.Module) -> tuple[int, ...]:
     return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
 
 
-def _batch(
-    model: nn.Module, prompts: Sequence[Sequence[int]], max_new_tokens: int, padding: int, tracked: bool
-) -> list[Written]:
+def left_padded(
+    prompts: Sequence[Sequence[int]], padding: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Put prompts of different lengths into one batch that ends where new tokens begin.
+
+    Args:
+        prompts: token ids; none may be empty.
+        padding: id that fills a row up.
+        device: where to.
+
+    Returns:
+        Ids and their mask, int64 (batch, tokens).
+    """
     width = max(map(len, prompts))
-    device = next(model.parameters()).device
     ids = torch.full((len(prompts), width), padding, device=device)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.as_tensor(prompt, device=device)
         mask[row, width - len(prompt) :] = 1
+    return ids, mask
+
+
+def _batch(
+    model: nn.Module, prompts: Sequence[Sequence[int]], max_new_tokens: int, padding: int, tracked: bool
+) -> list[Written]:
+    ids, mask = left_padded(prompts, padding, next(model.parameters()).device)
     ends = end_tokens(model)
     tracker = EntropyTracker(ends)
     with torch.inference_mode():
@@ -104,7 +120,7 @@ def _batch(
             logits_processor=[tracker] if tracked else [],
         )
     trajectories = tracker.trajectories() if tracked else [Trajectory()] * len(prompts)
-    rows = output[:, width:].tolist()
+    rows = output[:, ids.shape[1] :].tolist()
     return [_written(row, ends, trace) for row, trace in zip(rows, trajectories, strict=True)]
 
 
