@@ -47,6 +47,7 @@ VERBS: dict[str, Verb] = {
     "eval": Verb("Use", "Measure an artifact on a data set."),
     "predict": Verb("Use", "Predict with one adapter, or with a bank of many in one batch."),
     "route": Verb("Use", "Choose how to answer by the entropy of the first tokens."),
+    "serve": Verb("Use", "Serve a language model over OpenAI's chat API."),
     "bench": Verb("Use", "Measure speed and memory against other libraries, in one process."),
     "inspect": Verb("Look", "Say what an artifact holds."),
     "verify": Verb("Look", "Check every byte of an artifact that can be checked."),

@@ -200,7 +200,7 @@ class _Stream(StreamingResponse):
                 if data := shape.part(part):
                     yield data
             yield shape.last()
-        except (ChatError, PetkitError) as error:
+        except Exception as error:
             # The status is out already: clients take an error in the stream, which then has no end mark.
             yield event(_chat_error(error).body())
 
@@ -322,6 +322,7 @@ def _chat_error(error: Exception) -> ChatError:
     if isinstance(error, PetkitError):
         log.error("a request failed: %s", error)
         return ChatError(500, f"the model cannot answer: {error}")
+    log.error("a request failed", exc_info=error)
     return ChatError(500, "the server failed on this request: its log says how")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -43,6 +44,11 @@ def bind(host: str, port: int) -> socket.socket:
             f"--host {host} --port {port} cannot be had: {error.strerror or error}; --port 0 takes a free one"
         ) from error
     return held
+
+
+def api_key() -> str | None:
+    """The key that clients must send: PETKIT_API_KEY, where it is set."""
+    return os.environ.get("PETKIT_API_KEY", "").strip() or None
 
 
 def check_host(host: str, key: str | None) -> None:
@@ -112,4 +118,3 @@ def serve(service: ChatService, held: socket.socket, ready: Callable[[], None]) 
         ChatServer(service, ready).run(sockets=[held])
     finally:
         service.source.close()
-        held.close()

@@ -1,0 +1,155 @@
+"""`petkit serve`: one language model over OpenAI's chat API, with a router before it or not."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from petkit.cli import common, output
+from petkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from petkit.methods.edrm.config import RouterConfig
+    from petkit.methods.edrm.recipe import LanguageModel
+    from petkit.serving.chat.app import ChatService
+
+ZERO_SHOT = "zero-shot"
+LIMITS_PANEL = "Limits"
+
+
+def command(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="Language model as in a recipe, or an adapter's folder."),
+    ],
+    route: Annotated[
+        str | None,
+        typer.Option(
+            "--route",
+            metavar="ROUTER",
+            help=f"Folder of a calibrated router, or {ZERO_SHOT}. Default: answer plainly.",
+        ),
+    ] = None,
+    settings: common.SetOption = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name", metavar="NAME", help="What clients call the model. Default: MODEL's last part."
+        ),
+    ] = None,
+    host: Annotated[
+        str,
+        typer.Option("--host", metavar="HOST", help="Another than this machine's own needs PETKIT_API_KEY."),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", metavar="N", min=0, max=65535, help="0 takes a free one.")
+    ] = 8000,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", metavar="N", min=1, help="Requests decoded together.")
+    ] = 16,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(
+            "--max-new-tokens", metavar="N", min=1, help="Tokens of one answer.", rich_help_panel=LIMITS_PANEL
+        ),
+    ] = 2048,
+    max_body: Annotated[
+        int,
+        typer.Option(
+            "--max-body", metavar="BYTES", min=1, help="Of one request.", rich_help_panel=LIMITS_PANEL
+        ),
+    ] = 1 << 20,
+    max_queue: Annotated[
+        int,
+        typer.Option(
+            "--max-queue",
+            metavar="N",
+            min=1,
+            help="Requests that wait or are being answered.",
+            rich_help_panel=LIMITS_PANEL,
+        ),
+    ] = 256,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            "--timeout", metavar="SECONDS", min=0.001, help="Of one request.", rich_help_panel=LIMITS_PANEL
+        ),
+    ] = 300.0,
+    device: common.DeviceOption = "auto",
+    threads: common.ThreadsOption = None,
+    as_json: common.JsonFlag = False,
+) -> None:
+    """Serve a language model over OpenAI's chat API.
+
+    Prints the address once clients can connect; Ctrl-C ends it. Where PETKIT_API_KEY is set, every request
+    must send it.
+    """
+    from petkit.serving.chat.app import ChatService, Limits
+    from petkit.serving.chat.server import api_key, bind, check_host, serve, url_of
+    from petkit.serving.chat.sources import LocalSource
+
+    key = api_key()
+    check_host(host, key)
+    config = _router_config(route, settings)
+    # The address is taken before the model is loaded, so that one in use is told at once.
+    with bind(host, port) as held:
+        loaded = _loaded(model, device, threads)
+        _check_router(route, loaded)
+        known = name or _last_part(model)
+        source = LocalSource(known, loaded.sha256, loaded.model, loaded.tokenizer, max_new_tokens, batch_size)
+        service = ChatService(source, known, config, Limits(max_body, max_queue, timeout), key)
+        serve(service, held, lambda: _ready(url_of(held, host), service, route, as_json))
+
+
+def _loaded(model: str, device: str, threads: int | None) -> LanguageModel:
+    from petkit.methods.edrm.recipe import load_language_model
+    from petkit.training import device as devices
+
+    devices.configure(threads, deterministic=False)
+    return load_language_model(model, devices.resolve_device(device))
+
+
+def _router_config(route: str | None, settings: Sequence[str] | None) -> RouterConfig | None:
+    """The router's settings, changed by --set; None without a router."""
+    if route is None:
+        if settings:
+            raise ConfigError("--set changes a router's settings: it needs --route")
+        return None
+    from petkit.artifacts.router import read_router
+    from petkit.configuration import resolve
+    from petkit.methods.edrm.config import RouterConfig
+
+    files = [] if route == ZERO_SHOT else [Path(route) / "config.yaml"]
+    if files:
+        read_router(route)
+    config = resolve(RouterConfig, files, settings or ()).config
+    if not config.chat_template:
+        raise ConfigError("chat_template must be true: a chat server puts messages by the model's template")
+    return config
+
+
+def _check_router(route: str | None, loaded: LanguageModel) -> None:
+    from petkit.methods.edrm.recipe import load_router
+
+    if route not in (None, ZERO_SHOT):
+        load_router(Path(str(route)), loaded)
+
+
+def _last_part(model: str) -> str:
+    """A name without the folders of this machine."""
+    return Path(model).resolve().name if Path(model).exists() else model.removeprefix("hf/")
+
+
+def _ready(url: str, service: ChatService, route: str | None, as_json: bool) -> None:
+    """Say where the server is: on stdout with --json, else on stderr."""
+    mode = "plainly" if route is None else f"routed by {route}"
+    if as_json:
+        content = {"url": url, "model": service.name, "route": route, "key": service.key is not None}
+        print(json.dumps({"schema_version": output.SCHEMA_VERSION, **content}))
+        sys.stdout.flush()
+    output.log(f"{service.name} answers at {url}, {mode}; Ctrl-C ends it")
