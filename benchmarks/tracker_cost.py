@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from petkit.methods.edrm.recipe import LanguageModel, load_language_model
+from petkit.methods.edrm.writers import LanguageModel, load_language_model
 from petkit.rollout.entropy import EntropyTracker
 
 STEPS = 64

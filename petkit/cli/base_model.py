@@ -20,7 +20,8 @@ def wanted_base(base: str, artifact: Path) -> str:
     """Return the hash of the base that an artifact must belong to.
 
     Args:
-        base: a SHA-256 in hexadecimal digits, or a model as `model.name` of a recipe.
+        base: a SHA-256 in hexadecimal digits, a model as `model.name` of a recipe, or, for a router, a served
+            one.
         artifact: its recorded model settings and task go with the name.
 
     Returns:
@@ -34,10 +35,13 @@ def wanted_base(base: str, artifact: Path) -> str:
     from petkit.artifacts.reader import read_manifest
     from petkit.artifacts.router import is_router
     from petkit.methods.binary_adapter.recorded import check_sections
-    from petkit.methods.edrm.recipe import load_language_model
+    from petkit.methods.edrm.writers import load_language_model
     from petkit.models.loading import relocated
+    from petkit.rollout.endpoint import is_endpoint, parse_endpoint
 
     if is_router(artifact):
+        if is_endpoint(base):
+            return parse_endpoint(base).sha256
         return load_language_model(base).sha256
     manifest = read_manifest(artifact)
     check_sections(manifest, artifact)

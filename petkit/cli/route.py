@@ -21,11 +21,18 @@ if TYPE_CHECKING:
     from petkit.methods.edrm.calibration import Objective, Outcomes
     from petkit.methods.edrm.recipe import Router
     from petkit.methods.edrm.rule import Rule
+    from petkit.methods.edrm.served import ServedModel
+    from petkit.methods.edrm.writers import LanguageModel
+    from petkit.rollout.config import ServedConfig
 
 app = typer.Typer(help="Choose how to answer by the entropy of the first tokens.")
 
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Language model as in a recipe, or an adapter's folder.")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="Language model as in a recipe, an adapter's folder, or http://HOST:PORT/v1#NAME, a served one.",
+    ),
 ]
 DataOption = Annotated[
     list[Path] | None,
@@ -83,15 +90,29 @@ class Machine:
 
     def router(self, model: str, rule: Rule, batch_size: int = 1, folder: Path | None = None) -> Router:
         """Load the model, and check that a router in a folder was made for it."""
-        from petkit.methods.edrm.recipe import Router, load_language_model
+        from petkit.methods.edrm.recipe import Router
         from petkit.methods.edrm.stored import check_model
+
+        writer = self.writer(model, rule.config.served)
+        if folder is not None:
+            check_model(folder, writer.name, writer.sha256)
+        return Router(writer, rule, batch_size)
+
+    def writer(self, model: str, served: ServedConfig) -> LanguageModel | ServedModel:
+        """The model, loaded here or behind a server."""
+        from petkit.rollout.endpoint import is_endpoint
+
+        if is_endpoint(model):
+            from petkit.methods.edrm.served import served_model
+
+            if self.device != "auto" or self.threads is not None:
+                raise ConfigError("--device and --threads have no effect on a model behind a server")
+            return served_model(model, served)
+        from petkit.methods.edrm.writers import load_language_model
         from petkit.training import device as devices
 
         devices.configure(self.threads, deterministic=False)
-        loaded = load_language_model(model, devices.resolve_device(self.device))
-        if folder is not None:
-            check_model(folder, loaded.name, loaded.sha256)
-        return Router(loaded, rule, batch_size)
+        return load_language_model(model, devices.resolve_device(self.device))
 
 
 @dataclass(frozen=True)
@@ -292,7 +313,7 @@ def calibrate(
     result, met = compared(records, rule, objective)
     payload = {"model": model, "thresholds": vars(rule.thresholds), "limit_met": met, **result}
     files = {"outcomes.jsonl": _lines(records), "result.json": _pretty(payload)}
-    base = Base(id=model, sha256=router.language_model.sha256)
+    base = Base(id=router.language_model.name, sha256=router.language_model.sha256)
     with _staged(folder, overwrite) as stage:
         save_router(stage, base, rule, objective, met, labelled.data or (), files)
         _report(stage, rule.explained(records), records, result)

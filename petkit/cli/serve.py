@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from petkit.cli import common, output
+from petkit.cli.route import Machine, Settings
 from petkit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from petkit.methods.edrm.config import RouterConfig
-    from petkit.methods.edrm.recipe import LanguageModel
+    from petkit.methods.edrm.rule import Rule
     from petkit.serving.chat.app import ChatService
+    from petkit.serving.chat.sources import Source
 
 ZERO_SHOT = "zero-shot"
 LIMITS_PANEL = "Limits"
@@ -25,7 +26,11 @@ LIMITS_PANEL = "Limits"
 def command(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="Language model as in a recipe, or an adapter's folder."),
+        typer.Argument(
+            metavar="MODEL",
+            help="Language model as in a recipe, an adapter's folder, or http://HOST:PORT/v1#NAME: another "
+            "server to stand before.",
+        ),
     ],
     route: Annotated[
         str | None,
@@ -50,7 +55,8 @@ def command(
         int, typer.Option("--port", metavar="N", min=0, max=65535, help="0 takes a free one.")
     ] = 8000,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", metavar="N", min=1, help="Requests decoded together.")
+        int,
+        typer.Option("--batch-size", metavar="N", min=1, help="Requests worked on together."),
     ] = 16,
     max_new_tokens: Annotated[
         int,
@@ -91,53 +97,50 @@ def command(
     """
     from petkit.serving.chat.app import ChatService, Limits
     from petkit.serving.chat.server import api_key, bind, check_host, serve, url_of
-    from petkit.serving.chat.sources import LocalSource
 
     key = api_key()
     check_host(host, key)
-    config = _router_config(route, settings)
+    rule = _rule(route, settings)
     # The address is taken before the model is loaded, so that one in use is told at once.
     with bind(host, port) as held:
-        loaded = _loaded(model, device, threads)
-        _check_router(route, loaded)
-        known = name or _last_part(model)
-        source = LocalSource(known, loaded.sha256, loaded.model, loaded.tokenizer, max_new_tokens, batch_size)
-        service = ChatService(source, known, config, Limits(max_body, max_queue, timeout), key)
+        source = _source(model, route, rule, Machine(device, threads), max_new_tokens, batch_size)
+        known = name or _last_part(source.name)
+        service = ChatService(source, known, rule, Limits(max_body, max_queue, timeout), key)
         serve(service, held, lambda: _ready(url_of(held, host), service, route, as_json))
 
 
-def _loaded(model: str, device: str, threads: int | None) -> LanguageModel:
-    from petkit.methods.edrm.recipe import load_language_model
-    from petkit.training import device as devices
-
-    devices.configure(threads, deterministic=False)
-    return load_language_model(model, devices.resolve_device(device))
-
-
-def _router_config(route: str | None, settings: Sequence[str] | None) -> RouterConfig | None:
-    """The router's settings, changed by --set; None without a router."""
+def _rule(route: str | None, settings: Sequence[str] | None) -> Rule | None:
+    """The router's rule, changed by --set; None without a router."""
     if route is None:
         if settings:
             raise ConfigError("--set changes a router's settings: it needs --route")
         return None
-    from petkit.artifacts.router import read_router
-    from petkit.configuration import resolve
-    from petkit.methods.edrm.config import RouterConfig
-
-    files = [] if route == ZERO_SHOT else [Path(route) / "config.yaml"]
-    if files:
-        read_router(route)
-    config = resolve(RouterConfig, files, settings or ()).config
-    if not config.chat_template:
+    rule = Settings(list(settings or ())).rule(None if route == ZERO_SHOT else Path(route))
+    if not rule.config.chat_template:
         raise ConfigError("chat_template must be true: a chat server puts messages by the model's template")
-    return config
+    if rule.config.level != "question":
+        raise ConfigError("level must be question: a server sees one question at a time, not a data set")
+    return rule
 
 
-def _check_router(route: str | None, loaded: LanguageModel) -> None:
-    from petkit.methods.edrm.recipe import load_router
+def _source(
+    model: str, route: str | None, rule: Rule | None, machine: Machine, max_new_tokens: int, batch_size: int
+) -> Source:
+    from petkit.methods.edrm.stored import check_model
+    from petkit.methods.edrm.writers import LanguageModel
+    from petkit.rollout.config import ServedConfig
+    from petkit.serving.chat.sources import LocalSource
 
+    writer = machine.writer(model, ServedConfig() if rule is None else rule.config.served)
     if route not in (None, ZERO_SHOT):
-        load_router(Path(str(route)), loaded)
+        check_model(Path(str(route)), writer.name, writer.sha256)
+    if rule is not None:
+        writer.check(rule.config)
+    if isinstance(writer, LanguageModel):
+        return LocalSource(writer.name, writer.model, writer.tokenizer, max_new_tokens, batch_size)
+    from petkit.serving.chat.proxy import RemoteSource, upstream_key
+
+    return RemoteSource(writer.endpoint, writer.settings, upstream_key(), max_new_tokens, batch_size)
 
 
 def _last_part(model: str) -> str:

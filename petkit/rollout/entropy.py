@@ -26,6 +26,9 @@ class Trajectory:
     max_prob: tuple[float, ...] = ()
     """Probability of the likeliest token."""
 
+    bias: tuple[float, ...] = ()
+    """How much larger the true entropies may be, in nats; empty where they are exact."""
+
     def __len__(self) -> int:
         return len(self.entropy)
 

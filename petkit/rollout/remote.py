@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import math
-import os
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 
 from petkit.errors import ConfigError, InputError, PetkitError
 from petkit.rollout.config import ServedConfig
+from petkit.rollout.endpoint import Endpoint
 from petkit.rollout.entropy import entropy_from_top
 from petkit.rollout.sse import Piece, error_text, read_pieces
 
-KEY_VARIABLES = ("PETKIT_API_KEY", "OPENAI_API_KEY")
-SCHEMES = ("http://", "https://")
 # Busy or broken for the moment; other statuses stay the same however often one asks.
 RETRIED = (429, 500, 502, 503, 504)
 FIRST_WAIT = 0.5
@@ -30,19 +28,6 @@ LONGEST_WAIT = 30.0
 MAX_ERROR_BODY = 1 << 16
 
 Sleep = Callable[[float], Awaitable[None]]
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where a served model is, and what the server calls it."""
-
-    url: str
-    model: str
-
-    @property
-    def sha256(self) -> str:
-        """What a router is bound to: the name, since a server does not show its weights."""
-        return hashlib.sha256(f"served:{self.model}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -60,43 +45,6 @@ class TokenUncertainty:
 
     max_prob: float
     """Probability of the likeliest token."""
-
-
-def is_endpoint(model: str) -> bool:
-    """Whether a model's name is the address of a served one."""
-    return model.startswith(SCHEMES)
-
-
-def parse_endpoint(text: str) -> Endpoint:
-    """Read `http://HOST:PORT/v1#NAME`.
-
-    Args:
-        text: the address of the API and, after #, the model's name there.
-
-    Returns:
-        The endpoint.
-
-    Raises:
-        ConfigError: another form, or a password in it.
-    """
-    url, _, model = text.partition("#")
-    try:
-        parts = urlsplit(url)
-        # A port out of range shows only when it is asked for.
-        has_host = bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        has_host = False
-    if not has_host or not model.strip() or parts.query:
-        raise ConfigError(f"a served model must be http://HOST:PORT/v1#NAME, got {text!r:.200}")
-    if "@" in parts.netloc:
-        raise ConfigError("the address of a served model must hold no password: set PETKIT_API_KEY")
-    return Endpoint(url.rstrip("/"), model)
-
-
-def api_key(variables: Sequence[str] = KEY_VARIABLES) -> str | None:
-    """The key for servers, from the first of the environment's variables that is set."""
-    found = (os.environ.get(name, "").strip() for name in variables)
-    return next((value for value in found if value), None)
 
 
 def uncertainty(entry: Mapping[str, Any], vocab: int) -> TokenUncertainty:
@@ -129,6 +77,10 @@ def uncertainty(entry: Mapping[str, Any], vocab: int) -> TokenUncertainty:
     )
 
 
+class Refused(InputError):
+    """The server takes other requests, but not this one."""
+
+
 class RemoteModel:
     """A client of one served model; open it with `async with`.
 
@@ -155,6 +107,7 @@ class RemoteModel:
             timeout=httpx.Timeout(own.read_timeout, connect=own.connect_timeout, pool=None),
             # How many requests are in flight is for the caller to bound.
             limits=httpx.Limits(max_connections=None),
+            verify=_certificates(),
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
         )
         return self
@@ -248,7 +201,7 @@ class RemoteModel:
             )
         if status in RETRIED:
             return PetkitError(f"{where}, {self.settings.attempts} times at most: try again later ({told})")
-        return InputError(f"{where}: {told}")
+        return Refused(f"{where}: {told}")
 
     async def _pieces(self, response: httpx.Response, limit: int, deadline: float) -> AsyncIterator[Piece]:
         tokens, ended = 0, False
@@ -305,6 +258,12 @@ def check_entries(piece: Piece, seen: int, url: str) -> None:
             f"{url} sends no log-probabilities of its tokens: the server must support logprobs and "
             "top_logprobs in streams of the chat API (vLLM: start it with --max-logprobs 20 or more)"
         )
+
+
+@lru_cache(maxsize=1)
+def _certificates() -> ssl.SSLContext:
+    """The authorities that servers are checked against, which take a while to read."""
+    return httpx.create_ssl_context()
 
 
 def _wait(told: str | None, attempt: int) -> float:

@@ -59,7 +59,7 @@ def test_settings_reach_the_service(petkit: Petkit, model: Path, served: list[An
     (service,) = served
     assert (service.limits.body, service.limits.queue, service.limits.timeout) == (99, 7, 3)
     assert (service.source.max_new_tokens, service.source.engine.batch_size) == (5, 2)
-    assert (service.name, service.router, service.key) == ("mine", None, None)
+    assert (service.name, service.rule, service.key) == ("mine", None, None)
 
 
 def test_json_names_the_address(petkit: Petkit, model: Path, served: list[Any]) -> None:
@@ -69,7 +69,7 @@ def test_json_names_the_address(petkit: Petkit, model: Path, served: list[Any]) 
     content = json.loads(result.out)
     assert content["url"].startswith("http://127.0.0.1:")
     assert (content["model"], content["route"], content["key"]) == ("model", "zero-shot", False)
-    assert served[0].router.probe_tokens == 9
+    assert served[0].rule.config.probe_tokens == 9
 
 
 def test_a_router_is_bound_to_its_model(
@@ -81,7 +81,7 @@ def test_a_router_is_bound_to_its_model(
     assert petkit("route", "calibrate", model, *flags).code == 0
     result = petkit("serve", model, "--route", tmp_path / "router", "--port", "0")
     assert result.code == 0, result.err
-    assert served[0].router.probe_tokens == 4
+    assert served[0].rule.config.probe_tokens == 4
     manifest = tmp_path / "router" / "petkit.json"
     content = json.loads(manifest.read_text())
     content["base"]["sha256"] = "0" * 64

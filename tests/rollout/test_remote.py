@@ -8,15 +8,8 @@ import pytest
 
 from petkit.errors import ConfigError, InputError, PetkitError
 from petkit.rollout.config import ServedConfig
-from petkit.rollout.remote import (
-    Endpoint,
-    RemoteModel,
-    api_key,
-    check_entries,
-    is_endpoint,
-    parse_endpoint,
-    uncertainty,
-)
+from petkit.rollout.endpoint import Endpoint, api_key, is_endpoint, parse_endpoint
+from petkit.rollout.remote import Refused, RemoteModel, check_entries, uncertainty
 from petkit.rollout.sse import MAX_LINE
 from tests.rollout.fault_server import chunk, ended, entry, event, refuse, serving, stream, words
 
@@ -120,7 +113,7 @@ def test_a_server_that_stays_busy_is_given_up(server):
     ("step", "kind", "message"),
     [
         (refuse(404, "no such model"), InputError, "answers 404: it has no model m"),
-        (refuse(400, "max_tokens too large"), InputError, "answers 400: max_tokens too large"),
+        (refuse(400, "max_tokens too large"), Refused, "answers 400: max_tokens too large"),
         (stream(*words(2)), PetkitError, "the stream ended in the middle of an answer"),
         (stream(), PetkitError, "the stream ended in the middle of an answer"),
         (stream(*words(1), b"%%%\n"), PetkitError, r"expected server-sent events .* got the line '%%%'"),

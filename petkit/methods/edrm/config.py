@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from petkit.configuration import Config, applies_to
+from petkit.rollout.config import ServedConfig
 
 
 class PromptConfig(Config):
@@ -76,6 +77,7 @@ class RouterConfig(Config):
 
     prompts: PromptConfig = PromptConfig()
     thresholds: ThresholdConfig = ThresholdConfig()
+    served: ServedConfig = ServedConfig()
 
     @model_validator(mode="after")
     def _learned_decides_questions(self) -> RouterConfig:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from petkit.data.questions import Question
-from petkit.data.tokens import padding_token
-from petkit.errors import ConfigError, InputError
+from petkit.errors import InputError
 from petkit.methods.edrm.algorithm import (
     MODES,
     Decision,
@@ -24,27 +18,13 @@ from petkit.methods.edrm.calibration import probed_places
 from petkit.methods.edrm.config import RouterConfig
 from petkit.methods.edrm.outcome_file import OutcomeFile, outcome_key
 from petkit.methods.edrm.rule import Rule
-from petkit.models.config import ModelConfig
-from petkit.models.loading import load_adapted, load_model
+from petkit.methods.edrm.writers import Begun, Keep, Progress, Prompt, Writer
 from petkit.rollout.entropy import Trajectory
-from petkit.rollout.sampler import Written, generate
 from petkit.rollout.verifiers import score
 
-Progress = Callable[..., None]
 # Batches that are measured before their outcomes go to the disk: standard answers that are already finished
 # after their probe leave gaps, which several batches fill.
 BATCHES_KEPT = 4
-_NOTHING = Trajectory()
-
-
-@dataclass(frozen=True, eq=False)
-class LanguageModel:
-    """A model that answers, its tokenizer, and the hash that a router is bound to."""
-
-    name: str
-    model: nn.Module
-    tokenizer: Any
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -74,27 +54,37 @@ class Router:
         batch_size: questions decoded together.
     """
 
-    language_model: LanguageModel
+    language_model: Writer[Any]
     rule: Rule
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        has_template = getattr(self.language_model.tokenizer, "chat_template", None)
-        if self.config.chat_template and not has_template:
-            raise ConfigError(
-                f"{self.language_model.name} has no chat template: set chat_template=false to put prompts as "
-                "plain text"
-            )
+        self.language_model.check(self.config)
 
     @property
     def config(self) -> RouterConfig:
         """The rule's."""
         return self.rule.config
 
-    def probe(self, questions: Sequence[Question], advance: Progress = lambda *_: None) -> list[Written]:
-        """Decode the first tokens of each standard answer, with their entropies."""
-        prompts = [self._prompt(question, "standard") for question in questions]
-        return self._generate(prompts, self.config.probe_tokens, advance)
+    def probe(
+        self,
+        questions: Sequence[Question],
+        advance: Progress = lambda *_: None,
+        keep: Keep = lambda _: False,
+    ) -> list[Begun]:
+        """Decode the first tokens of each standard answer, with their entropies.
+
+        Args:
+            questions: any number.
+            advance: told how many are probed.
+            keep: whether the answer to a question is wanted whole, by its trajectory; `answer` goes on with
+                the others too, but a server then writes them anew.
+
+        Returns:
+            The probes.
+        """
+        prompts = self._prompts(questions, "standard")
+        return self.language_model.begin(prompts, self.config, keep, self.batch_size, advance)
 
     def run(self, questions: Sequence[Question], advance: Progress = lambda *_: None) -> list[Answer]:
         """Probe, choose and answer.
@@ -111,7 +101,7 @@ class Router:
             nothing.
         """
         probed = self.probed_rows(questions)
-        probes = self.probe([questions[row] for row in probed], advance)
+        probes = self.probe([questions[row] for row in probed], advance, self._stays_standard)
         written = dict(zip(probed, probes, strict=True))
         decisions = self._decisions(questions, written)
         answers: dict[int, Answer] = {}
@@ -133,7 +123,14 @@ class Router:
         most = self.config.dataset_questions
         return sorted(rows[place] for rows in sets.values() for place in probed_places(len(rows), most))
 
-    def _decisions(self, questions: Sequence[Question], probes: Mapping[int, Written]) -> list[Decision]:
+    def _stays_standard(self, trajectory: Trajectory) -> bool:
+        """Whether one probe alone decides that its answer is gone on with."""
+        if self.config.level == "dataset":
+            return False
+        (decision,) = self.rule.decide(descriptors([trajectory.entropy]))
+        return decision.mode == "standard"
+
+    def _decisions(self, questions: Sequence[Question], probes: Mapping[int, Begun]) -> list[Decision]:
         if self.config.level == "question":
             return self.rule.decide(descriptors([probes[row].trajectory.entropy for row in sorted(probes)]))
         chosen: dict[int, Decision] = {}
@@ -146,7 +143,7 @@ class Router:
         self,
         questions: Sequence[Question],
         mode: Mode,
-        probes: Sequence[Written] | None = None,
+        probes: Sequence[Begun] | None = None,
         advance: Progress = lambda *_: None,
     ) -> list[tuple[str, int]]:
         """Answer in one mode.
@@ -160,25 +157,14 @@ class Router:
         Returns:
             Pairs of text and tokens decoded, those of the beginning included.
         """
-        started = list(probes or [Written((), _NOTHING, False)] * len(questions))
-        open_rows = [row for row, written in enumerate(started) if not written.finished]
-        prompts = [[*self._prompt(questions[row], mode), *started[row].tokens] for row in open_rows]
-        left = self.config.max_new_tokens - (self.config.probe_tokens if probes else 0)
-        advance(len(questions) - len(open_rows))
-        # A limit below the probe's length keeps the probe.
-        more = self._generate(prompts, left, advance, tracked=False) if left > 0 else []
-        tails = dict(zip(open_rows, more, strict=bool(more)))
-        found = []
-        for row, begun in enumerate(started):
-            tail = tails.get(row)
-            tokens = [*begun.tokens, *(tail.tokens if tail else ())]
-            text = self.language_model.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-            found.append((text, begun.cost + (tail.cost if tail else 0)))
-        return found
+        prompts = self._prompts(questions, mode)
+        if probes:
+            return self.language_model.finish(prompts, probes, self.config, self.batch_size, advance)
+        return self.language_model.write(prompts, self.config, self.batch_size, advance)
 
     def key_of(self, question: Question) -> str:
         """Under what the outcome of a question is kept."""
-        return outcome_key(question, self.config, self.language_model.sha256)
+        return outcome_key(question, self.config, self.language_model.measured_by)
 
     def measure(
         self,
@@ -214,7 +200,7 @@ class Router:
         return [kept.records[key] for key in keys]
 
     def _measure(self, questions: Sequence[Question], advance: Progress) -> list[dict[str, Any]]:
-        probes = self.probe(questions, advance)
+        probes = self.probe(questions, advance, lambda _: True)
         records = [record_of(question, probe) for question, probe in zip(questions, probes, strict=True)]
         for mode in MODES:
             answers = self.answer(questions, mode, probes if mode == "standard" else None, advance)
@@ -223,39 +209,20 @@ class Router:
                 record.setdefault("modes", {})[mode] = result
         return records
 
-    def _generate(
-        self, prompts: Sequence[Sequence[int]], limit: int, advance: Progress, tracked: bool = True
-    ) -> list[Written]:
-        return generate(
-            self.language_model.model,
-            prompts,
-            limit,
-            padding=padding_token(self.language_model.tokenizer),
-            batch_size=self.batch_size,
-            tracked=tracked,
-            advance=advance,
-        )
+    def _prompts(self, questions: Sequence[Question], mode: Mode) -> list[Prompt]:
+        return [self._prompt(question, mode) for question in questions]
 
-    def _prompt(self, question: Question, mode: Mode) -> list[int]:
+    def _prompt(self, question: Question, mode: Mode) -> Prompt:
         text = getattr(self.config.prompts, mode).replace("{question}", question.prompt())
-        tokenizer, system = self.language_model.tokenizer, self.config.prompts.system
-        if not self.config.chat_template:
-            return list(tokenizer(f"{system}\n{text}" if system else text)["input_ids"])
+        system = self.config.prompts.system
         messages = [{"role": "system", "content": system}] if system else []
-        rendered = tokenizer.apply_chat_template(
-            [*messages, {"role": "user", "content": text}],
-            tokenize=False,
-            add_generation_prompt=True,
-            # Known to the templates of models that can think; others pass it over.
-            enable_thinking=mode == "cot",
-        )
-        return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+        return Prompt(question.id, (*messages, {"role": "user", "content": text}), thinking=mode == "cot")
 
 
-def record_of(question: Question, probe: Written) -> dict[str, Any]:
+def record_of(question: Question, probe: Begun) -> dict[str, Any]:
     """A probe as JSON values: what `petkit route explain` reads."""
     trace = probe.trajectory
-    return {
+    record = {
         "id": question.id,
         "dataset": question.dataset,
         "entropies": list(trace.entropy),
@@ -263,35 +230,7 @@ def record_of(question: Question, probe: Written) -> dict[str, Any]:
         "probe_tokens": probe.cost,
         "finished": probe.finished,
     }
-
-
-def load_language_model(
-    name: str, device: torch.device | str = "cpu", config: ModelConfig | None = None
-) -> LanguageModel:
-    """Load a causal language model, or an adapter artifact with its base.
-
-    Args:
-        name: as `model.name` of a recipe, or the folder of an artifact.
-        device: where to.
-        config: further settings of the model.
-
-    Returns:
-        The model in evaluation mode. Its hash is that of the weights, with an artifact of base and adapter.
-
-    Raises:
-        InputError: an artifact for another task.
-        PetkitError: the model cannot be loaded, by kind.
-    """
-    if (Path(name) / "petkit.json").is_file():
-        return _load_artifact(name, device)
-    loaded = load_model(config or ModelConfig(name=name), "causal_lm")
-    return LanguageModel(name, loaded.model.eval().to(device), loaded.tokenizer, loaded.base_sha256)
-
-
-def _load_artifact(name: str, device: torch.device | str) -> LanguageModel:
-    adapted = load_adapted(name, device)
-    task = adapted.artifact.manifest.task
-    if task is None or task.type != "causal_lm":
-        raise InputError(f"{name} must be a language model's adapter, it is for {task and task.type}")
-    both = f"{adapted.base.base_sha256} {adapted.artifact.manifest.tensors_sha256}"
-    return LanguageModel(name, adapted.model, adapted.tokenizer, hashlib.sha256(both.encode()).hexdigest())
+    if trace.bias:
+        mean = sum(trace.bias) / len(trace.bias)
+        record["entropy_bias"] = {"largest": max(trace.bias), "mean": mean}
+    return record

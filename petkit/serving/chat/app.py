@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Iterator
 from contextlib import ExitStack, aclosing, contextmanager
@@ -17,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from petkit.errors import PetkitError
-from petkit.methods.edrm.config import RouterConfig
+from petkit.methods.edrm.rule import Rule
 from petkit.serving.chat.errors import ChatError, closing
 from petkit.serving.chat.requests import parse_request
 from petkit.serving.chat.responses import Shape, event
@@ -54,14 +55,14 @@ class ChatService:
     Args:
         source: that answers.
         name: of the model, for clients.
-        router: prompts and thresholds; None answers plainly.
+        rule: prompts, and what decides; None answers plainly.
         limits: what is taken at most.
         key: that clients must send; None takes requests to this machine's own names only.
     """
 
     source: Source
     name: str
-    router: RouterConfig | None = None
+    rule: Rule | None = None
     limits: Limits = Limits()
     key: str | None = None
     closing: bool = False
@@ -130,7 +131,7 @@ def build_app(service: ChatService) -> FastAPI:
             body = await _within(_body(request, service.limits.body), deadline, service.limits.timeout)
             asked = parse_request(body)
             _check_model(service, asked.model)
-            exchange = Exchange(service.source, asked, service.router)
+            exchange = Exchange(service.source, asked, service.rule)
             parts = timed(exchange.parts(), deadline, service.limits.timeout)
             shape = Shape(exchange, service.name)
             if not asked.stream:
@@ -261,12 +262,30 @@ async def _disconnected(request: Request) -> None:
 
 
 async def _within(work: Awaitable[Result], deadline: float, seconds: float) -> Result:
-    left = max(0.0, deadline - asyncio.get_running_loop().time())
+    """Await until a deadline.
+
+    `asyncio.wait_for` of Python before 3.12 swallows a cancellation that comes together with a result: an answer
+    would go on after its client has gone.
+    """
+    task, passed = asyncio.current_task(), False
+    assert task is not None
+
+    def stop() -> None:
+        nonlocal passed
+        passed = True
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_at(deadline, stop)
     try:
-        return await asyncio.wait_for(work, left)
-    except asyncio.TimeoutError:
+        return await work
+    except asyncio.CancelledError:
+        # Others may have cancelled it too.
+        if not passed or (sys.version_info >= (3, 11) and task.uncancel()):
+            raise
         text = f"no answer within {seconds:g} s: ask for fewer tokens, or try again later"
         raise ChatError(504, text, None, "timeout") from None
+    finally:
+        timer.cancel()
 
 
 async def _body(request: Request, limit: int) -> bytes:

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from petkit.methods.edrm.algorithm import Descriptors, Mode
-from petkit.methods.edrm.config import RouterConfig
-from petkit.methods.edrm.evaluation import explained
+from petkit.methods.edrm.rule import Rule
 from petkit.serving.chat.errors import ChatError
 from petkit.serving.chat.requests import ChatRequest
 from petkit.serving.chat.sources import Ask, Part, Source
@@ -19,7 +18,7 @@ PLAIN_REASON = "plain serving: no router"
 
 
 @dataclass(frozen=True)
-class Decision:
+class Choice:
     """How a request is answered, and why."""
 
     mode: Mode
@@ -54,20 +53,20 @@ class Exchange:
     Args:
         source: that answers.
         request: to answer.
-        router: prompts and thresholds; None answers plainly.
+        rule: prompts, and what decides; None answers plainly.
 
     Raises:
         ChatError: the request asks for more than the source gives, or has no question to route.
     """
 
-    def __init__(self, source: Source, request: ChatRequest, router: RouterConfig | None) -> None:
-        self.source, self.request, self.router = source, request, router
-        self.decision, self.tally = Decision("standard", PLAIN_REASON), Tally()
+    def __init__(self, source: Source, request: ChatRequest, rule: Rule | None) -> None:
+        self.source, self.request, self.rule = source, request, rule
+        self.decision, self.tally = Choice("standard", PLAIN_REASON), Tally()
         limit = source.max_new_tokens
         if request.limit is not None and request.limit > limit:
             field = "max_tokens" if request.max_tokens else "max_completion_tokens"
             raise ChatError(400, f"{field} must be {limit} at most, got {request.limit}", field)
-        if router is not None and request.messages[-1].role != "user":
+        if rule is not None and request.messages[-1].role != "user":
             raise ChatError(
                 400, "the last message must be the user's: it is the one that is routed", "messages"
             )
@@ -85,20 +84,21 @@ class Exchange:
                 yield replace(part, text=text + (stops.rest() if part.finish else ""))
 
     def _answer(self) -> AsyncGenerator[Part, None]:
-        if self.router is None:
+        if self.rule is None:
             return self._written(self._ask(self.request.conversation, self._thinking))
         limit = self.request.limit or self.source.max_new_tokens
-        if limit <= self.router.probe_tokens:
-            reason = f"{limit} tokens leave no room behind a probe of {self.router.probe_tokens}"
-            self.decision = Decision("standard", reason)
-            return self._written(self._ask(self._messages("standard"), self._thinking))
-        return self._routed(self.router)
+        probe = self.rule.config.probe_tokens
+        if limit <= probe:
+            reason = f"{limit} tokens leave no room behind a probe of {probe}"
+            self.decision = Choice("standard", reason)
+            return self._written(self._ask(self._messages("standard"), self._think("standard")))
+        return self._routed(self.rule)
 
-    async def _routed(self, router: RouterConfig) -> AsyncGenerator[Part, None]:
+    async def _routed(self, rule: Rule) -> AsyncGenerator[Part, None]:
         own = self._ask(self._messages("standard"), self._think("standard"))
         probe = replace(own, temperature=None, top_p=None, seed=None, tracked=True)
         async with self.source.write(probe) as parts:
-            held = await self._probed(parts, router)
+            held = await self._probed(parts, rule)
             # What was decoded greedily is the beginning of the answer only where that is to be greedy too.
             if self.decision.mode == "standard" and not own.temperature:
                 for part in held:
@@ -113,17 +113,17 @@ class Exchange:
             async for part in answer:
                 yield part
 
-    async def _probed(self, parts: AsyncIterator[Part], router: RouterConfig) -> list[Part]:
+    async def _probed(self, parts: AsyncIterator[Part], rule: Rule) -> list[Part]:
         held: list[Part] = []
         entropies: list[float] = []
         async for part in parts:
             held.append(part)
             entropies += part.entropies
             self.tally.biases += part.biases
-            if len(entropies) >= router.probe_tokens or part.finish:
+            if len(entropies) >= rule.config.probe_tokens or part.finish:
                 break
-        looked_at = entropies[: router.probe_tokens]
-        self.decision, self.tally.probe_tokens = decide(looked_at, router), len(looked_at)
+        looked_at = entropies[: rule.config.probe_tokens]
+        self.decision, self.tally.probe_tokens = decide(looked_at, rule), len(looked_at)
         return held
 
     async def _written(self, ask: Ask) -> AsyncGenerator[Part, None]:
@@ -155,14 +155,15 @@ class Exchange:
         options = self.request.chat_template_kwargs
         return None if options is None else options.enable_thinking
 
-    def _think(self, mode: Mode) -> bool:
+    def _think(self, mode: Mode) -> bool | None:
         """What the request says, or as the router was calibrated: thinking belongs to step by step."""
-        return mode == "cot" if self._thinking is None else self._thinking
+        own = (mode == "cot") if self.source.thinks else None
+        return own if self._thinking is None else self._thinking
 
     def _messages(self, mode: Mode) -> list[dict[str, str]]:
         """The conversation with its last message put as the mode has it."""
-        assert self.router is not None
-        prompts, conversation = self.router.prompts, self.request.conversation
+        assert self.rule is not None
+        prompts, conversation = self.rule.config.prompts, self.request.conversation
         last = conversation[-1]
         text = getattr(prompts, mode).replace("{question}", last["content"])
         messages = [*conversation[:-1], {**last, "content": text}]
@@ -171,19 +172,19 @@ class Exchange:
         return messages
 
 
-def decide(entropies: Sequence[float], router: RouterConfig) -> Decision:
+def decide(entropies: Sequence[float], rule: Rule) -> Choice:
     """Choose a mode by the entropies of a probe.
 
     Args:
         entropies: in nats.
-        router: with the thresholds.
+        rule: that decides.
 
     Returns:
         The mode, its reason and where the trajectory lies.
     """
-    (found,) = explained([{"id": "", "entropies": list(entropies)}], router)
+    (found,) = rule.explained([{"id": "", "entropies": list(entropies)}])
     point = {name: found[name] for name in Descriptors._fields}
-    return Decision(found["decision"], found["reason"], found["regime"], point)
+    return Choice(found["decision"], found["reason"], found["regime"], point)
 
 
 def told(exchange: Exchange) -> dict[str, Any]:

@@ -86,12 +86,12 @@ class Source(Protocol):
         """What the model is called."""
 
     @property
-    def sha256(self) -> str:
-        """What a router is bound to."""
-
-    @property
     def max_new_tokens(self) -> int:
         """Tokens of one answer at most."""
+
+    @property
+    def thinks(self) -> bool:
+        """Whether modes switch the model's thinking on and off."""
 
     def write(self, ask: Ask) -> AbstractAsyncContextManager[AsyncIterator[Part]]:
         """Answer; leaving the block before the end stops the model.
@@ -109,7 +109,6 @@ class LocalSource:
 
     Args:
         name: what it is called.
-        sha256: of its weights.
         model: a causal language model of transformers, in evaluation mode.
         tokenizer: with a chat template.
         max_new_tokens: of one answer at most.
@@ -119,10 +118,11 @@ class LocalSource:
         ConfigError: the tokenizer has no chat template.
     """
 
+    thinks = True
+
     def __init__(
         self,
         name: str,
-        sha256: str,
         model: nn.Module,
         tokenizer: Any,
         max_new_tokens: int,
@@ -130,7 +130,7 @@ class LocalSource:
     ) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise ConfigError(f"{name} has no chat template: a chat server needs one, use an instruct model")
-        self.name, self.sha256, self.tokenizer, self.max_new_tokens = name, sha256, tokenizer, max_new_tokens
+        self.name, self.tokenizer, self.max_new_tokens = name, tokenizer, max_new_tokens
         self.engine = Engine(model, padding_token(tokenizer), batch_size)
         self._names = TokenNames(tokenizer)
         self._context = _context_of(model)

@@ -10,9 +10,10 @@ from petkit.methods.edrm.calibration import Objective
 from petkit.methods.edrm.config import PromptConfig, RouterConfig, ThresholdConfig
 from petkit.methods.edrm.evaluation import compared, read_outcomes
 from petkit.methods.edrm.learned import train_router
-from petkit.methods.edrm.recipe import Router, load_language_model
+from petkit.methods.edrm.recipe import Router
 from petkit.methods.edrm.rule import Rule
 from petkit.methods.edrm.stored import NETWORK, check_model, read_rule, save_router, stored_config
+from petkit.methods.edrm.writers import load_language_model
 from petkit.models.config import AdapterConfig
 from tests.serving.text_models import save_llama, write_text
 
@@ -61,7 +62,8 @@ def test_tokens_include_the_probe(language_model, mode):
 def test_modes_have_their_prompts(language_model):
     prompts = PromptConfig(direct="good {question}", cot="bad {question}", system="user")
     router = Router(language_model, Rule(CONFIG.model_copy(update={"prompts": prompts})))
-    decoded = [language_model.tokenizer.decode(router._prompt(QUESTIONS[0], mode)) for mode in MODES]
+    ids = [language_model.encode(router._prompt(QUESTIONS[0], mode), router.config) for mode in MODES]
+    decoded = [language_model.tokenizer.decode(one) for one in ids]
     assert decoded == [
         "system user user good the cat sat assistant".replace("system", "<unk>"),
         "system user user the cat sat assistant".replace("system", "<unk>"),

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import openai
 
-from petkit.methods.edrm.recipe import load_language_model
+from petkit.methods.edrm.writers import load_language_model
 from petkit.serving.chat.app import ChatService
 from petkit.serving.chat.server import ChatServer, bind, url_of
 from petkit.serving.chat.sources import LocalSource
@@ -16,7 +16,7 @@ from petkit.serving.chat.sources import LocalSource
 
 def local_source(folder, *, max_new_tokens=64, batch_size=8):
     loaded = load_language_model(str(folder))
-    return LocalSource("tiny", loaded.sha256, loaded.model, loaded.tokenizer, max_new_tokens, batch_size)
+    return LocalSource("tiny", loaded.model, loaded.tokenizer, max_new_tokens, batch_size)
 
 
 @contextmanager

@@ -17,7 +17,9 @@ import pytest
 
 from petkit.data.questions import Question
 from petkit.methods.edrm.config import RouterConfig
-from petkit.methods.edrm.recipe import Router, load_language_model
+from petkit.methods.edrm.recipe import Router
+from petkit.methods.edrm.rule import Rule
+from petkit.methods.edrm.writers import load_language_model
 from petkit.serving.chat.app import Limits
 from petkit.serving.chat.sources import Part
 from tests.methods.edrm.test_recipe import thresholds_for
@@ -61,6 +63,10 @@ def joined(stream):
     chunks = list(stream)
     deltas = [choice.delta.content for chunk in chunks for choice in chunk.choices]
     return "".join(delta or "" for delta in deltas), chunks
+
+
+def ruled(mode):
+    return Rule(CONFIG.model_copy(update={"thresholds": thresholds_for(mode)}))
 
 
 def until(condition, seconds=10.0):
@@ -218,13 +224,13 @@ def test_a_key(source):
 @pytest.mark.parametrize("mode", ["direct", "standard", "cot"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_routing_answers_as_the_router_does(folder, source, mode, stream):
-    config = CONFIG.model_copy(update={"thresholds": thresholds_for(mode)})
-    router = Router(load_language_model(str(folder)), config)
+    rule = ruled(mode)
+    router = Router(load_language_model(str(folder)), rule)
     # Nothing but a falling trajectory is answered step by step, so one of the texts must have one.
     texts = [" ".join(words) for words in product(WORDS, WORDS)]
     answers = zip(texts, router.run([Question("q", text) for text in texts]), strict=True)
     question, expected = next((text, answer) for text, answer in answers if answer.mode == mode)
-    with running(source, router=config) as routed, client(routed.url) as chat:
+    with running(source, rule=rule) as routed, client(routed.url) as chat:
         raw = chat.chat.completions.with_raw_response.create(
             model="tiny",
             messages=[{"role": "user", "content": question}],
@@ -248,8 +254,7 @@ def test_routing_answers_as_the_router_does(folder, source, mode, stream):
 
 
 def test_only_the_last_message_is_put_otherwise(source):
-    config = CONFIG.model_copy(update={"thresholds": thresholds_for("direct")})
-    with running(source, router=config) as routed, client(routed.url) as chat:
+    with running(source, rule=ruled("direct")) as routed, client(routed.url) as chat:
         plain = ask(chat, max_tokens=20)
         messages = [{"role": "user", "content": "dog"}, {"role": "assistant", "content": "ran"}, *MESSAGES]
         longer = chat.chat.completions.create(model="tiny", messages=messages, max_tokens=20)
@@ -260,20 +265,23 @@ def test_only_the_last_message_is_put_otherwise(source):
 
 
 def test_no_room_for_a_probe(source):
-    with running(source, router=CONFIG) as routed, client(routed.url) as chat:
+    with running(source, rule=Rule(CONFIG)) as routed, client(routed.url) as chat:
         answer = ask(chat, max_tokens=8)
         assert answer.petkit["reason"] == "8 tokens leave no room behind a probe of 8"
         assert (answer.petkit["probe_tokens"], answer.petkit["tokens"]) == (0, 8)
 
 
 def test_a_sampled_answer_begins_anew_behind_its_probe(source):
-    config = CONFIG.model_copy(update={"thresholds": thresholds_for("standard")})
-    with running(source, router=config) as routed, client(routed.url) as chat, running(source) as plain:
+    with (
+        running(source, rule=ruled("standard")) as routed,
+        client(routed.url) as chat,
+        running(source) as plain,
+    ):
         answer = ask(chat, temperature=1.5, seed=3)
         with client(plain.url) as other:
             alone = ask(other, temperature=1.5, seed=3)
-        assert answer.choices[0].message.content == alone.choices[0].message.content
-        assert answer.petkit["tokens"] == 8 + alone.petkit["tokens"]
+    assert answer.choices[0].message.content == alone.choices[0].message.content
+    assert answer.petkit["tokens"] == 8 + alone.petkit["tokens"]
 
 
 def test_two_hundred_at_once(source):
@@ -295,7 +303,7 @@ def test_two_hundred_at_once(source):
 class Gated:
     """A source that gives one part, and the last one when the gate is opened."""
 
-    name, sha256, max_new_tokens = "gated", "0" * 64, 10
+    name, thinks, max_new_tokens = "gated", True, 10
 
     def __init__(self):
         self.gate, self.open, self.error = None, 0, None
