@@ -100,6 +100,8 @@ def test_a_router_is_bound_to_its_model(
         (["--route", "nowhere"], "nowhere is no router"),
         (["--route", "zero-shot", "--set", "probe_token=5"], "did you mean probe_tokens?"),
         (["--route", "zero-shot", "--set", "chat_template=false"], "chat_template must be true"),
+        (["--route", "zero-shot", "--set", "level=dataset"], "level must be question"),
+        (["--route", "zero-shot", "--set", "served.vocab=9"], "settings of served have an effect"),
         (["--port", "99999"], "invalid value for '--port'"),
         (["--port", "USED"], "cannot be had: Address already in use; --port 0 takes a free one"),
         (["--max-queue", "0"], "--max-queue"),
@@ -116,6 +118,20 @@ def test_wrong_usage_gives_2(
     assert (result.code, result.out) == (2, ""), result.err
     assert message in result.err
     assert not served
+
+
+def test_before_another_server(petkit: Petkit, served: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-up")
+    flags = ("--route", "zero-shot", "--set", "served.top_log_probs=5", "--port", "0")
+    result = petkit("serve", "http://127.0.0.1:9/v1#org/name", *flags)
+    assert result.code == 0, result.err
+    (service,) = served
+    assert (service.name, service.source.settings.top_log_probs) == ("org/name", 5)
+    assert "sk-up" not in result.err
+    for wrong in (("--device", "cpu"), ("--threads", "1")):
+        result = petkit("serve", "http://127.0.0.1:9/v1#m", "--port", "0", *wrong)
+        assert result.code == 2
+        assert "no effect on a model behind a server" in result.err
 
 
 def test_a_model_without_a_chat_template(petkit: Petkit, served: list[Any], tmp_path: Path) -> None:

@@ -264,7 +264,7 @@ async def _disconnected(request: Request) -> None:
 async def _within(work: Awaitable[Result], deadline: float, seconds: float) -> Result:
     """Await until a deadline.
 
-    `asyncio.wait_for` of Python before 3.12 swallows a cancellation that comes together with a result: an answer
+    `asyncio.wait_for` of Python before 3.12 swallows a cancellation that comes with a result: an answer
     would go on after its client has gone.
     """
     task, passed = asyncio.current_task(), False
