@@ -12,6 +12,8 @@ from petkit.errors import ConfigError
 
 KEY_VARIABLES = ("PETKIT_API_KEY", "OPENAI_API_KEY")
 SCHEMES = ("http://", "https://")
+# What a server of petkit's sends with an answer whose mode it chose.
+MODE_HEADER = "x-petkit-mode"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import httpx
 
 from petkit.errors import ConfigError, InputError, PetkitError
 from petkit.rollout.config import ServedConfig
-from petkit.rollout.endpoint import Endpoint
+from petkit.rollout.endpoint import MODE_HEADER, Endpoint
 from petkit.rollout.entropy import entropy_from_top
 from petkit.rollout.sse import Piece, error_text, read_pieces
 
@@ -119,13 +119,14 @@ class RemoteModel:
 
     @asynccontextmanager
     async def stream(
-        self, messages: Sequence[Mapping[str, Any]], limit: int, **fields: Any
+        self, messages: Sequence[Mapping[str, Any]], limit: int, probing: bool = False, **fields: Any
     ) -> AsyncIterator[AsyncIterator[Piece]]:
         """Ask for an answer; leaving the block before its end closes the connection, which stops the server.
 
         Args:
             messages: of the conversation; the server renders its chat template.
             limit: tokens of the answer at most.
+            probing: whether the answer tells how the model itself begins.
             fields: further ones of the request.
 
         Returns:
@@ -133,7 +134,8 @@ class RemoteModel:
 
         Raises:
             ConfigError: the server wants another key.
-            InputError: the server has no such model, or refuses the request.
+            InputError: the server has no such model, refuses the request, or chooses modes itself, so that
+                nothing can be learnt from it by probing.
             PetkitError: no answer within the time limits, a stream that breaks off or is garbled, or a
                 server that stays busy or broken.
         """
@@ -148,6 +150,11 @@ class RemoteModel:
         deadline = time.monotonic() + self.settings.timeout
         response = await self._opened(body, deadline)
         try:
+            if probing and MODE_HEADER in response.headers:
+                raise InputError(
+                    f"{self.endpoint.url} routes by itself: put questions to it as they are, or start it "
+                    "without --route"
+                )
             yield self._pieces(response, limit, deadline)
         finally:
             await response.aclose()

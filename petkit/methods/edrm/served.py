@@ -157,7 +157,7 @@ async def _begin(model: RemoteModel, prompt: Prompt, config: RouterConfig, keep:
     fields = _fields(prompt, settings, settings.top_log_probs)
     found: list[TokenUncertainty] = []
     read = _Answer()
-    async with model.stream(prompt.messages, limit, **fields) as pieces:
+    async with model.stream(prompt.messages, limit, True, **fields) as pieces:
         async for piece in pieces:
             check_entries(piece, read.entries, model.endpoint.url)
             found += [uncertainty(entry, settings.vocab) for entry in piece.entries]

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from petkit.errors import PetkitError
 from petkit.methods.edrm.rule import Rule
+from petkit.rollout.endpoint import MODE_HEADER
 from petkit.serving.chat.errors import ChatError, closing
 from petkit.serving.chat.requests import parse_request
 from petkit.serving.chat.responses import Shape, event
@@ -315,7 +316,8 @@ async def _begun(parts: AsyncGenerator[Part, None]) -> list[Part]:
 
 
 def _headers(shape: Shape) -> dict[str, str]:
-    return {"x-petkit-mode": shape.exchange.decision.mode}
+    exchange = shape.exchange
+    return {} if exchange.rule is None else {MODE_HEADER: exchange.decision.mode}
 
 
 def _model(service: ChatService) -> dict[str, Any]:

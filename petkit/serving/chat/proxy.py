@@ -56,7 +56,7 @@ class RemoteSource:
             try:
                 async with (
                     RemoteModel(self.endpoint, self.settings, self._key) as model,
-                    model.stream(ask.messages, limit, **self._fields(ask)) as pieces,
+                    model.stream(ask.messages, limit, ask.tracked, **self._fields(ask)) as pieces,
                 ):
                     yield self._parts(pieces, ask)
             except PetkitError as error:

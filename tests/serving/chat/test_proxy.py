@@ -8,6 +8,7 @@ import openai
 import pytest
 
 from petkit.data.questions import Question
+from petkit.errors import InputError
 from petkit.methods.edrm.config import RouterConfig
 from petkit.methods.edrm.recipe import Router
 from petkit.methods.edrm.rule import Rule
@@ -94,6 +95,21 @@ def test_the_proxy_answers_as_the_server_behind_would(behind, mode):
     assert text == expected.choices[0].message.content
     assert (answer.petkit["mode"], answer.petkit["tokens"]) == (mode, expected.petkit["tokens"])
     assert 0 <= answer.petkit["entropy_bias"]["mean"] <= answer.petkit["entropy_bias"]["largest"]
+
+
+def test_a_server_that_routes_cannot_be_probed(behind):
+    rule = ruled("direct", ServedConfig())
+    with running(behind.service.source, rule=rule) as routed:
+        writer = ServedModel(Endpoint(routed.url, "tiny"), SERVED)
+        with pytest.raises(InputError, match=r"question 0: .* routes by itself: .* without --route"):
+            Router(writer, ruled("direct")).run(QUESTIONS[:1])
+        with before(routed.url) as proxy, client(proxy.url) as chat:
+            assert ask(chat, max_tokens=20).choices
+        rule = ruled("direct")
+        with before(routed.url, rule=rule) as proxy, client(proxy.url) as chat:
+            answer = chat.with_options(max_retries=0)
+            with pytest.raises(openai.InternalServerError, match="routes by itself"):
+                ask(answer, max_tokens=20)
 
 
 def test_a_plain_proxy(behind):
