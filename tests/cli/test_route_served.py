@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,15 @@ def test_a_stream_that_breaks_off_gives_1(
     assert "error: question " in result.err
     assert "the stream ended in the middle of an answer" in result.err
     assert len(result.err.splitlines()) == 1
+
+
+def test_a_missing_package_gives_4(petkit: Petkit, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("petkit.rollout.remote", "petkit.methods.edrm.served"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    result = petkit("route", "run", model, "--question", "why")
+    assert (result.code, result.out) == (4, "")
+    assert 'the package httpx is not installed; pip install "petkit[serve]"' in result.err
 
 
 @pytest.mark.parametrize(
