@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from petkit.errors import PetkitError
@@ -107,6 +108,7 @@ def build_app(service: ChatService) -> FastAPI:
     app.add_middleware(Door, service=service)
     app.add_exception_handler(ChatError, _refused)
     app.add_exception_handler(HTTPException, _not_found)
+    app.add_exception_handler(ClientDisconnect, _left)
     app.add_exception_handler(Exception, _broken)
 
     @app.get("/health")
@@ -243,14 +245,14 @@ async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
         The result.
 
     Raises:
-        ChatError: the client went; nobody reads it.
+        ClientDisconnect: the client went.
     """
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise ChatError(499, "the client closed the connection")
+        raise ClientDisconnect
     finally:
         task.cancel()
         gone.cancel()
@@ -353,6 +355,11 @@ def _response(error: ChatError) -> JSONResponse:
 
 async def _refused(request: Request, error: Exception) -> Response:
     return _response(_chat_error(error))
+
+
+async def _left(request: Request, error: Exception) -> Response:
+    # Nobody reads it, but an application must answer something.
+    return Response(status_code=499)
 
 
 async def _broken(request: Request, error: Exception) -> Response:

@@ -388,6 +388,19 @@ def test_a_client_that_goes_frees_the_row(server, source, stream):
     until(lambda: not source.engine.running and not server.service.admitted, 2)
 
 
+def test_a_client_that_goes_before_its_request_is_whole(server, caplog):
+    parts = urlsplit(server.url)
+    line = http.client.HTTPConnection(parts.hostname, parts.port, timeout=10)
+    line.putrequest("POST", "/v1/chat/completions")
+    line.putheader("Content-Type", "application/json")
+    line.putheader("Content-Length", "100")
+    line.endheaders(b"{")
+    until(lambda: server.service.admitted == 1)
+    line.close()
+    until(lambda: server.service.admitted == 0)
+    assert not caplog.records
+
+
 def test_shutting_down():
     source = Gated()
     with running(source) as closing, client(closing.url) as chat, ThreadPoolExecutor(1) as pool:
