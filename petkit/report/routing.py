@@ -11,6 +11,12 @@ from petkit.report.tables import Table
 from petkit.report.trajectories import draw_frontier, draw_planes, draw_reliability, draw_traces
 
 SHOWN = 200
+CAPTIONS = {
+    "frontier.png": "Accuracy against tokens, 95 % intervals; the line joins what nothing surpasses in both.",
+    "traces.png": "Entropy of each token of the probes, and in thick lines the mean of each regime.",
+    "planes.png": "Every question's descriptors, two at a time.",
+    "reliability.png": "How often the learned router's choice was the best one, against how sure it was.",
+}
 
 
 def write_routing_page(
@@ -32,11 +38,13 @@ def write_routing_page(
     """
     plots = folder / "plots"
     images = [draw_traces(traces, plots / "traces.png"), draw_planes(items, plots / "planes.png")]
-    sections = [Section("Trajectories", images=tuple(images))]
+    sections = [Section("Trajectories", images=tuple(images), captions=CAPTIONS)]
     if result is not None:
         frontier = draw_frontier(result["policies"], plots / "frontier.png")
         table = _policies(result["policies"], "all questions")
-        sections.insert(0, Section("Accuracy and tokens", tables=(table,), images=(frontier,)))
+        sections.insert(
+            0, Section("Accuracy and tokens", tables=(table,), images=(frontier,), captions=CAPTIONS)
+        )
         sections += _details(result, plots)
     sections.append(Section("Decisions", tables=(_decisions(items),)))
     return write_page(folder / "report.html", "Routing by entropy", sections)
@@ -48,7 +56,11 @@ def _details(result: Mapping[str, Any], plots: Path) -> list[Section]:
     if reliability is not None:
         picture = draw_reliability(reliability["bins"], plots / "reliability.png")
         text = f"Expected calibration error {reliability['error']:.3f}, over five folds."
-        found.append(Section("Reliability of the learned router", paragraphs=(text,), images=(picture,)))
+        found.append(
+            Section(
+                "Reliability of the learned router", paragraphs=(text,), images=(picture,), captions=CAPTIONS
+            )
+        )
     found.append(Section("Data sets as a whole", tables=(_dataset_level(result["dataset_level"]),)))
     tables = tuple(_policies(rows, name) for name, rows in result["datasets"].items())
     return [*found, Section("Each data set", tables=tables)]

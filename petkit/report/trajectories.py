@@ -34,12 +34,16 @@ def draw_traces(traces: Sequence[tuple[str, Sequence[float]]], out_png: Path) ->
     figure, (axes,) = new_figure(1)
     for index, regime in enumerate(REGIMES):
         own = [values for name, values in traces if name == regime and len(values)]
+        # The more lines, the fainter each, so that the means can be seen through hundreds.
+        faint = min(0.25, 10 / max(len(own), 1))
         for values in own:
-            axes.plot(range(1, len(values) + 1), values, color=colour(index), alpha=0.25, linewidth=0.8)
+            axes.plot(range(1, len(values) + 1), values, color=colour(index), alpha=faint, linewidth=0.8)
         if own:
             means = _column_means(own)
             label = f"{regime} ({len(own)})"
-            axes.plot(range(1, len(means) + 1), means, color=colour(index), linewidth=2.2, label=label)
+            axes.plot(
+                range(1, len(means) + 1), means, color=colour(index), linewidth=2.4, label=label, zorder=3
+            )
     finish(axes, "token", "entropy (nats)")
     return save(figure, out_png)
 

@@ -38,6 +38,8 @@ DEFAULT = Objective()
 DATASET_SEEDS = 8
 DATASET_POINTS: tuple[DatasetPoint, ...] = get_args(DatasetPoint)
 RELIABILITY_BINS = 10
+# With one fold held out, a learned router still needs two questions.
+LEAST_LEARNED = 3
 
 
 def read_outcomes(records: Sequence[Mapping[str, Any]]) -> Outcomes:
@@ -85,8 +87,10 @@ def compared(
     policies = choices(outcomes, rule.thresholds, objective)
     policies["token signature"] = token_signature([record["probabilities"] for record in records])
     name, chosen = rule.policy(outcomes)
-    policies[name] = chosen
-    learned = cross_validated(outcomes, weight=objective.weight) if len(outcomes) > 1 else None
+    # Without a calibrated router it is the zero-shot rule, which is there already.
+    if chosen != policies["instance, zero shot"] or rule.thresholds != ZERO_SHOT:
+        policies[name] = chosen
+    learned = cross_validated(outcomes, weight=objective.weight) if len(outcomes) >= LEAST_LEARNED else None
     if learned is not None:
         policies["learned, cross-validated"] = learned.modes
     result = {

@@ -140,7 +140,7 @@ def cross_validated(outcomes: Outcomes, seed: int = 0, weight: float = TOKEN_WEI
     """Route every question with a router that was trained on the other folds.
 
     Args:
-        outcomes: labelled questions, at least 2 folds of them.
+        outcomes: labelled questions, at least 3.
         seed: of folds and weights.
         weight: as for `train_router`.
 
