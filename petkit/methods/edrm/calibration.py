@@ -222,8 +222,10 @@ def _grid(points: Descriptors) -> list[list[float]]:
     shares = torch.tensor(QUANTILES, dtype=torch.float64)
     columns = (points.cumulative, points.spearman.abs(), points.von_neumann)
     grid = [sorted(set(torch.quantile(column, shares).tolist())) for column in columns]
-    # With the largest sum nothing is an overload.
-    grid[0].append(points.cumulative.max().item())
+    # With the largest sum nothing is an overload, with 0 everything; no trend is beyond 1. So a router that
+    # always answers in the standard or in the fallback's mode is on the grid too.
+    grid[0] += [points.cumulative.max().item(), 0.0]
+    grid[1].append(1.0)
     return grid
 
 

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -72,6 +73,13 @@ def test_a_token_budget_is_kept_and_an_accuracy_is_reached():
     cheap = calibration.taken(data, route(data.points, calibrate(data, Objective("accuracy", limit=120))))
     rich = calibration.taken(data, route(data.points, calibrate(data, Objective("accuracy", limit=1000))))
     assert cheap[0].mean() < rich[0].mean()
+
+
+def test_constant_modes_are_within_reach():
+    data, _ = outcomes()
+    for mode in ("direct", "standard"):
+        right = replace(data, correct=torch.tensor([[float(name == mode) for name in MODES]] * len(data)))
+        assert set(route(right.points, calibrate(right))) == {mode}
 
 
 def test_a_limit_that_cannot_be_met_is_approached():
