@@ -137,6 +137,11 @@ class BoundedEntropy:
     """The true entropy is at most this much larger."""
 
 
+def bias_summary(biases: Sequence[float]) -> dict[str, float]:
+    """How much too low a trajectory's estimates may be: the largest and the mean bound, at least one given."""
+    return {"largest": max(biases), "mean": sum(biases) / len(biases)}
+
+
 def entropy_from_top(top_log_probs: Sequence[float], vocab: int) -> BoundedEntropy:
     """Bound the entropy of a token from the log-probabilities that an API returns.
 

@@ -19,7 +19,7 @@ from petkit.methods.edrm.config import RouterConfig
 from petkit.methods.edrm.outcome_file import OutcomeFile, outcome_key
 from petkit.methods.edrm.rule import Rule
 from petkit.methods.edrm.writers import Begun, Keep, Progress, Prompt, Writer
-from petkit.rollout.entropy import Trajectory
+from petkit.rollout.entropy import Trajectory, bias_summary
 from petkit.rollout.verifiers import score
 
 # Batches that are measured before their outcomes go to the disk: standard answers that are already finished
@@ -231,6 +231,5 @@ def record_of(question: Question, probe: Begun) -> dict[str, Any]:
         "finished": probe.finished,
     }
     if trace.bias:
-        mean = sum(trace.bias) / len(trace.bias)
-        record["entropy_bias"] = {"largest": max(trace.bias), "mean": mean}
+        record["entropy_bias"] = bias_summary(trace.bias)
     return record

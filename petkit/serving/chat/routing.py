@@ -9,6 +9,7 @@ from typing import Any
 
 from petkit.methods.edrm.algorithm import Descriptors, Mode
 from petkit.methods.edrm.rule import Rule
+from petkit.rollout.entropy import bias_summary
 from petkit.serving.chat.errors import ChatError
 from petkit.serving.chat.requests import ChatRequest
 from petkit.serving.chat.sources import Ask, Part, Source
@@ -207,6 +208,5 @@ def told(exchange: Exchange) -> dict[str, Any]:
         "tokens": tally.tokens,
     }
     if tally.biases:
-        mean = sum(tally.biases) / len(tally.biases)
-        found["entropy_bias"] = {"largest": max(tally.biases), "mean": mean}
+        found["entropy_bias"] = bias_summary(tally.biases)
     return found
