@@ -138,7 +138,7 @@ class BoundedEntropy:
 
 
 def bias_summary(biases: Sequence[float]) -> dict[str, float]:
-    """How much too low a trajectory's estimates may be: the largest and the mean bound, at least one given."""
+    """How much too low a trajectory's estimates may be: the largest and the mean of at least one bound."""
     return {"largest": max(biases), "mean": sum(biases) / len(biases)}
 
 
