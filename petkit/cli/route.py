@@ -50,6 +50,10 @@ LengthOption = Annotated[
     int | None,
     typer.Option("--max-new-tokens", metavar="N", min=1, help="Tokens of an answer (default 512)."),
 ]
+FilesOption = Annotated[
+    list[Path] | None,
+    typer.Option("--config", "-c", metavar="FILE", help="YAML of settings, such as prompts."),
+]
 BatchOption = Annotated[
     int, typer.Option("--batch-size", metavar="N", min=1, help="Questions decoded together.")
 ]
@@ -61,6 +65,7 @@ class Settings:
     """What changes the defaults, or a router's own settings."""
 
     settings: common.SetOption = None
+    files: FilesOption = None
     probe_tokens: Annotated[
         int | None,
         typer.Option("--probe-tokens", metavar="N", min=3, help="Tokens that are looked at (default 64)."),
@@ -74,10 +79,13 @@ class Settings:
         from petkit.methods.edrm.stored import read_rule, stored_config
 
         files = [] if router is None else [router / "config.yaml"]
-        if router is not None and stored_config(router) != resolve(RouterConfig, files, (), {}).config:
+        if (
+            router is not None
+            and stored_config(router) != resolve(RouterConfig, files, environment={}).config
+        ):
             raise ArtifactError(f"{router} is broken: its config.yaml is not what its petkit.json records")
         flags = {"probe_tokens": self.probe_tokens, "max_new_tokens": max_new_tokens}
-        config = resolve(RouterConfig, files, self.settings or (), flags).config
+        config = resolve(RouterConfig, [*files, *(self.files or ())], self.settings or (), flags).config
         return Rule(config) if router is None else read_rule(router, config)
 
 

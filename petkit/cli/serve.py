@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from petkit.cli import common, output
-from petkit.cli.route import Machine, Settings
+from petkit.cli.route import FilesOption, Machine, Settings
 from petkit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,6 +40,7 @@ def command(
         ),
     ] = None,
     settings: common.SetOption = None,
+    files: FilesOption = None,
     name: Annotated[
         str | None,
         typer.Option(
@@ -100,7 +100,7 @@ def command(
 
     key = api_key()
     check_host(host, key)
-    rule = _rule(route, settings)
+    rule = _rule(route, Settings(settings, files))
     # The address is taken before the model is loaded, so that one in use is told at once.
     with bind(host, port) as held:
         source = _source(model, route, rule, Machine(device, threads), max_new_tokens, batch_size)
@@ -109,13 +109,13 @@ def command(
         serve(service, held, lambda: _ready(url_of(held, host), service, route, as_json))
 
 
-def _rule(route: str | None, settings: Sequence[str] | None) -> Rule | None:
+def _rule(route: str | None, settings: Settings) -> Rule | None:
     """The router's rule, changed by --set; None without a router."""
     if route is None:
-        if settings:
-            raise ConfigError("--set changes a router's settings: it needs --route")
+        if settings.settings or settings.files:
+            raise ConfigError("--set and --config change a router's settings: they need --route")
         return None
-    rule = Settings(list(settings or ())).rule(None if route == ZERO_SHOT else Path(route))
+    rule = settings.rule(None if route == ZERO_SHOT else Path(route))
     if not rule.config.chat_template:
         raise ConfigError("chat_template must be true: a chat server puts messages by the model's template")
     if rule.config.level != "question":

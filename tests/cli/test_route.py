@@ -88,6 +88,26 @@ def test_explain_one_question(petkit: Petkit, model: Path, tmp_path: Path) -> No
     assert (tmp_path / "e" / "plots" / "traces.png").exists()
 
 
+def test_prompts_come_from_a_file(
+    petkit: Petkit, model: Path, data: Path, router: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "prompts.yaml"
+    file.write_text('prompts:\n  standard: "{question}\\nuser"\n')
+    flags = ("--data", data, *FAST, "--max-new-tokens", "12", "--json")
+    plain = petkit("route", "eval", model, *flags)
+    changed = petkit("route", "eval", model, *flags, "--config", file)
+    assert changed.code == 0, changed.err
+    settings = json.loads(changed.out)["settings"]
+    assert settings["prompts"]["standard"] == "{question}\nuser"
+    assert json.loads(plain.out)["settings"]["prompts"]["standard"] == "{question}"
+    result = petkit("route", "run", model, "--router", router, "-c", file, "--question", "the", *FAST[2:])
+    assert result.code == 0, result.err
+    file.write_text("prompt: {}\n")
+    wrong = petkit("route", "run", model, "-c", file, "--question", "the")
+    assert wrong.code == 2
+    assert "did you mean prompts" in wrong.err
+
+
 def test_run_answers(petkit: Petkit, model: Path, data: Path, router: Path, tmp_path: Path) -> None:
     flags = ("--max-new-tokens", "10", "--threads", "1")
     result = petkit("route", "run", model, "--data", data, "-o", tmp_path / "r", *FAST, *flags[:2], "--json")

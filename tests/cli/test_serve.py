@@ -96,7 +96,8 @@ def test_a_router_is_bound_to_its_model(
     [
         (["--host", "0.0.0.0"], "--host 0.0.0.0 lets other machines in: set PETKIT_API_KEY"),
         (["--host", "no.such.host.invalid"], "lets other machines in"),
-        (["--set", "probe_tokens=5"], "it needs --route"),
+        (["--set", "probe_tokens=5"], "they need --route"),
+        (["--config", "settings.yaml"], "they need --route"),
         (["--route", "nowhere"], "nowhere is no router"),
         (["--route", "zero-shot", "--set", "probe_token=5"], "did you mean probe_tokens?"),
         (["--route", "zero-shot", "--set", "chat_template=false"], "chat_template must be true"),
