@@ -170,6 +170,8 @@ def test_names_do_not_show_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.slow
 def test_signals_end_it(model: Path) -> None:
     command = [sys.executable, "-m", "petkit", "serve", str(model), "--port", "0", "--json", "--threads", "1"]
+    # A shell's background processes start with SIGINT ignored, and must end by it all the same.
+    command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]
     numbers = {signal.SIGTERM: 143, signal.SIGINT: 130}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     running = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import os
 import socket
 from collections.abc import Callable
@@ -93,6 +94,7 @@ class ChatServer(uvicorn.Server):
             )
         )
         self.service, self.ready = service, ready
+        self.ended_by: int | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen, and say so."""
@@ -102,7 +104,7 @@ class ChatServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take no further request once a signal has come."""
-        self.service.closing = True
+        self.service.closing, self.ended_by = True, sig
         super().handle_exit(sig, frame)
 
 
@@ -114,7 +116,13 @@ def serve(service: ChatService, held: socket.socket, ready: Callable[[], None]) 
         held: a bound socket.
         ready: called when clients can connect.
     """
+    server = ChatServer(service, ready)
     try:
-        ChatServer(service, ready).run(sockets=[held])
+        server.run(sockets=[held])
     finally:
         service.source.close()
+    # uvicorn raises the signal again, which is lost where it is ignored, as SIGINT is in a shell's background.
+    if server.ended_by == signal.SIGINT:
+        raise KeyboardInterrupt
+    if server.ended_by is not None:
+        raise SystemExit(128 + server.ended_by)
