@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import signal
 import os
+import signal
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -121,7 +121,7 @@ def serve(service: ChatService, held: socket.socket, ready: Callable[[], None]) 
         server.run(sockets=[held])
     finally:
         service.source.close()
-    # uvicorn raises the signal again, which is lost where it is ignored, as SIGINT is in a shell's background.
+    # uvicorn raises the signal again; where it is ignored, as SIGINT is in a shell's background, it is lost.
     if server.ended_by == signal.SIGINT:
         raise KeyboardInterrupt
     if server.ended_by is not None:
