@@ -9,6 +9,7 @@ What cannot be built is left out with a message: petkit then runs on its pure-to
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,12 @@ def cuda_obstacle(cpp: Any) -> str | None:
     return None
 
 
+def compiler_obstacle() -> str | None:
+    """Why nothing can be compiled at all, if so."""
+    name = os.environ.get("CXX", "c++").split()[0]
+    return None if shutil.which(name) else f"there is no C++ compiler ({name}); set CXX"
+
+
 def tolerant(builder: type[Any]) -> type[Any]:
     """A build_ext that leaves out what does not build, unless it was demanded."""
 
@@ -116,7 +123,9 @@ def tolerant(builder: type[Any]) -> type[Any]:
                     super().build_extensions()
                 except Exception as error:
                     every = [other for other in every if other is not extension]
-                    give_up("CUDA" if extension.name.endswith("_cuda") else "CPP", error)
+                    give_up(
+                        "CUDA" if extension.name.endswith("_cuda") else "CPP", compiler_obstacle() or error
+                    )
             self.extensions[:] = every
 
     return Tolerant
