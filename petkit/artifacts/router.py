@@ -8,16 +8,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from petkit.artifacts.checks import CHECKS, Check, checks_json
+from petkit.artifacts.dense import to_float32
 from petkit.artifacts.files import write_folder
 from petkit.artifacts.manifest import MAX_MANIFEST, Base, Step
 from petkit.artifacts.reader import CONFIG, MANIFEST, small_file
 from petkit.artifacts.strict_json import parse_json
+from petkit.artifacts.tensor_file import read_tensor_file
 from petkit.artifacts.writer import check_output
 from petkit.configuration import dump_yaml
 from petkit.errors import ArtifactError, InputError, PetkitError
+
+# The network of a learned router.
+NETWORK = "router.safetensors"
 
 
 class RouterManifest(BaseModel):
@@ -89,6 +95,26 @@ def read_router(folder: str | os.PathLike[str]) -> RouterManifest:
         fault = error.errors(include_url=False)[0]
         place = ".".join(map(str, fault["loc"]))
         raise ArtifactError(f"{path / MANIFEST} is broken: {place}: {fault['msg']}") from error
+
+
+def read_network_file(folder: Path) -> int:
+    """Check the file of a learned router's weights.
+
+    Args:
+        folder: the router.
+
+    Returns:
+        How many tensors it holds.
+
+    Raises:
+        ArtifactError: it is damaged, or a number is not finite.
+        FileNotFoundError: it is missing.
+    """
+    tensors = read_tensor_file(folder, NETWORK).tensors
+    for name, raw in tensors.items():
+        if not np.isfinite(to_float32(raw)).all():
+            raise ArtifactError(f"{folder / NETWORK}: {name} must be finite, got nan or inf")
+    return len(tensors)
 
 
 def is_router(folder: str | os.PathLike[str]) -> bool:

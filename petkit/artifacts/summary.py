@@ -134,6 +134,8 @@ def _describe_router(path: Path) -> str:
     router = read_router(path)
     limits = router.router.get("thresholds") or {}
     named = ", ".join(f"{name} {value}" for name, value in limits.items())
+    if router.router.get("rule") == "learned":
+        named = "a network decides"
     return (
         f"{path} is a router for {router.base.id} (sha256 {router.base.sha256}; {named}); to use it: "
         f"petkit route run MODEL --router {path} --data FILE"

@@ -23,7 +23,7 @@ from petkit.artifacts.reader import (
     small_file,
     split_tensors,
 )
-from petkit.artifacts.router import RouterManifest, is_router, read_router
+from petkit.artifacts.router import NETWORK, RouterManifest, is_router, read_network_file, read_router
 from petkit.artifacts.tensor_file import TensorFile, read_tensor_file
 from petkit.errors import ArtifactError, PetkitError, SafetyError
 
@@ -70,6 +70,8 @@ def verify(
 def _router_checks(path: Path, base_sha256: str | None) -> list[Check]:
     checks: list[Check] = []
     router = _attempt(checks, "petkit.json", lambda: read_router(path), lambda r: f"router for {r.base.id}")
+    if router is not None and router.router.get("rule") == "learned":
+        _attempt(checks, NETWORK, lambda: read_network_file(path), lambda count: f"{count} finite tensors")
     checks += _recorded_checks(path)
     if base_sha256 is not None and router is not None:
         checks.append(_same_base(router, base_sha256))

@@ -12,7 +12,7 @@ from petkit.report.trajectories import draw_frontier, draw_planes, draw_reliabil
 
 SHOWN = 200
 CAPTIONS = {
-    "frontier.png": "Accuracy against tokens, 95 % intervals; the line joins what nothing surpasses in both.",
+    "frontier.png": "Accuracy against tokens, 95 % intervals; the line joins the best but for the oracle.",
     "traces.png": "Entropy of each token of the probes, and in thick lines the mean of each regime.",
     "planes.png": "Every question's descriptors, two at a time.",
     "reliability.png": "How often the learned router's choice was the best one, against how sure it was.",

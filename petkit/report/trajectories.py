@@ -98,8 +98,11 @@ def draw_frontier(policies: Sequence[Mapping[str, object]], out_png: Path) -> Pa
             tokens[0], score[0], xerr=_bar(tokens), yerr=_bar(score), color=colour(index), capsize=2,
             marker=marker(index), markersize=5, linestyle="none", label=str(one["policy"]),
         )  # fmt: skip
-        points.append((tokens[0], score[0]))
-    axes.plot(*zip(*_frontier(points), strict=True), color="#999999", linewidth=1, zorder=0)
+        # Nothing that can be built lies on the oracle's line.
+        if one["policy"] != "oracle":
+            points.append((tokens[0], score[0]))
+    if points:
+        axes.plot(*zip(*_frontier(points), strict=True), color="#999999", linewidth=1, zorder=0)
     percent_axis(axes)
     finish(axes, "tokens a question, probe included", "accuracy")
     return save(figure, out_png)

@@ -52,6 +52,7 @@ class EntropyTracker:
         eos_token_ids: tokens that end a sequence; the entropy of drawing such a token is still recorded.
         max_tokens: record the first so many tokens of each sequence only; None records all.
         temperature: of the distribution that is recorded; the logits themselves are passed on unchanged.
+        names: of the rows, for messages; numbers where there are none.
 
     Source:
         EDRM (arXiv 2605.22873) section 2 uses the entropies of the first 64 tokens.
@@ -59,12 +60,16 @@ class EntropyTracker:
 
     def __init__(
         self,
-        eos_token_ids: int | Collection[int] = (),
+        eos_token_ids: int | Collection[int] | Tensor = (),
         max_tokens: int | None = None,
         temperature: float = 1.0,
+        names: Sequence[str] = (),
     ) -> None:
+        if isinstance(eos_token_ids, Tensor):
+            eos_token_ids = eos_token_ids.flatten().tolist()
         ids = (eos_token_ids,) if isinstance(eos_token_ids, int) else tuple(eos_token_ids)
         self.eos_token_ids, self.max_tokens, self.temperature = frozenset(ids), max_tokens, temperature
+        self._names = tuple(names)
         self._rows: list[_Row] = []
         self._steps = 0
 
@@ -116,8 +121,9 @@ class EntropyTracker:
         columns = (found.entropy.tolist(), found.varentropy.tolist(), found.max_prob.tolist())
         for index, entropy, varentropy, max_prob in zip(rows, *columns, strict=True):
             if not math.isfinite(entropy):
+                name = self._names[index] if self._names else f"row {index}"
                 raise PetkitError(
-                    f"the logits of row {index} must be finite (or -inf) for an entropy, got nan or inf at "
+                    f"the logits of {name} must be finite (or -inf) for an entropy, got nan or inf at "
                     f"its token {len(self._rows[index].entropy)}: check the model's weights and precision"
                 )
             row = self._rows[index]

@@ -119,13 +119,13 @@ class RemoteModel:
 
     @asynccontextmanager
     async def stream(
-        self, messages: Sequence[Mapping[str, Any]], limit: int, probing: bool = False, **fields: Any
+        self, messages: Sequence[Mapping[str, Any]], limit: int | None, probing: bool = False, **fields: Any
     ) -> AsyncIterator[AsyncIterator[Piece]]:
         """Ask for an answer; leaving the block before its end closes the connection, which stops the server.
 
         Args:
             messages: of the conversation; the server renders its chat template.
-            limit: tokens of the answer at most.
+            limit: tokens of the answer at most; None leaves it to the server.
             probing: whether the answer tells how the model itself begins.
             fields: further ones of the request.
 
@@ -142,7 +142,7 @@ class RemoteModel:
         body = {
             "model": self.endpoint.model,
             "messages": list(messages),
-            "max_tokens": limit,
+            **({} if limit is None else {"max_tokens": limit}),
             "stream": True,
             "stream_options": {"include_usage": True},
             **fields,
@@ -210,19 +210,23 @@ class RemoteModel:
             return PetkitError(f"{where}, {self.settings.attempts} times at most: try again later ({told})")
         return Refused(f"{where}: {told}")
 
-    async def _pieces(self, response: httpx.Response, limit: int, deadline: float) -> AsyncIterator[Piece]:
-        tokens, ended = 0, False
+    async def _pieces(
+        self, response: httpx.Response, limit: int | None, deadline: float
+    ) -> AsyncIterator[Piece]:
+        tokens, ended, spoke = 0, False, False
         try:
-            async for piece in read_pieces(response.aiter_bytes()):
+            async for piece in read_pieces(self._chunks(response, deadline)):
+                spoke = spoke or piece.spoke or piece.finish is not None
+                # An end mark alone is no answer.
+                ended = ended or piece.finish is not None or (piece.done and spoke)
+                if piece.done and not ended:
+                    break
                 yield piece
                 tokens += len(piece.entries)
-                ended = ended or piece.done or piece.finish is not None
                 if piece.done:
                     return
-                if time.monotonic() > deadline:
-                    raise PetkitError(f"no whole answer within {self.settings.timeout:g} s (served.timeout)")
                 # The token that ends an answer may come on top.
-                if tokens > limit + 1:
+                if limit is not None and tokens > limit + 1:
                     raise PetkitError(f"asked for {limit} tokens at most, got more")
         except httpx.HTTPError as error:
             if not ended:
@@ -231,6 +235,13 @@ class RemoteModel:
             raise PetkitError(f"{self.endpoint.url}: {error}") from error
         if not ended:
             raise PetkitError(f"{self.endpoint.url}: the stream ended in the middle of an answer")
+
+    async def _chunks(self, response: httpx.Response, deadline: float) -> AsyncIterator[bytes]:
+        """The body; comments that only keep the connection open do not stretch the time limit."""
+        async for chunk in response.aiter_bytes():
+            if time.monotonic() > deadline:
+                raise PetkitError(f"no whole answer within {self.settings.timeout:g} s (served.timeout)")
+            yield chunk
 
     def _failure(self, error: Exception) -> PetkitError:
         own, url = self.settings, self.endpoint.url

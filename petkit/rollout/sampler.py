@@ -41,6 +41,7 @@ def generate(
     padding: int,
     batch_size: int = 16,
     tracked: bool = True,
+    names: Sequence[str] = (),
     advance: Callable[..., None] = lambda count=1, note="": None,
 ) -> list[Written]:
     """Continue prompts greedily, in batches padded on the left.
@@ -52,6 +53,7 @@ def generate(
         padding: id that fills a batch up.
         batch_size: prompts decoded together.
         tracked: record the uncertainty; the trajectories are empty otherwise.
+        names: of the prompts, for messages.
         advance: told how many prompts are done.
 
     Returns:
@@ -59,7 +61,7 @@ def generate(
 
     Raises:
         InputError: a prompt without a token.
-        PetkitError: logits that are no distribution; the message names the row.
+        PetkitError: logits that are no distribution; the message names the prompt.
     """
     if not all(len(prompt) for prompt in prompts):
         raise InputError("every prompt must hold at least one token, got an empty one")
@@ -68,7 +70,10 @@ def generate(
     written: dict[int, Written] = {}
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        found = _batch(model, [prompts[row] for row in rows], max_new_tokens, padding, tracked)
+        tracker = EntropyTracker(end_tokens(model), names=[names[row] for row in rows] if names else ())
+        found = _batch(
+            model, [prompts[row] for row in rows], max_new_tokens, padding, tracker if tracked else None
+        )
         written |= zip(rows, found, strict=True)
         advance(len(rows))
     return [written[index] for index in range(len(prompts))]
@@ -104,11 +109,14 @@ def left_padded(
 
 
 def _batch(
-    model: nn.Module, prompts: Sequence[Sequence[int]], max_new_tokens: int, padding: int, tracked: bool
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    padding: int,
+    tracker: EntropyTracker | None,
 ) -> list[Written]:
     ids, mask = left_padded(prompts, padding, next(model.parameters()).device)
     ends = end_tokens(model)
-    tracker = EntropyTracker(ends)
     with torch.inference_mode():
         output = model.generate(  # type: ignore[operator]
             input_ids=ids,
@@ -117,9 +125,9 @@ def _batch(
             do_sample=False,
             num_beams=1,
             pad_token_id=padding,
-            logits_processor=[tracker] if tracked else [],
+            logits_processor=[tracker] if tracker else [],
         )
-    trajectories = tracker.trajectories() if tracked else [Trajectory()] * len(prompts)
+    trajectories = tracker.trajectories() if tracker else [Trajectory()] * len(prompts)
     rows = output[:, ids.shape[1] :].tolist()
     return [_written(row, ends, trace) for row, trace in zip(rows, trajectories, strict=True)]
 

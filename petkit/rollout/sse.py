@@ -34,7 +34,7 @@ class Piece:
     entries: tuple[Mapping[str, Any], ...] = ()
     spoke: bool = False
     finish: str | None = None
-    usage: Mapping[str, Any] | None = None
+    usage: Mapping[str, int] | None = None
     done: bool = False
 
 
@@ -120,7 +120,7 @@ def error_text(content: Any) -> str:
 
 
 def _piece(content: dict[str, Any]) -> Piece:
-    usage = content.get("usage")
+    usage = _usage(content.get("usage"))
     if not content.get("choices"):
         return Piece(usage=usage)
     choice = content["choices"][0]
@@ -132,6 +132,18 @@ def _piece(content: dict[str, Any]) -> Piece:
     if not isinstance(text, str) or not all(isinstance(entry, dict) for entry in entries):
         raise TypeError
     return Piece(text, tuple(entries), bool(text or thought), choice.get("finish_reason"), usage)
+
+
+def _usage(given: Any) -> dict[str, int] | None:
+    """The server's counts, which must be counts."""
+    if given is None:
+        return None
+    counts = {
+        name: given[name] for name in ("prompt_tokens", "completion_tokens") if given.get(name) is not None
+    }
+    if not all(type(count) is int and count >= 0 for count in counts.values()):
+        raise TypeError
+    return counts
 
 
 def _decoded(line: bytes) -> str:

@@ -234,6 +234,16 @@ def test_a_learned_router_answers(petkit: Petkit, model: Path, data: Path, tmp_p
     trace.write_text('{"entropies": [1, 2, 3, 4]}\n')
     explained = petkit("route", "explain", trace, *flags[:2], "--json")
     assert "sure, by the network" in json.loads(explained.out)["items"][0]["reason"]
+    assert "a network decides" in petkit("inspect", tmp_path / "router").out
+    network = tmp_path / "router" / "router.safetensors"
+    content = network.read_bytes()
+    assert "8 finite tensors" in petkit("verify", tmp_path / "router").out
+    for damaged in (content[:-8], None):
+        network.unlink() if damaged is None else network.write_bytes(damaged)
+        broken = petkit("verify", tmp_path / "router")
+        assert broken.code == 2, broken.out
+    network.write_bytes(content)
+    assert petkit("verify", tmp_path / "router").code == 0
     (tmp_path / "router" / "config.yaml").write_text("probe_tokens: 9\n")
     changed = petkit("route", "run", model, "--data", data, *flags)
     assert changed.code == 2

@@ -116,6 +116,18 @@ def test_a_server_that_stays_busy_is_given_up(server):
         (refuse(400, "max_tokens too large"), Refused, "answers 400: max_tokens too large"),
         (stream(*words(2)), PetkitError, "the stream ended in the middle of an answer"),
         (stream(), PetkitError, "the stream ended in the middle of an answer"),
+        (stream(b"data: [DONE]\n\n"), PetkitError, "the stream ended in the middle of an answer"),
+        (
+            stream(event({"usage": {"completion_tokens": "3"}})),
+            PetkitError,
+            "expected a chat completion chunk",
+        ),
+        (
+            stream(event({"usage": {"completion_tokens": -1}})),
+            PetkitError,
+            "expected a chat completion chunk",
+        ),
+        (stream(event({"usage": [1]})), PetkitError, "expected a chat completion chunk"),
         (stream(*words(1), b"%%%\n"), PetkitError, r"expected server-sent events .* got the line '%%%'"),
         (stream(*words(1), b"data: {oops\n\n"), PetkitError, r"expected JSON in an event, got '\{oops'"),
         (stream(b"data: [1]\n\n"), PetkitError, "expected a chat completion chunk"),
@@ -159,6 +171,10 @@ def test_time_limits(server):
         ask(server, read_timeout=0.05)
     server.play(stream(*words(6), delay=0.02))
     with pytest.raises(PetkitError, match=r"no whole answer within 0\.03 s \(served\.timeout\)"):
+        ask(server, timeout=0.03)
+    # Comments keep a connection open and are no answer.
+    server.play(stream(*[b": ping\n"] * 9, delay=0.02))
+    with pytest.raises(PetkitError, match=r"no whole answer within 0\.03 s"):
         ask(server, timeout=0.03)
 
 

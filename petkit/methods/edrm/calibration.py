@@ -77,14 +77,6 @@ class Outcomes:
         after[:, MODES.index("standard")] = self.tokens[:, MODES.index("standard")]
         return after
 
-    def shared_tokens(self) -> Tensor:
-        """Tokens (questions, 3) of each mode where up to 50 probes choose for a whole data set."""
-        share = self.probe.double().clone()
-        for name in set(self.datasets):
-            rows = self.rows_of(name)
-            share[rows] = self.probe[rows].double().mean() * min(GLOBAL_QUESTIONS, len(rows)) / len(rows)
-        return self.tokens.double() + share[:, None]
-
 
 @dataclass(frozen=True)
 class Routed:
@@ -165,11 +157,14 @@ def by_dataset(
         EDRM section 5, dataset-level routing from 50 unlabelled questions.
     """
     points = torch.zeros(len(outcomes), len(Descriptors._fields), dtype=torch.float64)
+    tokens, after_probe = outcomes.tokens.double(), outcomes.routed_tokens().double()
     for name in sorted(set(outcomes.datasets)):
         rows = outcomes.rows_of(name)
         probed = [rows[place] for place in probed_places(len(rows), questions, seed)]
         points[rows] = dataset_point([outcomes.trajectories[row] for row in probed], kind).stack()
-    return Routed(Descriptors(*points.unbind(dim=1)), outcomes.shared_tokens())
+        # The others pay for nothing but their answers.
+        tokens[probed] = after_probe[probed]
+    return Routed(Descriptors(*points.unbind(dim=1)), tokens)
 
 
 def taken(outcomes: Outcomes, modes: Sequence[Mode], routed: Routed | None = None) -> tuple[Tensor, Tensor]:
@@ -293,6 +288,33 @@ class Bootstrap:
     high: float
 
 
+def bootstrap_saving(spent: Tensor, reference: Tensor, seed: int = 0, draws: int = 2000) -> Bootstrap:
+    """The share of tokens that is saved, with numerator and denominator of the same resampled questions.
+
+    Args:
+        spent: (questions,) tokens of a policy, at least one question.
+        reference: (questions,) tokens of what it is compared with, their sum above 0.
+        seed, draws: as for `bootstrap`.
+
+    Returns:
+        1 - sum(spent) / sum(reference), with its interval.
+
+    Raises:
+        InputError: there is no value.
+    """
+    rows = _resampled(len(spent), seed, draws)
+    shares = 1 - spent.double()[rows].sum(dim=1) / reference.double()[rows].sum(dim=1).clamp(min=1)
+    low, high = torch.quantile(shares, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    whole = 1 - spent.double().sum().item() / max(reference.double().sum().item(), 1.0)
+    return Bootstrap(whole, low, high)
+
+
+def _resampled(count: int, seed: int, draws: int) -> Tensor:
+    if not count:
+        raise InputError("a bootstrap needs at least one value, got none")
+    return torch.randint(count, (draws, count), generator=torch.Generator().manual_seed(seed))
+
+
 def bootstrap(values: Tensor, seed: int = 0, draws: int = 2000) -> Bootstrap:
     """Resample questions with replacement; paired, when `values` are differences.
 
@@ -310,10 +332,6 @@ def bootstrap(values: Tensor, seed: int = 0, draws: int = 2000) -> Bootstrap:
     Source:
         Efron's percentile bootstrap.
     """
-    if not len(values):
-        raise InputError("a bootstrap needs at least one value, got none")
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randint(len(values), (draws, len(values)), generator=generator)
-    means = values.double()[rows].mean(dim=1)
+    means = values.double()[_resampled(len(values), seed, draws)].mean(dim=1)
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Bootstrap(values.double().mean().item(), low, high)

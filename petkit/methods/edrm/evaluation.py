@@ -24,6 +24,7 @@ from petkit.methods.edrm.calibration import (
     Outcomes,
     Routed,
     bootstrap,
+    bootstrap_saving,
     by_dataset,
     leave_one_out,
     oracle,
@@ -94,12 +95,12 @@ def compared(
     if learned is not None:
         policies["learned, cross-validated"] = learned.modes
     result = {
-        "policies": compare(outcomes, policies),
-        "datasets": compare_each(outcomes, policies),
+        "policies": compare(outcomes, policies, rule),
+        "datasets": compare_each(outcomes, policies, rule),
         "dataset_level": dataset_level(outcomes, rule.thresholds),
         "reliability": None if learned is None else reliability(learned),
     }
-    return result, objective.is_met(*_spent(outcomes, name, chosen))
+    return result, objective.is_met(*_spent(outcomes, name, chosen, rule))
 
 
 def choices(
@@ -178,12 +179,15 @@ def reliability(learned: Learned) -> dict[str, Any]:
     return {"bins": bins, "error": gap}
 
 
-def compare(outcomes: Outcomes, policies: dict[str, list[Mode]], seed: int = 0) -> list[dict[str, Any]]:
+def compare(
+    outcomes: Outcomes, policies: dict[str, list[Mode]], rule: Rule, seed: int = 0
+) -> list[dict[str, Any]]:
     """Measure policies.
 
     Args:
         outcomes: labelled questions.
         policies: as `choices` returns them.
+        rule: of the router among them.
         seed: of the bootstrap.
 
     Returns:
@@ -193,37 +197,35 @@ def compare(outcomes: Outcomes, policies: dict[str, list[Mode]], seed: int = 0) 
     Source:
         Paired bootstrap over questions.
     """
-    base_score, base_tokens = _spent(outcomes, REFERENCE, policies[REFERENCE])
+    base_score, base_tokens = _spent(outcomes, REFERENCE, policies[REFERENCE], rule)
     records = []
     for name, modes in policies.items():
-        score, tokens = _spent(outcomes, name, modes)
-        saved = (base_tokens - tokens) / base_tokens.mean()
-        values = {
-            "accuracy": score,
-            "tokens": tokens,
-            "accuracy_gain": score - base_score,
-            "tokens_saved": saved,
-        }
+        score, tokens = _spent(outcomes, name, modes, rule)
+        values = {"accuracy": score, "tokens": tokens, "accuracy_gain": score - base_score}
         measured = {key: vars(bootstrap(value, seed)) for key, value in values.items()}
+        measured["tokens_saved"] = vars(bootstrap_saving(tokens, base_tokens, seed))
         records.append({"policy": name, "n": len(modes), **measured, "modes": dict(Counter(modes))})
     return records
 
 
-def compare_each(outcomes: Outcomes, policies: dict[str, list[Mode]]) -> dict[str, list[dict[str, Any]]]:
+def compare_each(
+    outcomes: Outcomes, policies: dict[str, list[Mode]], rule: Rule
+) -> dict[str, list[dict[str, Any]]]:
     """The same for each data set alone."""
     found = {}
     for name in sorted(set(outcomes.datasets)):
         rows = outcomes.rows_of(name)
         part = {policy: [modes[row] for row in rows] for policy, modes in policies.items()}
-        found[name] = compare(outcomes.select(rows), part)
+        found[name] = compare(outcomes.select(rows), part, rule)
     return found
 
 
-def _spent(outcomes: Outcomes, name: str, modes: Sequence[Mode]) -> tuple[Tensor, Tensor]:
+def _spent(outcomes: Outcomes, name: str, modes: Sequence[Mode], rule: Rule) -> tuple[Tensor, Tensor]:
     """Score and tokens; a policy that looks at no probe does not pay for one."""
     tokens = outcomes.routed_tokens()
     if name.startswith("always") or name == "oracle":
         tokens = outcomes.tokens
     elif name.startswith("data set"):
-        tokens = outcomes.shared_tokens()
+        own = name.endswith("this router")
+        tokens = (rule.route_by(outcomes) if own else by_dataset(outcomes)).tokens
     return taken(outcomes, modes, Routed(outcomes.points, tokens.double()))

@@ -100,4 +100,16 @@ def _record(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     wanted = {"key", "id", "dataset", "entropies", "probabilities", "probe_tokens", "modes"}
-    return record if isinstance(record, dict) and wanted <= record.keys() else None
+    whole = isinstance(record, dict) and wanted <= record.keys() and _is_measured(record)
+    return record if whole else None
+
+
+def _is_measured(record: dict[str, Any]) -> bool:
+    """Whether the numbers are there that a comparison computes with."""
+    try:
+        outcomes = [record["modes"][mode] for mode in ("direct", "standard", "cot")]
+        numbers = [value for one in outcomes for value in (one["correct"], one["tokens"])]
+        numbers += [record["probe_tokens"], *record["entropies"], *record["probabilities"]]
+    except (LookupError, TypeError):
+        return False
+    return all(type(number) in (int, float) for number in numbers)

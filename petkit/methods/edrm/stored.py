@@ -11,7 +11,7 @@ from petkit.artifacts.checks import Check
 from petkit.artifacts.manifest import Base
 from petkit.artifacts.provenance import step
 from petkit.artifacts.reader import small_file
-from petkit.artifacts.router import RouterManifest, read_router, write_router
+from petkit.artifacts.router import NETWORK, RouterManifest, read_router, write_router
 from petkit.configuration.effects import effective
 from petkit.errors import ArtifactError
 from petkit.methods.edrm.calibration import Objective
@@ -19,7 +19,6 @@ from petkit.methods.edrm.config import RouterConfig
 from petkit.methods.edrm.learned import MlpRouter, read_network
 from petkit.methods.edrm.rule import Rule
 
-NETWORK = "router.safetensors"
 MAX_NETWORK = 2**20
 
 

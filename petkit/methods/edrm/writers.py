@@ -126,7 +126,7 @@ class LanguageModel:
         """As `Writer` says."""
         if config.chat_template and not getattr(self.tokenizer, "chat_template", None):
             raise ConfigError(
-                f"{self.name} has no chat template: set chat_template=false to put prompts as plain text"
+                f"{self.name} has no chat template: --set chat_template=false puts prompts as plain text"
             )
         if config.served != type(config.served)():
             raise ConfigError(
@@ -138,7 +138,9 @@ class LanguageModel:
     ) -> list[Written]:
         """As `Writer` says; whatever is wanted whole is gone on with later."""
         ids = [self.encode(prompt, config) for prompt in prompts]
-        return self._generate(ids, config.probe_tokens, batch_size, advance)
+        limit = min(config.probe_tokens, config.max_new_tokens)
+        names = [f"question {prompt.name}" for prompt in prompts]
+        return self._generate(ids, limit, batch_size, advance, names)
 
     def finish(
         self,
@@ -184,8 +186,7 @@ class LanguageModel:
         ids = [[*self.encode(prompts[row], config), *begun[row].tokens] for row in open_rows]
         left = config.max_new_tokens - decoded
         advance(len(prompts) - len(open_rows))
-        # A limit below the probe's length keeps the probe.
-        more = self._generate(ids, left, batch_size, advance, tracked=False) if left > 0 else []
+        more = self._generate(ids, left, batch_size, advance) if left > 0 else []
         tails = dict(zip(open_rows, more, strict=bool(more)))
         return [self._answer(one, tails.get(row)) for row, one in enumerate(begun)]
 
@@ -200,15 +201,17 @@ class LanguageModel:
         limit: int,
         batch_size: int,
         advance: Progress,
-        tracked: bool = True,
+        names: Sequence[str] = (),
     ) -> list[Written]:
+        """What is written after prompts; with names, the uncertainty too."""
         return generate(
             self.model,
             prompts,
             limit,
             padding=padding_token(self.tokenizer),
             batch_size=batch_size,
-            tracked=tracked,
+            tracked=bool(names),
+            names=names,
             advance=advance,
         )
 

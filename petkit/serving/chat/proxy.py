@@ -51,12 +51,11 @@ class RemoteSource:
     @asynccontextmanager
     async def write(self, ask: Ask) -> AsyncIterator[AsyncIterator[Part]]:
         """As `Source` says."""
-        limit = ask.limit or self.max_new_tokens
         async with self._places:
             try:
                 async with (
                     RemoteModel(self.endpoint, self.settings, self._key) as model,
-                    model.stream(ask.messages, limit, ask.tracked, **self._fields(ask)) as pieces,
+                    model.stream(ask.messages, ask.limit, ask.tracked, **self._fields(ask)) as pieces,
                 ):
                     yield self._parts(pieces, ask)
             except PetkitError as error:
@@ -74,7 +73,7 @@ class RemoteSource:
         return fields
 
     async def _parts(self, pieces: AsyncIterator[Piece], ask: Ask) -> AsyncIterator[Part]:
-        seen, finish, usage = 0, "stop", dict[str, int]()
+        seen, written, finish, usage = 0, 0, "stop", dict[str, int]()
         async for piece in pieces:
             if ask.tracked:
                 check_entries(piece, seen, self.endpoint.url)
@@ -83,6 +82,11 @@ class RemoteSource:
             usage |= piece.usage or {}
             if piece.text or piece.entries:
                 yield self._part(piece, ask)
+                written += len(piece.entries) or 1
+            # Without a limit of the client's, the server behind knows what its context leaves.
+            if ask.limit is None and written >= self.max_new_tokens:
+                finish = "length"
+                break
         # The server's count comes behind the end of the text, which therefore waits for it.
         yield Part(
             finish=finish,

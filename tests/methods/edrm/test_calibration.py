@@ -109,14 +109,17 @@ def test_a_data_set_is_routed_as_one():
         modes = route(routed.points)
         for name, wanted in zip("xyz", KINDS, strict=True):
             assert {modes[row] for row in data.rows_of(name)} == {wanted}
-    # Ten probes of thirty questions are shared by all; here every probe has 64 tokens and 30 < 50 are probed.
-    assert routed.tokens.tolist() == (data.tokens + 64.0).tolist()
+    # Ten of thirty questions a set are probed: standard answers go on with that, the rest pay nothing.
+    extra = routed.tokens - data.tokens
+    assert extra[:, MODES.index("standard")].eq(0).all()
+    assert extra.sum(dim=0).tolist() == [30 * 64, 0, 30 * 64]
     assert calibration.leave_one_out(data, route_by=calibration.by_dataset)
 
 
 def test_the_probes_of_a_data_set_are_shared():
     data, _ = outcomes(200, names=("x",))
-    assert data.shared_tokens().tolist() == (data.tokens + 64 * 50 / 200).tolist()
+    extra = calibration.by_dataset(data).tokens - data.tokens
+    assert sorted(extra[:, 0].tolist()) == [0.0] * 150 + [64.0] * 50
     assert len(calibration.probed_places(200)) == len(set(calibration.probed_places(200))) == 50
     assert calibration.probed_places(200) != calibration.probed_places(200, seed=1)
 
@@ -154,6 +157,19 @@ def test_the_learned_router_takes_constant_descriptors():
     data, _ = outcomes(30)
     data.points.von_neumann[:] = 2.0
     assert all(parameter.isfinite().all() for parameter in train_router(data).parameters())
+
+
+def test_a_saving_is_a_ratio_of_resampled_sums():
+    spent, reference = torch.tensor([1.0, 3.0]), torch.tensor([2.0, 6.0])
+    found = calibration.bootstrap_saving(spent, reference)
+    assert (found.mean, found.low, found.high) == (0.5, 0.5, 0.5)
+    generator = torch.Generator().manual_seed(0)
+    reference = torch.randint(1, 500, (40,), generator=generator)
+    found = calibration.bootstrap_saving(reference.double() * torch.rand(40, generator=generator), reference)
+    # Never more than everything, however the questions are drawn.
+    assert 0 < found.low <= found.mean <= found.high < 1
+    with pytest.raises(InputError, match="at least one value"):
+        calibration.bootstrap_saving(spent[:0], reference[:0])
 
 
 def test_bootstrap_covers():

@@ -14,7 +14,7 @@ RECORD = {
     "entropies": [0.5],
     "probabilities": [0.9],
     "probe_tokens": 1,
-    "modes": {},
+    "modes": {mode: {"correct": 1.0, "tokens": 3, "text": "3"} for mode in ("direct", "standard", "cot")},
 }
 
 
@@ -50,7 +50,16 @@ def test_a_line_that_a_kill_cut_off_is_measured_again(tmp_path):
     assert list(OutcomeFile(path).records) == ["k1", "k2"]
 
 
-@pytest.mark.parametrize("line", ["no json", json.dumps({"key": "x"}), "[1]"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "no json",
+        json.dumps({"key": "x"}),
+        "[1]",
+        json.dumps({"key": "x", **RECORD, "modes": {}}),
+        json.dumps({"key": "x", **RECORD, "entropies": ["x"]}),
+    ],
+)
 def test_a_line_that_is_no_outcome_is_named(tmp_path, line):
     path = tmp_path / "outcomes.jsonl"
     OutcomeFile(path).append([("k1", RECORD)])

@@ -1,10 +1,11 @@
 import json
 
 import pytest
+import torch
 
 from petkit.artifacts.manifest import Base
 from petkit.data.questions import Question
-from petkit.errors import ArtifactError, ConfigError, InputError
+from petkit.errors import ArtifactError, ConfigError, InputError, PetkitError
 from petkit.methods.edrm.algorithm import MODES
 from petkit.methods.edrm.calibration import Objective
 from petkit.methods.edrm.config import PromptConfig, RouterConfig, ThresholdConfig
@@ -15,6 +16,8 @@ from petkit.methods.edrm.rule import Rule
 from petkit.methods.edrm.stored import NETWORK, check_model, read_rule, save_router, stored_config
 from petkit.methods.edrm.writers import load_language_model
 from petkit.models.config import AdapterConfig
+from petkit.ops import token_statistics
+from petkit.rollout import entropy
 from tests.serving.text_models import save_llama, write_text
 
 QUESTIONS = [
@@ -78,10 +81,27 @@ def test_a_prompt_must_hold_the_question_once():
 
 def test_a_model_without_a_chat_template(tmp_path):
     plain = load_language_model(str(save_llama(tmp_path / "plain", chat=False)))
-    with pytest.raises(ConfigError, match="no chat template: set chat_template=false"):
+    with pytest.raises(ConfigError, match="no chat template: --set chat_template=false"):
         Router(plain, Rule(CONFIG))
     router = Router(plain, Rule(CONFIG.model_copy(update={"chat_template": False})))
     assert len(router.run(QUESTIONS)) == len(QUESTIONS)
+
+
+def test_logits_that_are_not_finite_name_the_question(language_model, monkeypatch):
+    def broken(scores, **options):
+        found = token_statistics(scores, **options)
+        return found._replace(entropy=torch.where(torch.arange(len(scores)) == 1, torch.nan, found.entropy))
+
+    monkeypatch.setattr(entropy, "token_statistics", broken)
+    # The shortest prompts come first, whatever their place in the file.
+    with pytest.raises(PetkitError, match="the logits of question 3 must be finite"):
+        Router(language_model, Rule(CONFIG)).probe(QUESTIONS)
+
+
+def test_a_limit_below_the_probe_is_kept(language_model):
+    config = CONFIG.model_copy(update={"max_new_tokens": 5, "thresholds": thresholds_for("standard")})
+    for answer in Router(language_model, Rule(config)).run(QUESTIONS):
+        assert answer.tokens <= 5
 
 
 def test_measuring_and_comparing(language_model):

@@ -122,6 +122,20 @@ def test_a_plain_proxy(behind):
     assert (answer.choices, answer.usage) == (expected.choices, expected.usage)
 
 
+def test_without_a_limit_the_server_behind_knows_what_its_context_leaves(fault):
+    fault.play(stream(*words(5000)))
+    message = [{"role": "user", "content": "the cat"}]
+    with before(fault.url, "m") as proxy, client(proxy.url) as chat:
+        answer = chat.chat.completions.create(model="tiny", messages=message)
+        # The proxy's own limit holds all the same.
+        assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", 100)
+        assert "max_tokens" not in fault.requests[-1]
+    fault.play(stream(*ended(3)))
+    with before(fault.url, "m") as proxy, client(proxy.url) as chat:
+        assert ask(chat, max_tokens=7).choices
+        assert fault.requests[-1]["max_tokens"] == 7
+
+
 def test_a_client_that_goes_closes_the_stream_behind(fault):
     fault.play(stream(*words(5000), delay=0.001))
     with before(fault.url, "m") as proxy, client(proxy.url) as chat:
