@@ -189,7 +189,7 @@ def probe(
     }
     with _staged(folder, overwrite) as stage:
         _write(stage, {"trajectories.jsonl": _lines(records), "result.json": _pretty(result)})
-        _report(stage, items, records)
+        _report(stage, items, records, about=_about(model, data))
     output.print_result(_item_table(items), result, as_json)
 
 
@@ -324,7 +324,7 @@ def calibrate(
     base = Base(id=router.language_model.name, sha256=router.language_model.sha256)
     with _staged(folder, overwrite) as stage:
         save_router(stage, base, rule, objective, met, labelled.data or (), files)
-        _report(stage, rule.explained(records), records, result)
+        _report(stage, rule.explained(records), records, result, _about(model, labelled.data))
     output.print_result(_policy_table(result["policies"]), payload, as_json)
     if not met:
         raise GateError("no thresholds keep the limit on these questions: the nearest were written")
@@ -362,7 +362,7 @@ def evaluate(
     if folder is not None:
         with _staged(folder, overwrite) as stage:
             _write(stage, {"outcomes.jsonl": _lines(records), "result.json": _pretty(payload)})
-            _report(stage, rule.explained(records), records, result)
+            _report(stage, rule.explained(records), records, result, _about(model, labelled.data))
     output.print_result(_policy_table(result["policies"]), payload, as_json)
 
 
@@ -439,17 +439,23 @@ def _trace(record: Mapping[str, Any], item: Mapping[str, Any]) -> str:
     )
 
 
+def _about(model: str, data: Sequence[Path] | None) -> str:
+    """What a report is of."""
+    return f"{model} on {', '.join(path.name for path in data or ())}"
+
+
 def _report(
     folder: Path,
     items: Sequence[Mapping[str, Any]],
     records: Sequence[Mapping[str, Any]],
     result: Mapping[str, Any] | None = None,
+    about: str = "",
 ) -> None:
     """Pictures, and one page that holds them."""
     from petkit.report.routing import write_routing_page
 
     traces = [(item["regime"], record["entropies"]) for record, item in zip(records, items, strict=True)]
-    write_routing_page(folder, traces, items, result)
+    write_routing_page(folder, traces, items, result, about)
 
 
 def _item_table(items: Sequence[Mapping[str, Any]]) -> Any:

@@ -24,6 +24,7 @@ def write_routing_page(
     traces: Sequence[tuple[str, Sequence[float]]],
     items: Sequence[Mapping[str, Any]],
     result: Mapping[str, Any] | None = None,
+    subtitle: str = "",
 ) -> Path:
     """Write `report.html` and its pictures.
 
@@ -32,6 +33,7 @@ def write_routing_page(
         traces: regime and entropies of each question.
         items: descriptors and decision of each question.
         result: `policies` and `datasets` of a comparison, if there was one.
+        subtitle: which model, on what.
 
     Returns:
         The page.
@@ -47,7 +49,7 @@ def write_routing_page(
         )
         sections += _details(result, plots)
     sections.append(Section("Decisions", tables=(_decisions(items),)))
-    return write_page(folder / "report.html", "Routing by entropy", sections)
+    return write_page(folder / "report.html", "Routing by entropy", sections, subtitle)
 
 
 def _details(result: Mapping[str, Any], plots: Path) -> list[Section]:

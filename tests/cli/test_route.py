@@ -131,7 +131,9 @@ def test_eval_compares(petkit: Petkit, model: Path, data: Path, router: Path, tm
     assert payload["reliability"]["bins"]
     assert (tmp_path / "e" / "plots" / "frontier.png").exists()
     assert (tmp_path / "e" / "plots" / "reliability.png").exists()
-    assert "always cot" in (tmp_path / "e" / "report.html").read_text()
+    page = (tmp_path / "e" / "report.html").read_text()
+    assert "always cot" in page
+    assert f"{model} on questions.jsonl" in page
 
 
 def test_a_router_of_another_model_is_refused(
