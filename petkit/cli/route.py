@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +14,7 @@ import typer
 
 from petkit.cli import common, output
 from petkit.cli.grouped import grouped
-from petkit.errors import ArtifactError, ConfigError, GateError
+from petkit.errors import ArtifactError, ConfigError, GateError, InputError
 
 if TYPE_CHECKING:
     from petkit.data.questions import Question
@@ -410,7 +410,8 @@ def _questions(
         if not question.strip():
             raise ConfigError("--question must be a text that is not empty")
         return [Question("question", question)]
-    found = [one for path in data or () for one in read_questions(path, skip_bad, labelled)]
+    with _flag_hints():
+        found = [one for path in data or () for one in read_questions(path, skip_bad, labelled)]
     if not found:
         raise ConfigError("there is no question in the data")
     return found
@@ -437,6 +438,15 @@ def _trace(record: Mapping[str, Any], item: Mapping[str, Any]) -> str:
     return (
         f"{item['id']}: {item['decision']} ({item['regime']})\n{sparkline(values)}\n{top}; {item['reason']}"
     )
+
+
+@contextmanager
+def _flag_hints() -> Iterator[None]:
+    """Name the flag where a reader of data names a recipe's key."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error).replace("set data.skip_bad", "pass --skip-bad")) from error
 
 
 def _about(model: str, data: Sequence[Path] | None) -> str:

@@ -69,7 +69,10 @@ class EntropyTracker:
             eos_token_ids = eos_token_ids.flatten().tolist()
         ids = (eos_token_ids,) if isinstance(eos_token_ids, int) else tuple(eos_token_ids)
         self.eos_token_ids, self.max_tokens, self.temperature = frozenset(ids), max_tokens, temperature
+        if max_tokens is not None and max_tokens < 0:
+            raise InputError(f"max_tokens must be at least 0, got {max_tokens}")
         self._names = tuple(names)
+        self._width = 0
         self._rows: list[_Row] = []
         self._steps = 0
 
@@ -84,7 +87,7 @@ class EntropyTracker:
             `scores` itself.
 
         Raises:
-            InputError: another batch size than at the first step.
+            InputError: another batch size than at the first step, or not one token more than at the last.
             PetkitError: a row without a distribution; the message names it.
         """
         if not self._rows:
@@ -95,7 +98,13 @@ class EntropyTracker:
                 "new one for each call of generate"
             )
         if self._steps:
+            if input_ids.shape[1] != self._width + 1:
+                raise InputError(
+                    f"a tracker serves one call of generate: expected {self._width + 1} tokens a row, got "
+                    f"{input_ids.shape[1]}; make a new one for each call"
+                )
             self._end(input_ids[:, -1].tolist())
+        self._width = input_ids.shape[1]
         self._steps += 1
         open_rows = [index for index, row in enumerate(self._rows) if self._wanted(row)]
         if open_rows:

@@ -262,6 +262,14 @@ def test_a_data_set_is_routed_as_a_whole(petkit: Petkit, model: Path, data: Path
     assert "data set, this router" in [one["policy"] for one in json.loads(fitted.out)["policies"]]
 
 
+def test_faulty_lines_name_the_flag(petkit: Petkit, tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"question": ""}\n{"question": 3}\n')
+    result = petkit("route", "run", "nowhere", "--data", path)
+    assert result.code == 2
+    assert "repair the 2 lines or pass --skip-bad" in result.err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

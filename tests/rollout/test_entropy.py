@@ -74,8 +74,10 @@ def test_nothing_is_recorded_behind_the_end():
     tracker = EntropyTracker({EOS, 3})
     flat = torch.zeros(3, VOCAB)
     last = [[9, 9, 9], [EOS, 9, 9], [PAD, 3, 9], [PAD, PAD, 9]]
+    ids = torch.full((3, 2), EOS)
     for step in range(4):
-        ids = torch.tensor([last[step]]).T if step else torch.full((3, 2), EOS)
+        if step:
+            ids = torch.cat([ids, torch.tensor([last[step]]).T], dim=1)
         assert tracker(ids, flat) is flat
     # A prompt that ends with EOS ends nothing; the token that ends a sequence counts.
     assert [len(found) for found in tracker.trajectories()] == [1, 2, 4]
@@ -139,3 +141,21 @@ def test_a_whole_vocabulary_leaves_no_doubt():
 def test_refusals(top, vocab, message):
     with pytest.raises(InputError, match=message):
         entropy_from_top(top, vocab)
+
+
+def test_a_tracker_serves_one_call_alone():
+    tracker = EntropyTracker()
+    logits = torch.zeros(2, 5)
+    tracker(torch.zeros(2, 3, dtype=torch.int64), logits)
+    tracker(torch.zeros(2, 4, dtype=torch.int64), logits)
+    with pytest.raises(InputError, match="serves one call of generate: expected 5 tokens a row, got 3"):
+        tracker(torch.zeros(2, 3, dtype=torch.int64), logits)
+    with pytest.raises(InputError, match="max_tokens must be at least 0, got -1"):
+        EntropyTracker(max_tokens=-1)
+
+
+def test_ends_may_be_a_tensor():
+    tracker = EntropyTracker(torch.tensor([3]))
+    tracker(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 5))
+    tracker(torch.tensor([[0, 3]]), torch.zeros(1, 5))
+    assert len(tracker.trajectories()[0]) == 1
