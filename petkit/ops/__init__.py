@@ -13,6 +13,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from petkit.ops._library import backend
     from petkit.ops.adapter_bank import AdapterBank, adapter_bank
+    from petkit.ops.crf_kbest import crf_kbest
+    from petkit.ops.crf_log_partition import crf_log_partition
+    from petkit.ops.crf_marginals import crf_marginals
+    from petkit.ops.crf_sample import crf_sample
+    from petkit.ops.crf_viterbi import crf_viterbi
     from petkit.ops.lowbit_codebook import lowbit_codebook
     from petkit.ops.lowbit_dequantize import lowbit_dequantize
     from petkit.ops.lowbit_fake_quantize import lowbit_fake_quantize
@@ -25,6 +30,11 @@ __all__ = [
     "TokenStatistics",
     "adapter_bank",
     "backend",
+    "crf_kbest",
+    "crf_log_partition",
+    "crf_marginals",
+    "crf_sample",
+    "crf_viterbi",
     "lowbit_codebook",
     "lowbit_dequantize",
     "lowbit_fake_quantize",
