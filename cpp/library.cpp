@@ -34,4 +34,17 @@ STABLE_TORCH_LIBRARY(petkit, m) {
       "token_statistics_backward(Tensor logits, Tensor token_ids, Tensor maximum, Tensor log_sum, "
       "Tensor entropy, Tensor grad_log_z, Tensor grad_entropy, Tensor grad_log_prob, float "
       "temperature) -> Tensor");
+  m.def("crf_log_partition(Tensor emissions, Tensor mask, Tensor transitions, Tensor start, Tensor "
+        "end) -> Tensor");
+  m.def("crf_log_partition_backward(Tensor grad, Tensor emissions, Tensor mask, Tensor "
+        "transitions, Tensor start, Tensor end) -> (Tensor grad_emissions, Tensor "
+        "grad_transitions, Tensor grad_start, Tensor grad_end)");
+  m.def("crf_viterbi(Tensor emissions, Tensor mask, Tensor transitions, Tensor start, Tensor end) "
+        "-> (Tensor paths, Tensor scores)");
+  m.def("crf_marginals(Tensor emissions, Tensor mask, Tensor transitions, Tensor start, Tensor "
+        "end) -> (Tensor marginals, Tensor transition_scores, Tensor log_z)");
+  m.def("crf_kbest(Tensor emissions, Tensor mask, Tensor transitions, Tensor start, Tensor end, "
+        "int k) -> (Tensor paths, Tensor scores)");
+  m.def("crf_sample(Tensor emissions, Tensor mask, Tensor transitions, Tensor start, Tensor end, "
+        "Tensor uniforms) -> (Tensor samples, Tensor log_z)");
 }

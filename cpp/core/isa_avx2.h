@@ -6,6 +6,7 @@ namespace {
 
 struct Isa {
   static constexpr int width = 8;
+  using Real = float;
   using Float = __m256;
   using Int = __m256i;
   using Mask = __m256;
@@ -17,6 +18,16 @@ struct Isa {
   static Float sub(Float a, Float b) { return _mm256_sub_ps(a, b); }
   static Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
   static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+  static Float div(Float a, Float b) { return _mm256_div_ps(a, b); }
+  // A positive normal number is mantissa * 2**exponent, 1 <= mantissa < 2.
+  static Float exponent(Float a) {
+    const Int biased = _mm256_srli_epi32(_mm256_castps_si256(a), 23);
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(biased, _mm256_set1_epi32(127)));
+  }
+  static Float mantissa(Float a) {
+    const Int digits = _mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32(0x7fffff));
+    return _mm256_castsi256_ps(_mm256_or_si256(digits, _mm256_set1_epi32(0x3f800000)));
+  }
   static float sum(Float a) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));

@@ -6,6 +6,7 @@ namespace {
 
 struct Isa {
   static constexpr int width = 16;
+  using Real = float;
   using Float = __m512;
   using Int = __m512i;
   using Mask = __mmask16;
@@ -17,6 +18,12 @@ struct Isa {
   static Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
   static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
   static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+  static Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
+  // A positive normal number is mantissa * 2**exponent, 1 <= mantissa < 2.
+  static Float exponent(Float a) { return _mm512_getexp_ps(a); }
+  static Float mantissa(Float a) {
+    return _mm512_getmant_ps(a, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src);
+  }
   static float sum(Float a) { return _mm512_reduce_add_ps(a); }
   static Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
   static float highest(Float a) { return _mm512_reduce_max_ps(a); }

@@ -6,6 +6,7 @@ namespace {
 
 struct Isa {
   static constexpr int width = 8;
+  using Real = float;
   struct Float {
     float32x4_t low, high;
   };
@@ -32,6 +33,20 @@ struct Isa {
   static Float fma(Float a, Float b, Float c) {
     return {vfmaq_f32(c.low, a.low, b.low), vfmaq_f32(c.high, a.high, b.high)};
   }
+  static Float div(Float a, Float b) {
+    return {vdivq_f32(a.low, b.low), vdivq_f32(a.high, b.high)};
+  }
+  // A positive normal number is mantissa * 2**exponent, 1 <= mantissa < 2.
+  static float32x4_t exponent(float32x4_t a) {
+    const int32x4_t biased = vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_f32(a), 23));
+    return vcvtq_f32_s32(vsubq_s32(biased, vdupq_n_s32(127)));
+  }
+  static Float exponent(Float a) { return {exponent(a.low), exponent(a.high)}; }
+  static float32x4_t mantissa(float32x4_t a) {
+    const uint32x4_t digits = vandq_u32(vreinterpretq_u32_f32(a), vdupq_n_u32(0x7fffff));
+    return vreinterpretq_f32_u32(vorrq_u32(digits, vdupq_n_u32(0x3f800000)));
+  }
+  static Float mantissa(Float a) { return {mantissa(a.low), mantissa(a.high)}; }
   static float sum(Float a) { return vaddvq_f32(vaddq_f32(a.low, a.high)); }
   static Float max(Float a, Float b) {
     return {vmaxq_f32(a.low, b.low), vmaxq_f32(a.high, b.high)};

@@ -7,6 +7,7 @@ namespace {
 
 struct Isa {
   static constexpr int width = 8;
+  using Real = float;
   struct Float {
     float lane[width];
   };
@@ -49,6 +50,16 @@ struct Isa {
     return each([&](int i) { return a.lane[i] * b.lane[i]; });
   }
   static Float fma(Float a, Float b, Float c) { return add(mul(a, b), c); }
+  static Float div(Float a, Float b) {
+    return each([&](int i) { return a.lane[i] / b.lane[i]; });
+  }
+  // A positive normal number is mantissa * 2**exponent, 1 <= mantissa < 2.
+  static Float exponent(Float a) {
+    return each([&](int i) { return float(int32_t(bits_of(a.lane[i]) >> 23) - 127); });
+  }
+  static Float mantissa(Float a) {
+    return each([&](int i) { return float_of((bits_of(a.lane[i]) & 0x7fffff) | 0x3f800000); });
+  }
   static float sum(Float a) {
     const float* p = a.lane;
     return ((p[0] + p[4]) + (p[2] + p[6])) + ((p[1] + p[5]) + (p[3] + p[7]));

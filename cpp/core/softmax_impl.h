@@ -1,29 +1,11 @@
 // Softmax statistics of rows of logits, and their gradient, for one instruction set `Isa`.
 #pragma once
 
+#include "exponential_impl.h"
 #include "vector_impl.h"
 
 namespace petkit {
 namespace {
-
-// Below 2**-125 nothing counts, and every intermediate value stays a normal number.
-constexpr float least_exponent = -125.0f;
-
-// 2**d for d between least_exponent and 0, to 2e-7 of its size, and exactly 1 for 0: the integer
-// part goes into the exponent, a polynomial of degree 5 (minimax on [-1/2, 1/2]) does the rest.
-inline Isa::Float power_of_two(Isa::Float d) {
-  const Isa::Float magic = Isa::set(12582912.0f); // 1.5 * 2**23: its sums are rounded to integers
-  const Isa::Float biased = Isa::add(d, magic);
-  const Isa::Float whole = Isa::sub(biased, magic);
-  const Isa::Float part = Isa::sub(d, whole);
-  Isa::Float power = Isa::set(1.3264727e-3f);
-  power = Isa::fma(power, part, Isa::set(9.671513e-3f));
-  power = Isa::fma(power, part, Isa::set(5.5507336e-2f));
-  power = Isa::fma(power, part, Isa::set(2.4022242e-1f));
-  power = Isa::fma(power, part, Isa::set(6.93147e-1f));
-  power = Isa::fma(power, part, Isa::set(1.0f));
-  return Isa::scale(power, whole, biased);
-}
 
 // Logits of one dtype as vectors; lanes behind the end hold -infinity, which weighs nothing.
 template <DType D> struct Logits {

@@ -7,11 +7,10 @@
 
 #include <cstdint>
 
+#include "petkit/crf.h"
+#include "petkit/dtype.h"
+
 namespace petkit {
-
-enum class DType { float32, bfloat16, float16 };
-
-constexpr int64_t item_size(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
 
 // Position of a number of bits in the kernel arrays.
 constexpr int variant(int bits) { return bits == 1 ? 0 : bits == 2 ? 1 : bits == 4 ? 2 : 3; }
@@ -119,6 +118,8 @@ struct Kernels {
   // Writes the positions of the values above a bound in rising order and returns how many there
   // are.
   int64_t (*positions_above)(const float* x, int64_t count, float bound, int32_t* positions);
+
+  CrfKernels<float> crf;
 };
 
 constexpr int64_t row_group = 64;

@@ -1,4 +1,4 @@
-// The low-bit kernels on AVX-512.
+// All kernels on AVX-512.
 #if defined(__x86_64__)
 #include <cstddef>
 #include <cstdint>
@@ -15,6 +15,7 @@
 PETKIT_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #include "isa_avx512.h"
 
+#include "crf_floats.h"
 #include "linear_impl.h"
 #include "lookup_avx512.h"
 #include "lookup_bank_avx512.h"
@@ -29,6 +30,7 @@ Kernels make_avx512_kernels() {
   kernels.name = "avx512";
   fill_quantize(kernels);
   fill_softmax(kernels);
+  fill_crf(kernels.crf);
   fill_linear(kernels);
   fill_bank<LookupRows>(kernels);
   fill_lookup(kernels);

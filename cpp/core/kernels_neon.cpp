@@ -1,7 +1,10 @@
-// The low-bit kernels on the portable fallback.
+// All kernels on NEON, part of every AArch64.
+#if defined(__aarch64__)
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+
+#include <arm_neon.h>
 
 #include "petkit/half.h"
 #include "petkit/kernels.h"
@@ -9,23 +12,26 @@
 #include "petkit/quantizer.h"
 #include "target.h"
 
-#include "isa_scalar.h"
+#include "isa_neon.h"
 
 #include "bank_impl.h"
+#include "crf_floats.h"
 #include "linear_impl.h"
 #include "quantize_impl.h"
 #include "softmax_impl.h"
 
 namespace petkit {
 
-Kernels make_scalar_kernels() {
+Kernels make_neon_kernels() {
   Kernels kernels{};
-  kernels.name = "scalar";
+  kernels.name = "neon";
   fill_quantize(kernels);
   fill_softmax(kernels);
+  fill_crf(kernels.crf);
   fill_linear(kernels);
   fill_bank<SumRows>(kernels);
   return kernels;
 }
 
 } // namespace petkit
+#endif

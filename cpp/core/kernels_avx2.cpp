@@ -1,4 +1,4 @@
-// The low-bit kernels on AVX2.
+// All kernels on AVX2.
 #if defined(__x86_64__)
 #include <cstddef>
 #include <cstdint>
@@ -16,6 +16,7 @@ PETKIT_TARGET_BEGIN("avx2,fma,f16c")
 #include "isa_avx2.h"
 
 #include "bank_impl.h"
+#include "crf_floats.h"
 #include "linear_impl.h"
 #include "quantize_impl.h"
 #include "softmax_impl.h"
@@ -28,6 +29,7 @@ Kernels make_avx2_kernels() {
   kernels.name = "avx2";
   fill_quantize(kernels);
   fill_softmax(kernels);
+  fill_crf(kernels.crf);
   fill_linear(kernels);
   fill_bank<SumRows>(kernels);
   return kernels;
