@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from tests.reference import crf as reference
 
 
 class Inputs(NamedTuple):
@@ -52,6 +55,13 @@ def rows(arguments: Inputs):
     exact = tuple(part.detach().double().numpy() for part in parameters)
     for row, valid in zip(emissions.detach().double().numpy(), mask.numpy(), strict=True):
         yield row[valid], exact
+
+
+@functools.cache
+def long_case(time):
+    """A long row and the reference's answer to it."""
+    arguments = inputs(1, time, 4)
+    return arguments, reference.recursed(*next(rows(arguments)))
 
 
 def close(found: Tensor, expected, dtype, scale=1.0):

@@ -9,10 +9,17 @@ import itertools
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 Float = NDArray[np.float64]
 Parameters = tuple[Float, Float, Float]
+
+
+def logsumexp(x: Float, axis: int | None = None) -> Float:
+    """log of the sum of exp(x), -inf where every x is."""
+    peak = np.max(x, axis=axis, keepdims=True)
+    peak = np.where(np.isfinite(peak), peak, 0.0)
+    with np.errstate(divide="ignore"):
+        return np.log(np.exp(x - peak).sum(axis)) + np.squeeze(peak, axis)
 
 
 def score(path: tuple[int, ...], emissions: Float, parameters: Parameters) -> float:
