@@ -8,12 +8,7 @@ from typing import Any
 
 from petkit.data.questions import Question
 from petkit.errors import InputError
-from petkit.methods.edrm.algorithm import (
-    MODES,
-    Decision,
-    Mode,
-    descriptors,
-)
+from petkit.methods.edrm.algorithm import MODES, Decision, Mode
 from petkit.methods.edrm.calibration import probed_places
 from petkit.methods.edrm.config import RouterConfig
 from petkit.methods.edrm.outcome_file import OutcomeFile, outcome_key
@@ -127,12 +122,12 @@ class Router:
         """Whether one probe alone decides that its answer is gone on with."""
         if self.config.level == "dataset":
             return False
-        (decision,) = self.rule.decide(descriptors([trajectory.entropy]))
+        (decision,) = self.rule.decide_each([trajectory.entropy])
         return decision.mode == "standard"
 
     def _decisions(self, questions: Sequence[Question], probes: Mapping[int, Begun]) -> list[Decision]:
         if self.config.level == "question":
-            return self.rule.decide(descriptors([probes[row].trajectory.entropy for row in sorted(probes)]))
+            return self.rule.decide_each([probes[row].trajectory.entropy for row in sorted(probes)])
         chosen: dict[int, Decision] = {}
         for name, rows in _by_dataset(questions).items():
             own = [probes[row].trajectory.entropy for row in rows if row in probes]

@@ -18,6 +18,7 @@ from petkit.methods.edrm.writers import load_language_model
 from petkit.models.config import AdapterConfig
 from petkit.ops import token_statistics
 from petkit.rollout import entropy
+from petkit.serving.chat.routing import decide
 from tests.serving.text_models import save_llama, write_text
 
 QUESTIONS = [
@@ -158,10 +159,11 @@ def test_a_learned_router_comes_back(language_model, tmp_path):
     folder = tmp_path / "router"
     save_router(folder, Base(id="m", sha256="1" * 64), rule, Objective(), True, (), {})
     again = read_rule(folder, stored_config(folder))
-    assert again.decide(outcomes.points) == rule.decide(outcomes.points)
+    chosen = rule.decide(outcomes.points, outcomes.probe)
+    assert again.decide(outcomes.points, outcomes.probe) == chosen
     assert again.explained(records)[0]["reason"].endswith("% sure, by the network")
     answers = Router(language_model, again).run(QUESTIONS)
-    assert [one.mode for one in answers] == [one.mode for one in rule.decide(outcomes.points)]
+    assert [one.mode for one in answers] == [one.mode for one in chosen]
     content = (folder / NETWORK).read_bytes()
     for broken, message in (
         (content[:50], "must hold a router's network"),
@@ -210,3 +212,43 @@ def test_an_adapter_has_another_hash_than_its_base(tmp_path):
     plain, adapted = load_language_model(str(base)), load_language_model(str(folder))
     assert plain.sha256 != adapted.sha256
     assert len(Router(adapted, Rule(CONFIG)).run(QUESTIONS[:1])) == 1
+
+
+@pytest.fixture
+def hasty(language_model):
+    """The model, as one that ends its standard answer to the first question with its first token."""
+    (written,) = language_model.begin(
+        [Router(language_model, Rule(CONFIG))._prompt(QUESTIONS[0], "standard")],
+        CONFIG, lambda _: True, 1, lambda *_: None,
+    )  # fmt: skip
+    settings = language_model.model.generation_config
+    before, settings.eos_token_id = settings.eos_token_id, written.tokens[0]
+    yield language_model
+    settings.eos_token_id = before
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_an_answer_that_ends_before_it_has_a_shape_is_kept(hasty, learned):
+    config = CONFIG.model_copy(update={"thresholds": ThresholdConfig(cumulative=0.0)})
+    rule = Rule(config)
+    if learned:
+        network = train_router(read_outcomes(Router(hasty, rule).measure(QUESTIONS)))
+        # Whatever it sees, it is sure of the first mode, direct.
+        network.layers[-1].weight.data.zero_()
+        network.layers[-1].bias.data = torch.tensor([9.0, 0.0, 0.0])
+        rule = Rule(config.model_copy(update={"rule": "learned"}), network)
+    router = Router(hasty, rule)
+    (probe,) = router.probe(QUESTIONS[:1])
+    assert (probe.cost, probe.finished) == (1, True)
+    (answer,) = router.run(QUESTIONS[:1])
+    reason = "over after 1 token: too short for a trend, stays as it is"
+    assert (answer.mode, answer.tokens, answer.reason) == ("standard", 1, reason)
+    records = router.measure(QUESTIONS[:1])
+    assert rule.policy(read_outcomes(records))[1] == ["standard"]
+    assert rule.explained(records)[0]["decision"] == "standard"
+    served = decide(probe.trajectory.entropy, rule)
+    assert (served.mode, served.reason) == ("standard", reason)
+    # A data set of nothing but such answers has no shape either.
+    assert rule.decide_dataset("a", [probe.trajectory.entropy]).mode == "standard"
+    # One more token, and thresholds or network decide.
+    assert rule.explained([{"id": "", "entropies": [1.0, 1.0, 1.0]}])[0]["decision"] == "direct"
