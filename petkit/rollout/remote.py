@@ -261,7 +261,7 @@ class RemoteModel:
 
 
 def check_entries(piece: Piece, seen: int, url: str) -> None:
-    """Refuse an answer that comes without the log-probabilities of its tokens.
+    """Refuse a piece of an answer that comes without the log-probabilities of its tokens.
 
     Args:
         piece: of a stream.
@@ -269,13 +269,19 @@ def check_entries(piece: Piece, seen: int, url: str) -> None:
         url: of the server, for the message.
 
     Raises:
-        InputError: it has text, and no record of a token came yet.
+        InputError: it has text and no record: the tokens could neither be described nor counted.
     """
-    if piece.spoke and not piece.entries and not seen:
+    if not piece.spoke or piece.entries:
+        return
+    if seen:
         raise InputError(
-            f"{url} sends no log-probabilities of its tokens: the server must support logprobs and "
-            "top_logprobs in streams of the chat API (vLLM: start it with --max-logprobs 20 or more)"
+            f"{url} stopped sending log-probabilities of its tokens after {seen}: every event with text must "
+            "hold the records of its tokens in logprobs.content"
         )
+    raise InputError(
+        f"{url} sends no log-probabilities of its tokens: the server must support logprobs and "
+        "top_logprobs in streams of the chat API (vLLM: start it with --max-logprobs 20 or more)"
+    )
 
 
 @lru_cache(maxsize=1)

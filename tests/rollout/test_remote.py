@@ -196,8 +196,11 @@ def test_text_without_records_of_tokens():
     (piece,) = asyncio.run(_pieces([chunk("hello")]))
     with pytest.raises(InputError, match="u sends no log-probabilities of its tokens"):
         check_entries(piece, 0, "u")
-    # Text that was held back may come after its tokens.
-    check_entries(piece, 1, "u")
+    with pytest.raises(InputError, match="u stopped sending log-probabilities of its tokens after 7"):
+        check_entries(piece, 7, "u")
+    for part in (chunk(finish="stop"), chunk("a", [entry("a", [-1.0])])):
+        (piece,) = asyncio.run(_pieces([part]))
+        check_entries(piece, 7, "u")
 
 
 async def _pieces(parts):

@@ -169,6 +169,7 @@ async def _begin(model: RemoteModel, prompt: Prompt, config: RouterConfig, keep:
         if not keep(trajectory):
             return ServedBegun(trajectory, cost, finished, read.whole() if finished else None)
         async for piece in pieces:
+            check_entries(piece, read.entries, model.endpoint.url)
             read.add(piece)
     return ServedBegun(trajectory, cost, finished, read.whole())
 

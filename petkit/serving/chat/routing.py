@@ -48,6 +48,42 @@ class Tally:
         return self.dropped_tokens + self.answer_tokens
 
 
+class Cut:
+    """Cuts an answer's parts before the first of some texts.
+
+    A part whose text may begin such a text waits as a whole: its records go out with its text, so that who
+    reads them never gets text without records.
+
+    Args:
+        stops: the texts.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._filter, self._free, self._waiting = StopFilter(stops), "", list[Part]()
+
+    @property
+    def hit(self) -> bool:
+        """Whether the answer ended before one of the texts."""
+        return self._filter.hit
+
+    def add(self, part: Part) -> list[Part]:
+        """Take a part.
+
+        Returns:
+            The parts that are certain now; with a hit, the last one, which ends the answer.
+        """
+        self._waiting.append(part)
+        self._free += self._filter.add(part.text) + (self._filter.rest() if part.finish else "")
+        if self.hit:
+            records = tuple(entry for one in self._waiting for entry in one.entries)
+            return [replace(part, text=self._free, entries=records, finish="stop")]
+        ready = []
+        while self._waiting and len(self._waiting[0].text) <= len(self._free):
+            ready.append(self._waiting.pop(0))
+            self._free = self._free[len(ready[-1].text) :]
+        return ready
+
+
 class Exchange:
     """A request on its way; `decision` and `tally` are known once the parts have come.
 
@@ -74,15 +110,14 @@ class Exchange:
 
     async def parts(self) -> AsyncGenerator[Part, None]:
         """The answer's parts, cut before the first stop; the last one has a `finish`."""
-        stops = StopFilter(self.request.stops)
+        cut = Cut(self.request.stops)
         async with aclosing(self._answer()) as parts:
             async for part in parts:
                 self._count(part)
-                text = stops.add(part.text)
-                if stops.hit:
-                    yield replace(part, text=text, finish="stop")
+                for ready in cut.add(part):
+                    yield ready
+                if cut.hit:
                     return
-                yield replace(part, text=text + (stops.rest() if part.finish else ""))
 
     def _answer(self) -> AsyncGenerator[Part, None]:
         if self.rule is None:

@@ -104,6 +104,8 @@ def test_thinking_belongs_to_step_by_step(server):
     [
         (stream(*words(2)), PetkitError, r"question q\d: .*the stream ended in the middle of an answer"),
         (stream(chunk("hello"), chunk(finish="stop")), InputError, "sends no log-probabilities"),
+        (stream(*words(2), chunk("hello"), *ended(0)), InputError, "stopped sending .* after 2"),
+        (stream(*words(6), chunk("hello"), *ended(0)), InputError, "stopped sending .* after 6"),
         (stream(chunk("a", [{"token": "a", "logprob": -1}])), InputError, "top_log_probs must hold"),
         (stream(chunk("a", [entry("a", [math.nan])])), InputError, "top_log_probs must hold"),
         (refuse(401), ConfigError, "set PETKIT_API_KEY"),

@@ -204,6 +204,23 @@ def test_a_stop_closes_the_stream_behind(fault):
     assert "stop" not in fault.requests[0]
 
 
+def test_text_that_was_held_back_comes_with_its_records(fault):
+    """The end comes without a record of its own, and what looked like a stop until then comes before it."""
+    fault.play(stream(*ended(3)))
+    with before(fault.url, "m") as proxy, client(proxy.url) as chat:
+        chunks = list(ask(chat, stop="w2 and no more", stream=True, logprobs=True))
+        answer = ask(chat, stop="w1 w2", logprobs=True)
+    pieces = [choice for chunk in chunks for choice in chunk.choices if choice.delta.content]
+    assert [choice.delta.content for choice in pieces] == ["w0 ", "w1 ", "w2 "]
+    assert [[one.token for one in choice.logprobs.content] for choice in pieces] == [
+        ["w0 "],
+        ["w1 "],
+        ["w2 "],
+    ]
+    assert answer.choices[0].message.content == "w0 "
+    assert [one.token for one in answer.choices[0].logprobs.content] == ["w0 ", "w1 ", "w2 "]
+
+
 def test_no_more_in_flight_than_asked_for(fault):
     fault.play(stream(*ended(2), delay=0.01))
     source = RemoteSource(Endpoint(fault.url, "m"), SERVED, "up", 100, 1)
