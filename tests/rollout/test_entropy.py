@@ -154,6 +154,30 @@ def test_a_tracker_serves_one_call_alone():
         EntropyTracker(max_tokens=-1)
 
 
+@pytest.mark.parametrize("beams", [2, 4])
+@pytest.mark.parametrize("tokens", [1, 2, 12])
+def test_beam_search_is_refused(model, beams, tokens):
+    with pytest.raises(InputError, match=r"beam search, .* cannot be tracked; set num_beams=1"):
+        generate(model, [[5, 9], [3]], EntropyTracker(EOS), tokens, num_beams=beams)
+
+
+def test_rows_that_change_places_are_refused():
+    tracker, logits = EntropyTracker(), torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[7, 1], [7, 2], [7, 3]])
+    tracker(ids, logits)
+    # In the place where the last step's tokens were.
+    ids[:] = ids[[0, 2, 1]]
+    with pytest.raises(InputError, match=r"every row must go on from .*, row 1 does not: beam search"):
+        tracker(torch.cat([ids, ids[:, :1]], dim=1), logits)
+
+
+def test_samples_of_one_prompt_are_no_beams(model):
+    torch.manual_seed(0)
+    tracker = EntropyTracker(EOS)
+    generate(model, [[5, 9]], tracker, do_sample=True, num_return_sequences=3)
+    assert len(tracker.trajectories()) == 3
+
+
 def test_ends_may_be_a_tensor():
     tracker = EntropyTracker(torch.tensor([3]))
     tracker(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 5))
