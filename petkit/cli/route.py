@@ -178,7 +178,8 @@ def probe(
     router = machine.router(model, rule, batch_size)
     with output.progress("route probe", len(questions), "questions") as advance:
         probes = router.probe(questions, advance)
-    records = [record_of(question, one) for question, one in zip(questions, probes, strict=True)]
+    pairs = zip(questions, probes, strict=True)
+    records = [record_of(question, one, rule.config.stop) for question, one in pairs]
     items = rule.explained(records)
     result = {
         "model": model,
@@ -225,7 +226,7 @@ def explain(
     else:
         questions = _questions(None, question, False)
         written = machine.router(str(model), rule, folder=router).probe(questions)
-        records = [record_of(questions[0], written[0])]
+        records = [record_of(questions[0], written[0], rule.config.stop)]
     items = rule.explained(records)
     if folder is not None:
         with _staged(folder, overwrite) as stage:

@@ -113,6 +113,11 @@ class EntropyTracker:
             self._record(open_rows, scores if len(open_rows) == len(scores) else scores[open_rows])
         return scores
 
+    def end(self, rows: Collection[int]) -> None:
+        """Record no more of rows that have ended by something else than a token, such as a stop."""
+        for row in rows:
+            self._rows[row].ended = True
+
     def trajectories(self) -> list[Trajectory]:
         """What was recorded so far, a trajectory for each row of the batch."""
         return [

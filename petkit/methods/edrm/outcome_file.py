@@ -30,6 +30,9 @@ def outcome_key(question: Question, config: RouterConfig, model_sha256: str) -> 
         32 hexadecimal digits.
     """
     settings = config.model_dump(mode="json", include=MEASURED)
+    # Outcomes that were measured before there were stops keep their keys.
+    if config.stop:
+        settings["stop"] = list(config.stop)
     content = json.dumps([model_sha256, settings, vars(question)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:DIGITS]
 

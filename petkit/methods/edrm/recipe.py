@@ -196,7 +196,8 @@ class Router:
 
     def _measure(self, questions: Sequence[Question], advance: Progress) -> list[dict[str, Any]]:
         probes = self.probe(questions, advance, lambda _: True)
-        records = [record_of(question, probe) for question, probe in zip(questions, probes, strict=True)]
+        pairs = zip(questions, probes, strict=True)
+        records = [record_of(question, probe, self.config.stop) for question, probe in pairs]
         for mode in MODES:
             answers = self.answer(questions, mode, probes if mode == "standard" else None, advance)
             for question, record, (text, tokens) in zip(questions, records, answers, strict=True):
@@ -214,8 +215,8 @@ class Router:
         return Prompt(question.id, (*messages, {"role": "user", "content": text}), thinking=mode == "cot")
 
 
-def record_of(question: Question, probe: Begun) -> dict[str, Any]:
-    """A probe as JSON values: what `petkit route explain` reads."""
+def record_of(question: Question, probe: Begun, stop: Sequence[str] = ()) -> dict[str, Any]:
+    """A probe as JSON values, with the texts that might end it: what `petkit route explain` reads."""
     trace = probe.trajectory
     record = {
         "id": question.id,
@@ -225,6 +226,8 @@ def record_of(question: Question, probe: Begun) -> dict[str, Any]:
         "probe_tokens": probe.cost,
         "finished": probe.finished,
     }
+    if stop:
+        record["stop"] = list(stop)
     if trace.bias:
         record["entropy_bias"] = bias_summary(trace.bias)
     return record

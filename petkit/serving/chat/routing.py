@@ -110,7 +110,7 @@ class Exchange:
 
     async def parts(self) -> AsyncGenerator[Part, None]:
         """The answer's parts, cut before the first stop; the last one has a `finish`."""
-        cut = Cut(self.request.stops)
+        cut = Cut(self._stops)
         async with aclosing(self._answer()) as parts:
             async for part in parts:
                 self._count(part)
@@ -152,11 +152,13 @@ class Exchange:
     async def _probed(self, parts: AsyncIterator[Part], rule: Rule) -> list[Part]:
         held: list[Part] = []
         entropies: list[float] = []
+        stops = StopFilter(self._stops)
         async for part in parts:
             held.append(part)
             entropies += part.entropies
             self.tally.biases += part.biases
-            if len(entropies) >= rule.config.probe_tokens or part.finish:
+            stops.add(part.text)
+            if len(entropies) >= rule.config.probe_tokens or part.finish or stops.hit:
                 break
         looked_at = entropies[: rule.config.probe_tokens]
         self.decision, self.tally.probe_tokens = decide(looked_at, rule), len(looked_at)
@@ -185,6 +187,11 @@ class Exchange:
             own.top,
             thinking=thinking,
         )
+
+    @property
+    def _stops(self) -> list[str]:
+        """What ends the answer: the request's texts, and those that the router was calibrated with."""
+        return [*self.request.stops, *(() if self.rule is None else self.rule.config.stop)]
 
     @property
     def _thinking(self) -> bool | None:

@@ -1,3 +1,4 @@
+import asyncio
 import json
 
 import pytest
@@ -18,7 +19,9 @@ from petkit.methods.edrm.writers import load_language_model
 from petkit.models.config import AdapterConfig
 from petkit.ops import token_statistics
 from petkit.rollout import entropy
-from petkit.serving.chat.routing import decide
+from petkit.serving.chat.requests import ChatRequest
+from petkit.serving.chat.routing import Exchange, decide
+from petkit.serving.chat.sources import LocalSource
 from tests.serving.text_models import save_llama, write_text
 
 QUESTIONS = [
@@ -252,3 +255,40 @@ def test_an_answer_that_ends_before_it_has_a_shape_is_kept(hasty, learned):
     assert rule.decide_dataset("a", [probe.trajectory.entropy]).mode == "standard"
     # One more token, and thresholds or network decide.
     assert rule.explained([{"id": "", "entropies": [1.0, 1.0, 1.0]}])[0]["decision"] == "direct"
+
+
+@pytest.mark.parametrize("length", [3, 10])
+def test_stops_end_every_answer(language_model, length):
+    """In the probe, or across its end. The tiny model writes one word again and again."""
+    plain = Router(language_model, Rule(CONFIG))
+    (word,) = {word for text, _ in plain.answer(QUESTIONS, "cot") for word in text.split()}
+    stop = " ".join([word] * length)
+    config = CONFIG.model_copy(update={"stop": (stop,), "thresholds": thresholds_for("standard")})
+    router = Router(language_model, Rule(config))
+    for probe in router.probe(QUESTIONS):
+        assert probe.finished == (length < 8)
+        assert probe.cost == len(probe.trajectory) == min(length, 8)
+    for record in router.measure(QUESTIONS):
+        assert record["stop"] == [stop]
+        assert {(one["text"], one["tokens"]) for one in record["modes"].values()} == {("", length)}
+    assert [one.tokens for one in router.run(QUESTIONS)] == [length] * 4
+    assert plain.key_of(QUESTIONS[0]) != router.key_of(QUESTIONS[0])
+    source = LocalSource("tiny", language_model.model, language_model.tokenizer, 20)
+    try:
+        request = ChatRequest(model="tiny", messages=[{"role": "user", "content": "the cat sat"}])
+        exchange = Exchange(source, request, router.rule)
+        parts = asyncio.run(collected(exchange))
+    finally:
+        source.close()
+    assert ("".join(part.text for part in parts).strip(), parts[-1].finish) == ("", "stop")
+    assert exchange.tally.tokens == length
+    assert exchange.tally.probe_tokens == min(length, 8)
+
+
+async def collected(exchange):
+    return [part async for part in exchange.parts()]
+
+
+def test_an_empty_stop_is_refused():
+    with pytest.raises(ValueError, match="must hold texts that are not empty"):
+        RouterConfig(stop=("",))

@@ -99,6 +99,15 @@ def test_thinking_belongs_to_step_by_step(server):
     assert sorted(sent) == [False, False, True]
 
 
+def test_stops_are_asked_for(server):
+    server.play(stream(*ended(6)))
+    router(server, stop=("\nQ:",)).measure(QUESTIONS[:1])
+    assert [body["stop"] for body in server.requests] == [["\nQ:"]] * 3
+    server.requests.clear()
+    router(server).measure(QUESTIONS[:1])
+    assert not any("stop" in body for body in server.requests)
+
+
 @pytest.mark.parametrize(
     ("step", "kind", "message"),
     [
