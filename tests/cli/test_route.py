@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from petkit.errors import ConfigError
 from tests.serving.text_models import save_llama
 
 Petkit = Callable[..., Any]
@@ -219,10 +221,52 @@ def test_outcomes_are_kept_and_taken_again(petkit: Petkit, model: Path, data: Pa
     assert json.loads(again.out) == json.loads(whole.out)
     assert kept.read_text() == "".join(lines)
     fitted = petkit("route", "calibrate", model, *flags, "-o", tmp_path / "router")
-    assert "3 of 3 outcomes are kept in" in fitted.err
+    assert "all 3 outcomes are kept" in fitted.err
+    manifest = json.loads((tmp_path / "router" / "petkit.json").read_text())
+    assert manifest["base"]["sha256"] == json.loads(whole.out)["model_sha256"]
     other = petkit("route", "eval", model, *flags, "--set", "prompts.cot={question} the dog")
     assert "outcomes are kept" not in other.err
     assert len(kept.read_text().splitlines()) == 6
+
+
+def test_kept_outcomes_need_no_model(
+    petkit: Petkit, model: Path, data: Path, router: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(model, copy)
+    flags = (
+        "--data",
+        data,
+        "--outcomes",
+        tmp_path / "o.jsonl",
+        "--router",
+        router,
+        "--threads",
+        "1",
+        "--json",
+    )
+    whole = petkit("route", "eval", copy, *flags)
+    assert whole.code == 0, whole.err
+
+    def load(*_: Any, **__: Any) -> None:
+        raise ConfigError("the model was to be loaded")
+
+    monkeypatch.setattr("petkit.methods.edrm.writers.load_model", load)
+    again = petkit("route", "eval", copy, *flags)
+    assert again.code == 0, again.err
+    assert json.loads(again.out) == json.loads(whole.out)
+    # What is refused with the model is refused without it.
+    wrong = petkit("route", "eval", copy, *flags, "--set", "served.vocab=9")
+    assert "settings of served have an effect on a model behind a server alone" in wrong.err
+    manifest = router / "petkit.json"
+    content = json.loads(manifest.read_text())
+    content["base"]["sha256"] = "0" * 64
+    manifest.write_text(json.dumps(content))
+    assert "calibrate a router for it" in petkit("route", "eval", copy, *flags).err
+    # The same name, but not the same weights any more.
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert "the model was to be loaded" in petkit("route", "eval", copy, *flags[:4], *FAST).err
 
 
 def test_a_learned_router_answers(petkit: Petkit, model: Path, data: Path, tmp_path: Path) -> None:

@@ -191,7 +191,8 @@ class Router:
         for start in range(0, len(order), step := self.batch_size * BATCHES_KEPT):
             chunk = order[start : start + step]
             records = self._measure([question for _, question in chunk], advance)
-            kept.append([(key, record) for (key, _), record in zip(chunk, records, strict=True)])
+            pairs = [(key, record) for (key, _), record in zip(chunk, records, strict=True)]
+            kept.append(pairs, self.language_model.measured_by)
         return [kept.records[key] for key in keys]
 
     def _measure(self, questions: Sequence[Question], advance: Progress) -> list[dict[str, Any]]:

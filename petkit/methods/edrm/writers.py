@@ -129,10 +129,7 @@ class LanguageModel:
             raise ConfigError(
                 f"{self.name} has no chat template: --set chat_template=false puts prompts as plain text"
             )
-        if config.served != type(config.served)():
-            raise ConfigError(
-                f"settings of served have an effect on a model behind a server alone, got {self.name}"
-            )
+        check_local(self.name, config)
 
     def begin(
         self, prompts: Sequence[Prompt], config: RouterConfig, keep: Keep, batch_size: int, advance: Progress
@@ -227,6 +224,16 @@ class LanguageModel:
             answered=answered,
             advance=advance,
         )
+
+
+def check_local(name: str, config: RouterConfig) -> None:
+    """Refuse settings that have no effect on a model in this process.
+
+    Raises:
+        ConfigError: with the settings.
+    """
+    if config.served != type(config.served)():
+        raise ConfigError(f"settings of served have an effect on a model behind a server alone, got {name}")
 
 
 def load_language_model(
