@@ -206,7 +206,7 @@ def entropy_from_top(top_log_probs: Sequence[float], vocab: int) -> BoundedEntro
         Grouping: H = H(top, rest as one) + P(rest) H(rest), and 0 <= H(rest) <= log(vocab - k).
     """
     if not top_log_probs or not all(value <= 1e-6 for value in top_log_probs):
-        raise InputError(f"top_log_probs must hold log-probabilities (0 at most), got {list(top_log_probs)}")
+        raise InputError(f"top_log_probs must hold log-probabilities (at most 0), got {list(top_log_probs)}")
     if len(top_log_probs) > vocab:
         raise InputError(f"vocab must be at least {len(top_log_probs)}, got {vocab}")
     known = math.fsum(math.exp(value) for value in top_log_probs)

@@ -132,7 +132,7 @@ def test_a_whole_vocabulary_leaves_no_doubt():
     ("top", "vocab", "message"),
     [
         ([], 5, "must hold log-probabilities"),
-        ([0.5], 5, r"must hold log-probabilities \(0 at most\), got \[0.5\]"),
+        ([0.5], 5, r"must hold log-probabilities \(at most 0\), got \[0.5\]"),
         ([math.nan], 5, "must hold log-probabilities"),
         ([-1.0, -1.0, -2.0], 2, "vocab must be at least 3, got 2"),
         ([-0.1, -0.1], 5, "must be of different tokens: their probabilities add up to 1.8"),

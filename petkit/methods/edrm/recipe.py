@@ -182,7 +182,7 @@ class Router:
         """
         for question in questions:
             if question.answer is None:
-                raise InputError(f"question {question.id} has no answer: this needs labelled questions")
+                raise InputError(f"{question.name} has no answer: this needs labelled questions")
         kept = kept or OutcomeFile(None)
         keys = [self.key_of(question) for question in questions]
         missing = {key: own for key, own in zip(keys, questions, strict=True) if key not in kept.records}
@@ -213,7 +213,7 @@ class Router:
         text = getattr(self.config.prompts, mode).replace("{question}", question.prompt())
         system = self.config.prompts.system
         messages = [{"role": "system", "content": system}] if system else []
-        return Prompt(question.id, (*messages, {"role": "user", "content": text}), thinking=mode == "cot")
+        return Prompt(question.name, (*messages, {"role": "user", "content": text}), thinking=mode == "cot")
 
 
 def record_of(question: Question, probe: Begun, stop: Sequence[str] = ()) -> dict[str, Any]:

@@ -79,7 +79,9 @@ class Rule:
         """Choose one mode for a data set, by the trajectories of some of its questions."""
         point = dataset_point(trajectories, self.config.dataset_point)
         (decision,) = self.decide(point, [max(map(len, trajectories))])
-        return Decision(decision.mode, f"all of {name}, by {len(trajectories)} probes: {decision.reason}")
+        probes = "1 probe" if len(trajectories) == 1 else f"{len(trajectories)} probes"
+        # Questions that are given by themselves are of no data set.
+        return Decision(decision.mode, f"all of {name or 'the questions'}, by {probes}: {decision.reason}")
 
     def route_by(self, outcomes: Outcomes) -> Routed:
         """By what measured questions are routed, each alone or every data set as a whole."""

@@ -117,7 +117,7 @@ class ServedModel:
                     try:
                         found = await one(model, prompt)
                     except PetkitError as error:
-                        raise type(error)(f"question {prompt.name}: {error}") from error
+                        raise type(error)(f"{prompt.name}: {error}") from error
                 advance(1)
                 return found
 

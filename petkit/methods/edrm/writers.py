@@ -29,7 +29,7 @@ class Prompt:
     """A question as it is put in one mode.
 
     Args:
-        name: of the question, for messages.
+        name: of the question, as messages have it.
         messages: the conversation.
         thinking: whether the model may think first; templates that do not know it pass it over.
     """
@@ -137,7 +137,7 @@ class LanguageModel:
         """As `Writer` says; whatever is wanted whole is gone on with later."""
         ids = [self.encode(prompt, config) for prompt in prompts]
         limit = min(config.probe_tokens, config.max_new_tokens)
-        names = [f"question {prompt.name}" for prompt in prompts]
+        names = [prompt.name for prompt in prompts]
         return self._generate(ids, limit, batch_size, advance, config, names)
 
     def finish(

@@ -117,7 +117,7 @@ def build_app(service: ChatService) -> FastAPI:
     """
     app = FastAPI(title="petkit serve", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Door, service=service)
-    app.add_exception_handler(ChatError, _refused)
+    app.add_exception_handler(ChatError, _refused if service.rule is None else _refused_unrouted)
     app.add_exception_handler(HTTPException, _not_found)
     app.add_exception_handler(ClientDisconnect, _left)
     app.add_exception_handler(Exception, _broken)
@@ -266,7 +266,7 @@ async def _body(request: Request, limit: int) -> bytes:
             if read > DRAINED * limit:
                 break
     if max(size, read) > limit:
-        raise ChatError(413, f"the body must be {limit} bytes at most", None, "body_too_large")
+        raise ChatError(413, f"the body must have at most {limit} bytes", None, "body_too_large")
     return body
 
 
@@ -319,6 +319,13 @@ def _response(error: ChatError) -> JSONResponse:
 
 async def _refused(request: Request, error: Exception) -> Response:
     return _response(_chat_error(error))
+
+
+async def _refused_unrouted(request: Request, error: Exception) -> Response:
+    """A refusal that tells a router which would probe this server that it routes already."""
+    response = _response(_chat_error(error))
+    response.headers[MODE_HEADER] = "none"
+    return response
 
 
 async def _left(request: Request, error: Exception) -> Response:

@@ -102,7 +102,7 @@ class Exchange:
         limit = source.max_new_tokens
         if request.limit is not None and request.limit > limit:
             field = "max_tokens" if request.max_tokens else "max_completion_tokens"
-            raise ChatError(400, f"{field} must be {limit} at most, got {request.limit}", field)
+            raise ChatError(400, f"{field} must be at most {limit}, got {request.limit}", field)
         if rule is not None and request.messages[-1].role != "user":
             raise ChatError(
                 400, "the last message must be the user's: it is the one that is routed", "messages"

@@ -204,7 +204,7 @@ def test_a_data_set_is_routed_as_one(language_model, mode):
         # A standard answer goes on with its probe; the questions that were not probed pay nothing.
         extra = costs[row].cost if row in costs and mode != "standard" else 0
         assert answer.tokens == tokens + extra
-        assert answer.reason.startswith(f"all of {'ab'[row % 2]}, by 1 probes: ")
+        assert answer.reason.startswith(f"all of {'ab'[row % 2]}, by 1 probe: ")
 
 
 def test_an_adapter_has_another_hash_than_its_base(tmp_path):
@@ -292,3 +292,12 @@ async def collected(exchange):
 def test_an_empty_stop_is_refused():
     with pytest.raises(ValueError, match="must hold texts that are not empty"):
         RouterConfig(stop=("",))
+
+
+def test_a_question_by_itself_is_named_so(language_model):
+    question = Question("question", "the cat sat")
+    config = CONFIG.model_copy(update={"level": "dataset"})
+    (answer,) = Router(language_model, Rule(config)).run([question])
+    assert answer.reason.startswith("all of the questions, by 1 probe: ")
+    with pytest.raises(InputError, match=r"^the question has no answer: this needs labelled questions"):
+        Router(language_model, Rule(CONFIG)).measure([question])

@@ -110,6 +110,13 @@ def test_a_server_that_routes_cannot_be_probed(behind):
             answer = chat.with_options(max_retries=0)
             with pytest.raises(openai.InternalServerError, match="routes by itself"):
                 ask(answer, max_tokens=20)
+        # Its limit would be in the way too, but raising it would not help.
+        plain = RouterConfig(probe_tokens=6, max_new_tokens=101, served=SERVED)
+        with pytest.raises(InputError, match=r"question 0: .* routes by itself: .* without --route"):
+            Router(writer, Rule(plain)).run(QUESTIONS[:1])
+    writer = ServedModel(Endpoint(behind.url, "tiny"), SERVED)
+    with pytest.raises(InputError, match="max_tokens must be at most 100, got 101"):
+        Router(writer, Rule(plain)).run(QUESTIONS[:1])
 
 
 def test_a_plain_proxy(behind):
