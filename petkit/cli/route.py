@@ -14,7 +14,7 @@ import typer
 
 from petkit.cli import common, output
 from petkit.cli.grouped import grouped
-from petkit.errors import ArtifactError, ConfigError, GateError, InputError
+from petkit.errors import ConfigError, GateError, InputError
 
 if TYPE_CHECKING:
     from petkit.data.questions import Question
@@ -76,14 +76,9 @@ class Settings:
         from petkit.configuration import resolve
         from petkit.methods.edrm.config import RouterConfig
         from petkit.methods.edrm.rule import Rule
-        from petkit.methods.edrm.stored import read_rule, stored_config
+        from petkit.methods.edrm.stored import read_rule, settings_file
 
-        files = [] if router is None else [router / "config.yaml"]
-        if (
-            router is not None
-            and stored_config(router) != resolve(RouterConfig, files, environment={}).config
-        ):
-            raise ArtifactError(f"{router} is broken: its config.yaml is not what its petkit.json records")
+        files = [] if router is None else [settings_file(router)]
         flags = {"probe_tokens": self.probe_tokens, "max_new_tokens": max_new_tokens}
         config = resolve(RouterConfig, [*files, *(self.files or ())], self.settings or (), flags).config
         return Rule(config) if router is None else read_rule(router, config)

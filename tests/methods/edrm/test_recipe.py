@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from petkit.artifacts.manifest import Base
+from petkit.configuration import resolve
 from petkit.data.questions import Question
 from petkit.errors import ArtifactError, ConfigError, InputError, PetkitError
 from petkit.methods.edrm.algorithm import MODES
@@ -14,7 +15,14 @@ from petkit.methods.edrm.evaluation import compared, read_outcomes
 from petkit.methods.edrm.learned import train_router
 from petkit.methods.edrm.recipe import Router
 from petkit.methods.edrm.rule import Rule
-from petkit.methods.edrm.stored import NETWORK, check_model, read_rule, save_router, stored_config
+from petkit.methods.edrm.stored import (
+    NETWORK,
+    check_model,
+    read_rule,
+    save_router,
+    settings_file,
+    stored_config,
+)
 from petkit.methods.edrm.writers import load_language_model
 from petkit.models.config import AdapterConfig
 from petkit.ops import token_statistics
@@ -139,6 +147,7 @@ def test_a_router_is_bound_to_its_model(tmp_path):
     base = Base(id="llama", sha256="1" * 64)
     save_router(folder, base, Rule(CONFIG), Objective(), True, (), {"outcomes.jsonl": ""})
     assert stored_config(folder) == CONFIG
+    assert resolve(RouterConfig, [settings_file(folder)], environment={}).config == CONFIG
     check_model(folder, "llama", "1" * 64)
     with pytest.raises(ArtifactError, match=r"was calibrated for llama .* calibrate a router for it"):
         check_model(folder, "other", "0" * 64)
@@ -301,3 +310,16 @@ def test_a_question_by_itself_is_named_so(language_model):
     assert answer.reason.startswith("all of the questions, by 1 probe: ")
     with pytest.raises(InputError, match=r"^the question has no answer: this needs labelled questions"):
         Router(language_model, Rule(CONFIG)).measure([question])
+
+
+@pytest.mark.parametrize("text", ["probe_tokens: 9\n", "what: 1\n", "stop: []\n"])
+def test_settings_that_were_changed_in_the_folder_are_refused(tmp_path, text):
+    config = CONFIG.model_copy(
+        update={"stop": ("\nQ:", "é"), "thresholds": ThresholdConfig(spearman=0.1 + 0.2)}
+    )
+    folder = tmp_path / "router"
+    save_router(folder, Base(id="m", sha256="1" * 64), Rule(config), Objective(), True, (), {})
+    assert resolve(RouterConfig, [settings_file(folder)], environment={}).config == config
+    (folder / "config.yaml").write_text(text)
+    with pytest.raises(ArtifactError, match=r"its config\.yaml is not what its petkit\.json records"):
+        settings_file(folder)
