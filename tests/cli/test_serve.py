@@ -63,7 +63,7 @@ def test_settings_reach_the_service(petkit: Petkit, model: Path, served: list[An
 
 
 def test_json_names_the_address(petkit: Petkit, model: Path, served: list[Any]) -> None:
-    flags = ("--port", "0", "--route", "zero-shot", "--set", "probe_tokens=9", "--json")
+    flags = ("--port", "0", "--route", "zero-shot", "--probe-tokens", "9", "--json")
     result = petkit("serve", model, *flags)
     assert result.code == 0, result.err
     content = json.loads(result.out)
@@ -98,6 +98,7 @@ def test_a_router_is_bound_to_its_model(
         (["--host", "no.such.host.invalid"], "lets other machines in"),
         (["--set", "probe_tokens=5"], "they need --route"),
         (["--config", "settings.yaml"], "they need --route"),
+        (["--probe-tokens", "5"], "--set, --config and --probe-tokens change a router: they need --route"),
         (["--route", "nowhere"], "nowhere is no router"),
         (["--route", "zero-shot", "--set", "probe_token=5"], "did you mean probe_tokens?"),
         (["--route", "zero-shot", "--set", "chat_template=false"], "chat_template must be true"),
