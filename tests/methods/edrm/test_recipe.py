@@ -30,6 +30,7 @@ from petkit.rollout import entropy
 from petkit.serving.chat.requests import ChatRequest
 from petkit.serving.chat.routing import Exchange, decide
 from petkit.serving.chat.sources import LocalSource
+from tests.methods.edrm.support import thresholds_for
 from tests.serving.text_models import save_llama, write_text
 
 QUESTIONS = [
@@ -44,16 +45,6 @@ CONFIG = RouterConfig(probe_tokens=8, max_new_tokens=20)
 @pytest.fixture(scope="module")
 def language_model(tmp_path_factory):
     return load_language_model(str(save_llama(tmp_path_factory.mktemp("llama"))))
-
-
-def thresholds_for(mode):
-    """Thresholds under which every question of the tiny model gets this mode."""
-    values = {
-        "direct": {"cumulative": 0.0},
-        "standard": {"cumulative": 1e9, "spearman": 1.0},
-        "cot": {"cumulative": 1e9, "spearman": 0.0, "von_neumann": 1e9},
-    }
-    return ThresholdConfig(**values[mode])
 
 
 def test_a_standard_answer_is_the_same_with_and_without_a_probe(language_model):

@@ -13,7 +13,7 @@ from petkit.methods.edrm.rule import Rule
 from petkit.methods.edrm.served import ServedModel, served_model
 from petkit.rollout.config import ServedConfig
 from petkit.rollout.endpoint import Endpoint
-from tests.methods.edrm.test_recipe import thresholds_for
+from tests.methods.edrm.support import thresholds_for
 from tests.rollout.fault_server import chunk, ended, entry, refuse, serving, stream, words
 
 QUESTIONS = [Question("q1", "why?", answer="w0"), Question("q2", "how?", answer="yes")]

@@ -17,11 +17,9 @@ from petkit.methods.edrm.writers import load_language_model
 from petkit.rollout.config import ServedConfig
 from petkit.rollout.endpoint import Endpoint
 from petkit.serving.chat.proxy import RemoteSource, upstream_key
-from tests.methods.edrm.test_recipe import thresholds_for
+from tests.methods.edrm.support import thresholds_for
 from tests.rollout.fault_server import chunk, ended, refuse, serving, stream, words
-from tests.serving.chat.support import client, local_source, running
-from tests.serving.chat.test_server import ask, joined, until
-from tests.serving.text_models import save_llama
+from tests.serving.chat.support import ask, client, joined, local_source, running, until
 
 SERVED = ServedConfig(vocab=15, thinking=True, attempts=1)
 QUESTIONS = [Question(str(n), text) for n, text in enumerate(("the cat", "dog ran", "on the mat", "good"))]
@@ -30,11 +28,6 @@ QUESTIONS = [Question(str(n), text) for n, text in enumerate(("the cat", "dog ra
 def ruled(mode, served=SERVED):
     config = RouterConfig(probe_tokens=6, max_new_tokens=20, served=served)
     return Rule(config.model_copy(update={"thresholds": thresholds_for(mode)}))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_llama(tmp_path_factory.mktemp("proxy") / "model")
 
 
 @pytest.fixture(scope="module")

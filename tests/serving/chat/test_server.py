@@ -23,17 +23,12 @@ from petkit.methods.edrm.rule import Rule
 from petkit.methods.edrm.writers import load_language_model
 from petkit.serving.chat.app import Limits
 from petkit.serving.chat.sources import Part
-from tests.methods.edrm.test_recipe import thresholds_for
-from tests.serving.chat.support import client, local_source, running
-from tests.serving.text_models import WORDS, save_llama
+from tests.methods.edrm.support import thresholds_for
+from tests.serving.chat.support import ask, client, joined, local_source, running, until
+from tests.serving.text_models import WORDS
 
 MESSAGES = [{"role": "user", "content": "the cat sat"}]
 CONFIG = RouterConfig(probe_tokens=8, max_new_tokens=20)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_llama(tmp_path_factory.mktemp("chat") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -55,26 +50,8 @@ def chat(server):
         yield found
 
 
-def ask(chat, text="the cat sat", **fields):
-    fields = {"max_tokens": 12, **fields}
-    return chat.chat.completions.create(model="tiny", messages=[{"role": "user", "content": text}], **fields)
-
-
-def joined(stream):
-    chunks = list(stream)
-    deltas = [choice.delta.content for chunk in chunks for choice in chunk.choices]
-    return "".join(delta or "" for delta in deltas), chunks
-
-
 def ruled(mode):
     return Rule(CONFIG.model_copy(update={"thresholds": thresholds_for(mode)}))
-
-
-def until(condition, seconds=10.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.005)
 
 
 def test_models(chat):
