@@ -333,3 +333,26 @@ def test_calibration_flags_that_do_not_fit(
     result = petkit("route", "calibrate", "nowhere", "--data", questions, "-o", tmp_path / "r", *flags)
     assert (result.code, result.out) == (2, "")
     assert message in result.err
+
+
+def test_stops_hold_in_every_command(petkit: Petkit, llama: Path, questions: Path, tmp_path: Path) -> None:
+    made = ("--data", questions, "--max-new-tokens", "12", *FAST, "--json")
+    (word,) = {
+        word
+        for item in json.loads(petkit("route", "run", llama, *made).out)["items"]
+        for word in item["text"].split()
+    }
+    stop = ("--set", f'stop=["{word} {word}"]')
+    fitted = petkit("route", "calibrate", llama, *made, *stop, "-o", tmp_path / "router")
+    assert fitted.code == 0, fitted.err
+    # A router brings its stops along.
+    flags = ("--router", tmp_path / "router", "--threads", "1", "--json")
+    answered = json.loads(petkit("route", "run", llama, "--data", questions, *flags).out)["items"]
+    assert {(item["text"], item["tokens"]) for item in answered} == {("", 2)}
+    result = petkit("route", "eval", llama, "--data", questions, *flags)
+    assert json.loads(result.out)["settings"]["stop"] == [f"{word} {word}"]
+    petkit("route", "probe", llama, questions, "-o", tmp_path / "p", *FAST, *stop)
+    rows = rows_of(tmp_path / "p" / "trajectories.jsonl")
+    assert [(row["stop"], len(row["entropies"]), row["finished"]) for row in rows] == [
+        ([f"{word} {word}"], 2, True)
+    ] * 3
