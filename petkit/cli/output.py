@@ -135,14 +135,17 @@ class _Lines:
         self.label, self.total, self.unit = label, total, unit
         self.before = self.done = done
         self.start = self.last = time.monotonic()
+        self.ended = False
 
     def __call__(self, count: int = 1, note: str = "") -> None:
         """Count, and log a line when the last one is old enough."""
         self.done += count
         now = time.monotonic()
-        if now - self.last < SECONDS_PER_LINE and self.done != self.total:
+        ended = self.done == self.total
+        # Who counts may tell of nothing more behind the end, which is said once.
+        if self.ended or (not ended and now - self.last < SECONDS_PER_LINE):
             return
-        self.last = now
+        self.last, self.ended = now, ended
         log(", ".join(part for part in (self._state(now), note) if part))
 
     def _state(self, now: float) -> str:

@@ -14,7 +14,7 @@ import typer
 
 from petkit.cli import common, output
 from petkit.cli.grouped import grouped
-from petkit.errors import ArtifactError, ConfigError, GateError, InputError
+from petkit.errors import ConfigError, GateError, InputError
 
 if TYPE_CHECKING:
     from petkit.data.questions import Question
@@ -76,14 +76,9 @@ class Settings:
         from petkit.configuration import resolve
         from petkit.methods.edrm.config import RouterConfig
         from petkit.methods.edrm.rule import Rule
-        from petkit.methods.edrm.stored import read_rule, stored_config
+        from petkit.methods.edrm.stored import read_rule, settings_file
 
-        files = [] if router is None else [router / "config.yaml"]
-        if (
-            router is not None
-            and stored_config(router) != resolve(RouterConfig, files, environment={}).config
-        ):
-            raise ArtifactError(f"{router} is broken: its config.yaml is not what its petkit.json records")
+        files = [] if router is None else [settings_file(router)]
         flags = {"probe_tokens": self.probe_tokens, "max_new_tokens": max_new_tokens}
         config = resolve(RouterConfig, [*files, *(self.files or ())], self.settings or (), flags).config
         return Rule(config) if router is None else read_rule(router, config)
@@ -124,6 +119,15 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """Outcomes, and the model that they are of."""
+
+    records: list[dict[str, Any]]
+    model: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Labelled:
     """Questions with answers, and what is known of them."""
 
@@ -144,16 +148,30 @@ class Labelled:
         """Read them all."""
         return _questions(self.data, None, self.skip_bad, labelled=True)
 
-    def measured(self, router: Router, questions: Sequence[Question]) -> list[dict[str, Any]]:
-        """Answer them in every mode, but for those whose outcomes are kept."""
-        from petkit.methods.edrm.outcome_file import OutcomeFile
+    def measured(
+        self,
+        model: str,
+        machine: Machine,
+        rule: Rule,
+        questions: Sequence[Question],
+        folder: Path | None = None,
+    ) -> Measured:
+        """Answer them in every mode, but for those whose outcomes are kept; load no model where all are."""
+        from petkit.methods.edrm.outcome_file import OutcomeFile, model_files
 
-        kept = OutcomeFile(self.outcomes)
+        kept = OutcomeFile(self.outcomes, model_files(model) if self.outcomes else None)
+        records = kept.find(questions, rule.config)
+        if records is not None:
+            _check_unloaded(model, str(kept.measured_by), rule, folder)
+            output.log(f"all {len(questions)} outcomes are kept in {self.outcomes}: the model is not loaded")
+            return Measured(records, model, str(kept.measured_by))
+        router = machine.router(model, rule, self.batch_size, folder)
         known = sum(router.key_of(question) in kept.records for question in questions)
         if known:
             output.log(f"{known} of {len(questions)} outcomes are kept in {self.outcomes}")
         with output.progress("every mode", 4 * len(questions), "steps", 4 * known) as advance:
-            return router.measure(questions, advance, kept)
+            records = router.measure(questions, advance, kept)
+        return Measured(records, router.language_model.name, router.language_model.sha256)
 
 
 @app.command()
@@ -178,7 +196,8 @@ def probe(
     router = machine.router(model, rule, batch_size)
     with output.progress("route probe", len(questions), "questions") as advance:
         probes = router.probe(questions, advance)
-    records = [record_of(question, one) for question, one in zip(questions, probes, strict=True)]
+    pairs = zip(questions, probes, strict=True)
+    records = [record_of(question, one, rule.config.stop) for question, one in pairs]
     items = rule.explained(records)
     result = {
         "model": model,
@@ -225,7 +244,7 @@ def explain(
     else:
         questions = _questions(None, question, False)
         written = machine.router(str(model), rule, folder=router).probe(questions)
-        records = [record_of(questions[0], written[0])]
+        records = [record_of(questions[0], written[0], rule.config.stop)]
     items = rule.explained(records)
     if folder is not None:
         with _staged(folder, overwrite) as stage:
@@ -315,13 +334,13 @@ def calibrate(
     given_rule = given.rule(None, labelled.max_new_tokens)
     if learned and given_rule.config.level == "dataset":
         raise ConfigError("--learned decides for each question: it goes with level question")
-    router = machine.router(model, given_rule, labelled.batch_size)
-    records = labelled.measured(router, questions)
+    measured = labelled.measured(model, machine, given_rule, questions)
+    records = measured.records
     rule = _fitted(given_rule, read_outcomes(records), objective, learned)
     result, met = compared(records, rule, objective)
     payload = {"model": model, "thresholds": vars(rule.thresholds), "limit_met": met, **result}
     files = {"outcomes.jsonl": _lines(records), "result.json": _pretty(payload)}
-    base = Base(id=router.language_model.name, sha256=router.language_model.sha256)
+    base = Base(id=measured.model, sha256=measured.sha256)
     with _staged(folder, overwrite) as stage:
         save_router(stage, base, rule, objective, met, labelled.data or (), files)
         _report(stage, rule.explained(records), records, result, _about(model, labelled.data))
@@ -349,12 +368,12 @@ def evaluate(
     if folder is not None:
         _check_output(folder, overwrite)
     rule = given.rule(router, labelled.max_new_tokens)
-    answering = machine.router(model, rule, labelled.batch_size, router)
-    records = labelled.measured(answering, questions)
+    measured = labelled.measured(model, machine, rule, questions, router)
+    records = measured.records
     result, _ = compared(records, rule)
     payload = {
         "model": model,
-        "model_sha256": answering.language_model.sha256,
+        "model_sha256": measured.sha256,
         "settings": rule.config.model_dump(mode="json"),
         "questions": dict(Counter(question.dataset for question in questions)),
         **result,
@@ -364,6 +383,16 @@ def evaluate(
             _write(stage, {"outcomes.jsonl": _lines(records), "result.json": _pretty(payload)})
             _report(stage, rule.explained(records), records, result, _about(model, labelled.data))
     output.print_result(_policy_table(result["policies"]), payload, as_json)
+
+
+def _check_unloaded(model: str, sha256: str, rule: Rule, folder: Path | None) -> None:
+    """Refuse what loading the model would refuse."""
+    from petkit.methods.edrm.stored import check_model
+    from petkit.methods.edrm.writers import check_local
+
+    check_local(model, rule.config)
+    if folder is not None:
+        check_model(folder, model, sha256)
 
 
 def _objective(

@@ -4,24 +4,79 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from petkit.cli import common, output
-from petkit.cli.route import FilesOption, Machine, Settings
+from petkit.cli.grouped import grouped
+from petkit.cli.route import Machine, Settings
 from petkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from petkit.methods.edrm.rule import Rule
-    from petkit.serving.chat.app import ChatService
+    from petkit.serving.chat.app import ChatService, Limits
     from petkit.serving.chat.sources import Source
 
 ZERO_SHOT = "zero-shot"
 LIMITS_PANEL = "Limits"
+RouteOption = Annotated[
+    str | None,
+    typer.Option(
+        "--route",
+        metavar="ROUTER",
+        help=f"Folder of a calibrated router, or {ZERO_SHOT}. Default: answer plainly.",
+    ),
+]
 
 
+def _limit(flag: str, unit: str, text: str, least: float = 1) -> Any:
+    """An option of the panel of limits."""
+    return typer.Option(flag, metavar=unit, min=least, help=text, rich_help_panel=LIMITS_PANEL)
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where clients find the model, and by what name."""
+
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name", metavar="NAME", help="What clients call the model. Default: MODEL's last part."
+        ),
+    ] = None
+    host: Annotated[
+        str,
+        typer.Option("--host", metavar="HOST", help="Another than this machine's own needs PETKIT_API_KEY."),
+    ] = "127.0.0.1"
+    port: Annotated[
+        int, typer.Option("--port", metavar="N", min=0, max=65535, help="0 takes a free one.")
+    ] = 8000
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the server takes at most."""
+
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", metavar="N", min=1, help="Requests worked on together.")
+    ] = 16
+    max_new_tokens: Annotated[int, _limit("--max-new-tokens", "N", "Tokens of one answer.")] = 2048
+    max_body: Annotated[int, _limit("--max-body", "BYTES", "Of one request.")] = 1 << 20
+    max_queue: Annotated[int, _limit("--max-queue", "N", "Requests that wait or are being answered.")] = 256
+    timeout: Annotated[float, _limit("--timeout", "SECONDS", "Of one request.", 0.001)] = 300.0
+
+    @property
+    def limits(self) -> Limits:
+        """Those of the HTTP side."""
+        from petkit.serving.chat.app import Limits
+
+        return Limits(self.max_body, self.max_queue, self.timeout)
+
+
+@grouped
 def command(
     model: Annotated[
         str,
@@ -31,63 +86,12 @@ def command(
             "server to stand before.",
         ),
     ],
-    route: Annotated[
-        str | None,
-        typer.Option(
-            "--route",
-            metavar="ROUTER",
-            help=f"Folder of a calibrated router, or {ZERO_SHOT}. Default: answer plainly.",
-        ),
-    ] = None,
-    settings: common.SetOption = None,
-    files: FilesOption = None,
-    name: Annotated[
-        str | None,
-        typer.Option(
-            "--name", metavar="NAME", help="What clients call the model. Default: MODEL's last part."
-        ),
-    ] = None,
-    host: Annotated[
-        str,
-        typer.Option("--host", metavar="HOST", help="Another than this machine's own needs PETKIT_API_KEY."),
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option("--port", metavar="N", min=0, max=65535, help="0 takes a free one.")
-    ] = 8000,
-    batch_size: Annotated[
-        int,
-        typer.Option("--batch-size", metavar="N", min=1, help="Requests worked on together."),
-    ] = 16,
-    max_new_tokens: Annotated[
-        int,
-        typer.Option(
-            "--max-new-tokens", metavar="N", min=1, help="Tokens of one answer.", rich_help_panel=LIMITS_PANEL
-        ),
-    ] = 2048,
-    max_body: Annotated[
-        int,
-        typer.Option(
-            "--max-body", metavar="BYTES", min=1, help="Of one request.", rich_help_panel=LIMITS_PANEL
-        ),
-    ] = 1 << 20,
-    max_queue: Annotated[
-        int,
-        typer.Option(
-            "--max-queue",
-            metavar="N",
-            min=1,
-            help="Requests that wait or are being answered.",
-            rich_help_panel=LIMITS_PANEL,
-        ),
-    ] = 256,
-    timeout: Annotated[
-        float,
-        typer.Option(
-            "--timeout", metavar="SECONDS", min=0.001, help="Of one request.", rich_help_panel=LIMITS_PANEL
-        ),
-    ] = 300.0,
-    device: common.DeviceOption = "auto",
-    threads: common.ThreadsOption = None,
+    route: RouteOption = None,
+    *,
+    given: Settings,
+    address: Address,
+    capacity: Capacity,
+    machine: Machine,
     as_json: common.JsonFlag = False,
 ) -> None:
     """Serve a language model over OpenAI's chat API.
@@ -95,25 +99,25 @@ def command(
     Prints the address once clients can connect; Ctrl-C ends it. Where PETKIT_API_KEY is set, every request
     must send it.
     """
-    from petkit.serving.chat.app import ChatService, Limits
+    from petkit.serving.chat.app import ChatService
     from petkit.serving.chat.server import api_key, bind, check_host, serve, url_of
 
     key = api_key()
-    check_host(host, key)
-    rule = _rule(route, Settings(settings, files))
+    check_host(address.host, key)
+    rule = _rule(route, given)
     # The address is taken before the model is loaded, so that one in use is told at once.
-    with bind(host, port) as held:
-        source = _source(model, route, rule, Machine(device, threads), max_new_tokens, batch_size)
-        known = name or _last_part(source.name)
-        service = ChatService(source, known, rule, Limits(max_body, max_queue, timeout), key)
-        serve(service, held, lambda: _ready(url_of(held, host), service, route, as_json))
+    with bind(address.host, address.port) as held:
+        source = _source(model, route, rule, machine, capacity)
+        name = address.name or _last_part(source.name)
+        service = ChatService(source, name, rule, capacity.limits, key)
+        serve(service, held, lambda: _ready(url_of(held, address.host), service, route, as_json))
 
 
 def _rule(route: str | None, settings: Settings) -> Rule | None:
     """The router's rule, changed by --set; None without a router."""
     if route is None:
-        if settings.settings or settings.files:
-            raise ConfigError("--set and --config change a router's settings: they need --route")
+        if any(vars(settings).values()):
+            raise ConfigError("--set, --config and --probe-tokens change a router: they need --route")
         return None
     rule = settings.rule(None if route == ZERO_SHOT else Path(route))
     if not rule.config.chat_template:
@@ -123,9 +127,7 @@ def _rule(route: str | None, settings: Settings) -> Rule | None:
     return rule
 
 
-def _source(
-    model: str, route: str | None, rule: Rule | None, machine: Machine, max_new_tokens: int, batch_size: int
-) -> Source:
+def _source(model: str, route: str | None, rule: Rule | None, machine: Machine, capacity: Capacity) -> Source:
     from petkit.methods.edrm.stored import check_model
     from petkit.methods.edrm.writers import LanguageModel
     from petkit.rollout.config import ServedConfig
@@ -136,11 +138,12 @@ def _source(
         check_model(Path(str(route)), writer.name, writer.sha256)
     if rule is not None:
         writer.check(rule.config)
+    sizes = capacity.max_new_tokens, capacity.batch_size
     if isinstance(writer, LanguageModel):
-        return LocalSource(writer.name, writer.model, writer.tokenizer, max_new_tokens, batch_size)
+        return LocalSource(writer.name, writer.model, writer.tokenizer, *sizes)
     from petkit.serving.chat.proxy import RemoteSource, upstream_key
 
-    return RemoteSource(writer.endpoint, writer.settings, upstream_key(), max_new_tokens, batch_size)
+    return RemoteSource(writer.endpoint, writer.settings, upstream_key(), *sizes)
 
 
 def _last_part(model: str) -> str:

@@ -41,6 +41,11 @@ class Question:
             return "yes_no"
         return "number" if self.answer is not None and as_number(self.answer) is not None else "text"
 
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return "the question" if self.id == "question" else f"question {self.id}"
+
     def prompt(self) -> str:
         """The question with its choices, one a line."""
         lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, self.choices, strict=False)]

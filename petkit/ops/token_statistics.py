@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
@@ -10,10 +10,16 @@ from torch import Tensor
 
 from petkit.errors import InputError
 from petkit.ops import _library
-from petkit.ops._checks import check_float
+from petkit.ops._checks import check_float, check_tensor
 
 # Rows that the pure-torch default widens at a time.
 CHUNK_ROWS = 16
+# Also those of numpy and of a compiler's trace.
+WHOLE: tuple[Any, ...] = (int, torch.SymInt, Integral)
+NUMBERS: tuple[Any, ...] = (float, torch.SymFloat, Real)
+# The kernels compute in float32 with the temperature's inverse. Between these limits the inverse is a number
+# of float32, and so is what it makes of any logit up to 1e8.
+LEAST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-30, 1e30
 
 
 class TokenStatistics(NamedTuple):
@@ -45,13 +51,15 @@ def token_statistics(
             +inf gives nan throughout, a row of nothing but -inf a log_z of -inf and nan elsewhere.
         token_ids: integers (...), each in [0, vocab); None leaves `log_prob` out.
         top_k: how many of the likeliest tokens to name, 0 to vocab.
-        temperature: positive; every result is that of the divided logits.
+        temperature: 1e-30 to 1e30; every result is that of the divided logits.
 
     Returns:
-        The statistics. `log_z`, `entropy` and `log_prob` have a gradient, of the logits' dtype.
+        The statistics. `log_z`, `entropy` and `log_prob` have a gradient, of the logits' dtype, but no second
+        one.
 
     Raises:
-        InputError: another dtype, no vocabulary, shapes, ids, top_k or a temperature out of range.
+        InputError: another dtype, no vocabulary, shapes, ids, top_k or a temperature out of range; in a
+            backward pass, a gradient of the gradient.
 
     Source:
         One pass with a running maximum m over (sum e, sum d e, sum d^2 e), e = exp(d), d = x - m: centred, so
@@ -61,10 +69,8 @@ def token_statistics(
     if logits.dim() == 0 or logits.shape[-1] == 0:
         raise InputError(f"logits must be (..., vocab) with vocab >= 1, got {tuple(logits.shape)}")
     shape, vocab = logits.shape[:-1], logits.shape[-1]
-    if not 0 <= top_k <= vocab:
-        raise InputError(f"top_k must lie between 0 and {vocab}, got {top_k}")
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise InputError(f"temperature must be positive, got {temperature}")
+    _check_top_k(top_k, vocab)
+    _check_temperature(temperature)
     ids = _checked_ids(token_ids, logits)
     found = torch.ops.petkit.token_statistics(logits.reshape(-1, vocab), ids, top_k, float(temperature))
     log_z, entropy, varentropy, max_prob, log_prob, top_log_probs, top_ids, _, _ = found
@@ -79,10 +85,26 @@ def token_statistics(
     )
 
 
+def _check_top_k(top_k: Any, vocab: int) -> None:
+    if not isinstance(top_k, WHOLE) or not 0 <= top_k <= vocab:
+        raise InputError(f"top_k must be a whole number between 0 and {vocab}, got {top_k!r}")
+
+
+def _check_temperature(temperature: Any) -> None:
+    if not isinstance(temperature, NUMBERS):
+        raise InputError(f"temperature must be a number, got {temperature!r:.60}")
+    if not LEAST_TEMPERATURE <= temperature <= LARGEST_TEMPERATURE:
+        raise InputError(
+            f"temperature must lie between {LEAST_TEMPERATURE:g} and {LARGEST_TEMPERATURE:g}, got "
+            f"{temperature}: for a temperature of 0, take the largest logit itself"
+        )
+
+
 def _checked_ids(token_ids: Tensor | None, logits: Tensor) -> Tensor:
     shape, vocab = logits.shape[:-1], logits.shape[-1]
     if token_ids is None:
         return torch.empty(0, dtype=torch.int64, device=logits.device)
+    check_tensor("token_ids", token_ids)
     if token_ids.is_floating_point() or token_ids.dtype == torch.bool or token_ids.shape != shape:
         raise InputError(
             f"token_ids must be integers {tuple(shape)} for logits {tuple(logits.shape)}, "
@@ -199,6 +221,14 @@ def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
     return gradient, None, None, None
 
 
+def _no_second_derivative(ctx: Any, *_: Any) -> None:
+    # Without this rule torch would take the gradient for a constant, and give zeros.
+    raise InputError(
+        "token_statistics can be differentiated once: for a gradient of its gradient compute from "
+        "torch.log_softmax(logits, -1) instead"
+    )
+
+
 _library.define(
     "token_statistics(Tensor logits, Tensor token_ids, int top_k, float temperature) -> (Tensor log_z, "
     "Tensor entropy, Tensor varentropy, Tensor max_prob, Tensor log_prob, Tensor top_log_probs, "
@@ -214,3 +244,4 @@ _library.define(
     _backward_fake,
 )
 torch.library.register_autograd("petkit::token_statistics", _backward, setup_context=_setup_context)
+torch.library.register_autograd("petkit::token_statistics_backward", _no_second_derivative)

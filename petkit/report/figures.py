@@ -15,9 +15,13 @@ from PIL import Image
 
 from petkit.errors import InputError
 
-# Okabe and Ito's qualitative palette, darkest first; markers differ too, so that a grey print stays readable.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# Okabe and Ito's qualitative palette, darkest first, and behind it colours of Tol's, for as many series as a
+# comparison of policies has; markers differ too, so that a grey print stays readable.
+PALETTE = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000",
+    "#332288", "#AA4499", "#999933", "#882255", "#44AA99", "#CC6677", "#DDCC77",
+)  # fmt: skip
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "d", "8")
 
 
 def new_figure(panels: int) -> tuple[Figure, list[Axes]]:
@@ -44,7 +48,7 @@ def colour(index: int) -> str:
 
 
 def marker(index: int) -> str:
-    """Its marker, shifted by one in every round of colours: the eighth must not look like the first."""
+    """Its marker, shifted by one in every round of colours: none must look like the first."""
     return MARKERS[(index + index // len(PALETTE)) % len(MARKERS)]
 
 

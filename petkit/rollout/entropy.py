@@ -12,6 +12,10 @@ from torch import Tensor
 from petkit.errors import InputError, PetkitError
 from petkit.ops import token_statistics
 
+# How far the sum of a row's rounded probabilities may be from 1, in nats.
+SUM_TOLERANCE = 1e-3
+NO_BEAMS = "beam search, whose rows change places, cannot be tracked; set num_beams=1"
+
 
 @dataclass(frozen=True)
 class Trajectory:
@@ -46,7 +50,7 @@ class EntropyTracker:
 
     Rows of a batch may end at different tokens: what a model computes for a row behind its end is left out.
     Left padding does not matter, since only new tokens are looked at. One tracker serves one call of
-    `generate` without beam search, whose rows change places.
+    `generate`; beam search, whose rows change places, is refused.
 
     Args:
         eos_token_ids: tokens that end a sequence; the entropy of drawing such a token is still recorded.
@@ -72,9 +76,8 @@ class EntropyTracker:
         if max_tokens is not None and max_tokens < 0:
             raise InputError(f"max_tokens must be at least 0, got {max_tokens}")
         self._names = tuple(names)
-        self._width = 0
+        self._before: Tensor | None = None
         self._rows: list[_Row] = []
-        self._steps = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Record one step and pass the logits on.
@@ -87,7 +90,8 @@ class EntropyTracker:
             `scores` itself.
 
         Raises:
-            InputError: another batch size than at the first step, or not one token more than at the last.
+            InputError: another batch size than at the first step, not one token more than at the last, or
+                rows that do not go on from the last step's, as beam search has them.
             PetkitError: a row without a distribution; the message names it.
         """
         if not self._rows:
@@ -97,19 +101,22 @@ class EntropyTracker:
                 f"a tracker serves one batch: expected {len(self._rows)} rows, got {len(scores)}; make a "
                 "new one for each call of generate"
             )
-        if self._steps:
-            if input_ids.shape[1] != self._width + 1:
-                raise InputError(
-                    f"a tracker serves one call of generate: expected {self._width + 1} tokens a row, got "
-                    f"{input_ids.shape[1]}; make a new one for each call"
-                )
+        if self._before is None:
+            _check_no_beams(input_ids, scores)
+        else:
+            _check_goes_on(self._before, input_ids)
             self._end(input_ids[:, -1].tolist())
-        self._width = input_ids.shape[1]
-        self._steps += 1
+        # A copy: what was kept of a buffer that is written to in place would change with it.
+        self._before = input_ids.clone()
         open_rows = [index for index, row in enumerate(self._rows) if self._wanted(row)]
         if open_rows:
             self._record(open_rows, scores if len(open_rows) == len(scores) else scores[open_rows])
         return scores
+
+    def end(self, rows: Collection[int]) -> None:
+        """Record no more of rows that have ended by something else than a token, such as a stop."""
+        for row in rows:
+            self._rows[row].ended = True
 
     def trajectories(self) -> list[Trajectory]:
         """What was recorded so far, a trajectory for each row of the batch."""
@@ -139,6 +146,31 @@ class EntropyTracker:
             row.entropy.append(entropy)
             row.varentropy.append(varentropy)
             row.max_prob.append(max_prob)
+
+
+def _check_no_beams(input_ids: Tensor, scores: Tensor) -> None:
+    """Refuse the first step of a beam search, by its scores.
+
+    It hands processors log-probabilities in place of logits, for each prompt in several rows. The rows may
+    change places behind the last step too, where no later step would show it.
+    """
+    repeated = len(input_ids) > 1 and bool((input_ids[1:] == input_ids[:-1]).all(dim=1).any())
+    if repeated and bool((scores.float().logsumexp(dim=-1).abs() < SUM_TOLERANCE).all()):
+        raise InputError(f"the scores are log-probabilities of equal rows: {NO_BEAMS}")
+
+
+def _check_goes_on(before: Tensor, input_ids: Tensor) -> None:
+    width = before.shape[1]
+    if input_ids.shape[1] != width + 1:
+        raise InputError(
+            f"a tracker serves one call of generate: expected {width + 1} tokens a row, got "
+            f"{input_ids.shape[1]}; make a new one for each call"
+        )
+    if not torch.equal(input_ids[:, :width], before):
+        row = int((input_ids[:, :width] != before).any(dim=1).nonzero()[0])
+        raise InputError(
+            f"every row must go on from its tokens at the last step, row {row} does not: {NO_BEAMS}"
+        )
 
 
 @dataclass(frozen=True)
@@ -174,7 +206,7 @@ def entropy_from_top(top_log_probs: Sequence[float], vocab: int) -> BoundedEntro
         Grouping: H = H(top, rest as one) + P(rest) H(rest), and 0 <= H(rest) <= log(vocab - k).
     """
     if not top_log_probs or not all(value <= 1e-6 for value in top_log_probs):
-        raise InputError(f"top_log_probs must hold log-probabilities (0 at most), got {list(top_log_probs)}")
+        raise InputError(f"top_log_probs must hold log-probabilities (at most 0), got {list(top_log_probs)}")
     if len(top_log_probs) > vocab:
         raise InputError(f"vocab must be at least {len(top_log_probs)}, got {vocab}")
     known = math.fsum(math.exp(value) for value in top_log_probs)

@@ -148,25 +148,28 @@ class RemoteModel:
             **fields,
         }
         deadline = time.monotonic() + self.settings.timeout
-        response = await self._opened(body, deadline)
+        response = await self._opened(body, deadline, probing)
         try:
             if probing and MODE_HEADER in response.headers:
-                raise InputError(
-                    f"{self.endpoint.url} routes by itself: put questions to it as they are, or start it "
-                    "without --route"
-                )
+                raise self._routed()
             yield self._pieces(response, limit, deadline)
         finally:
             await response.aclose()
 
-    async def _opened(self, body: Mapping[str, Any], deadline: float) -> httpx.Response:
+    def _routed(self) -> InputError:
+        return InputError(
+            f"{self.endpoint.url} routes by itself: put questions to it as they are, or start it "
+            "without --route"
+        )
+
+    async def _opened(self, body: Mapping[str, Any], deadline: float, probing: bool) -> httpx.Response:
         """Send until the server begins an answer."""
         attempt = 1
         while True:
             response = await self._sent(body)
             if response.status_code == httpx.codes.OK:
                 return response
-            error = self._refusal(response.status_code, await self._told(response))
+            error = self._refusal(response, await self._told(response), probing, attempt)
             wait = _wait(response.headers.get("retry-after"), attempt)
             last = attempt == self.settings.attempts or time.monotonic() + wait > deadline
             if response.status_code not in RETRIED or last:
@@ -198,8 +201,8 @@ class RemoteModel:
         text = error_text(_json(body[:MAX_ERROR_BODY]))
         return text.replace(self._key, "***") if self._key else text
 
-    def _refusal(self, status: int, told: str) -> PetkitError:
-        where = f"{self.endpoint.url} answers {status}"
+    def _refusal(self, response: httpx.Response, told: str, probing: bool, attempt: int) -> PetkitError:
+        status, where = response.status_code, f"{self.endpoint.url} answers {response.status_code}"
         if status in (401, 403):
             return ConfigError(f"{where}: set PETKIT_API_KEY to a key that it takes ({told})")
         if status == 404:
@@ -207,7 +210,11 @@ class RemoteModel:
                 f"{where}: it has no model {self.endpoint.model}, or the address lacks /v1 ({told})"
             )
         if status in RETRIED:
-            return PetkitError(f"{where}, {self.settings.attempts} times at most: try again later ({told})")
+            often = f", also when asked {attempt} times" if attempt > 1 else ""
+            return PetkitError(f"{where}{often}: try again later ({told})")
+        # Whatever the request lacks, mending it would not help.
+        if probing and MODE_HEADER in response.headers:
+            return self._routed()
         return Refused(f"{where}: {told}")
 
     async def _pieces(
@@ -227,7 +234,7 @@ class RemoteModel:
                     return
                 # The token that ends an answer may come on top.
                 if limit is not None and tokens > limit + 1:
-                    raise PetkitError(f"asked for {limit} tokens at most, got more")
+                    raise PetkitError(f"asked for at most {limit} tokens, got more")
         except httpx.HTTPError as error:
             if not ended:
                 raise self._failure(error) from error
@@ -261,7 +268,7 @@ class RemoteModel:
 
 
 def check_entries(piece: Piece, seen: int, url: str) -> None:
-    """Refuse an answer that comes without the log-probabilities of its tokens.
+    """Refuse a piece of an answer that comes without the log-probabilities of its tokens.
 
     Args:
         piece: of a stream.
@@ -269,13 +276,19 @@ def check_entries(piece: Piece, seen: int, url: str) -> None:
         url: of the server, for the message.
 
     Raises:
-        InputError: it has text, and no record of a token came yet.
+        InputError: it has text and no record: the tokens could neither be described nor counted.
     """
-    if piece.spoke and not piece.entries and not seen:
+    if not piece.spoke or piece.entries:
+        return
+    if seen:
         raise InputError(
-            f"{url} sends no log-probabilities of its tokens: the server must support logprobs and "
-            "top_logprobs in streams of the chat API (vLLM: start it with --max-logprobs 20 or more)"
+            f"{url} stopped sending log-probabilities of its tokens after {seen}: every event with text must "
+            "hold the records of its tokens in logprobs.content"
         )
+    raise InputError(
+        f"{url} sends no log-probabilities of its tokens: the server must support logprobs and "
+        "top_logprobs in streams of the chat API (vLLM: start it with --max-logprobs 20 or more)"
+    )
 
 
 @lru_cache(maxsize=1)

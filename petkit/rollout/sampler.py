@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from petkit.errors import InputError
 from petkit.rollout.entropy import EntropyTracker, Trajectory
+from petkit.rollout.stops import Stops
 
 
 @dataclass(frozen=True)
@@ -18,19 +19,21 @@ class Written:
     """What a model wrote after one prompt.
 
     Args:
-        tokens: ids, without the one that ended the text.
+        tokens: ids, without the one that ended the text; those of a stop are still there.
         trajectory: uncertainty of each token that was drawn, the ending one included.
-        finished: whether the model ended the text itself.
+        finished: whether the text has ended, by a token or by a stop.
+        stopped: whether it was by a stop.
     """
 
     tokens: tuple[int, ...]
     trajectory: Trajectory
     finished: bool
+    stopped: bool = False
 
     @property
     def cost(self) -> int:
         """Tokens that were decoded, the ending one included."""
-        return len(self.tokens) + self.finished
+        return len(self.tokens) + (self.finished and not self.stopped)
 
 
 def generate(
@@ -42,6 +45,8 @@ def generate(
     batch_size: int = 16,
     tracked: bool = True,
     names: Sequence[str] = (),
+    stops: Stops | None = None,
+    answered: Sequence[int] = (),
     advance: Callable[..., None] = lambda count=1, note="": None,
 ) -> list[Written]:
     """Continue prompts greedily, in batches padded on the left.
@@ -54,6 +59,9 @@ def generate(
         batch_size: prompts decoded together.
         tracked: record the uncertainty; the trajectories are empty otherwise.
         names: of the prompts, for messages.
+        stops: texts that end what is written too.
+        answered: how many ids at the end of each prompt are the answer's beginning, in which a stop may
+            begin; none where it is empty.
         advance: told how many prompts are done.
 
     Returns:
@@ -71,9 +79,10 @@ def generate(
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         tracker = EntropyTracker(end_tokens(model), names=[names[row] for row in rows] if names else ())
-        found = _batch(
-            model, [prompts[row] for row in rows], max_new_tokens, padding, tracker if tracked else None
-        )
+        own = [prompts[row] for row in rows]
+        begun = [prompts[row][len(prompts[row]) - answered[row] :] if answered else () for row in rows]
+        ending = _Ending(stops, begun, max(map(len, own)), tracker if tracked else None)
+        found = _batch(model, own, max_new_tokens, padding, ending)
         written |= zip(rows, found, strict=True)
         advance(len(rows))
     return [written[index] for index in range(len(prompts))]
@@ -113,10 +122,10 @@ def _batch(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     padding: int,
-    tracker: EntropyTracker | None,
+    ending: _Ending,
 ) -> list[Written]:
     ids, mask = left_padded(prompts, padding, next(model.parameters()).device)
-    ends = end_tokens(model)
+    tracker = ending.tracker
     with torch.inference_mode():
         output = model.generate(  # type: ignore[operator]
             input_ids=ids,
@@ -126,12 +135,49 @@ def _batch(
             num_beams=1,
             pad_token_id=padding,
             logits_processor=[tracker] if tracker else [],
+            stopping_criteria=[ending] if ending.stops else [],
         )
     trajectories = tracker.trajectories() if tracker else [Trajectory()] * len(prompts)
     rows = output[:, ids.shape[1] :].tolist()
-    return [_written(row, ends, trace) for row, trace in zip(rows, trajectories, strict=True)]
+    columns = zip(rows, trajectories, ending.stopped, strict=True)
+    return [_written(row, end_tokens(model), trace, stopped) for row, trace, stopped in columns]
 
 
-def _written(row: list[int], ends: Sequence[int], trajectory: Trajectory) -> Written:
+class _Ending:
+    """A `StoppingCriteria`: rows end where their answers hold a stop.
+
+    Args:
+        stops: the texts; None ends nothing.
+        begun: ids of each row's answer that are in its prompt.
+        width: of the prompts.
+        tracker: told of rows that have ended.
+    """
+
+    def __init__(
+        self,
+        stops: Stops | None,
+        begun: Sequence[Sequence[int]],
+        width: int,
+        tracker: EntropyTracker | None,
+    ) -> None:
+        self.stops, self.begun, self.width, self.tracker = stops, begun, width, tracker
+        # Behind how many new tokens each row was stopped.
+        self.stopped: list[int | None] = [None] * len(begun)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        assert self.stops is not None
+        for row, tokens in enumerate(input_ids[:, self.width :].tolist()):
+            if self.stopped[row] is None and self.stops.complete([*self.begun[row], *tokens]):
+                self.stopped[row] = len(tokens)
+        ended = [length is not None for length in self.stopped]
+        if self.tracker is not None:
+            self.tracker.end([row for row, one in enumerate(ended) if one])
+        return torch.tensor(ended, device=input_ids.device)
+
+
+def _written(row: list[int], ends: Sequence[int], trajectory: Trajectory, stopped: int | None) -> Written:
+    row = row[:stopped]
     end = next((place for place, token in enumerate(row) if token in ends), None)
-    return Written(tuple(row if end is None else row[:end]), trajectory, end is not None)
+    if end is None and stopped is not None:
+        return Written(tuple(row), trajectory, finished=True, stopped=True)
+    return Written(tuple(row[:end]), trajectory, end is not None)

@@ -79,7 +79,7 @@ async def read_lines(chunks: AsyncIterator[bytes], limit: int = MAX_LINE) -> Asy
     async for chunk in chunks:
         *whole, held = (held + chunk).split(b"\n")
         if max(map(len, (*whole, held))) > limit:
-            raise PetkitError(f"expected lines of {limit:,} bytes at most, got a longer one")
+            raise PetkitError(f"expected lines of at most {limit:,} bytes, got a longer one")
         for line in whole:
             yield _decoded(line)
     yield _decoded(held)

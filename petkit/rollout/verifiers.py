@@ -28,7 +28,7 @@ def score(question: Question, text: str) -> float:
         ValueError: the question has no answer.
     """
     if question.answer is None:
-        raise ValueError(f"question {question.id} has no answer to compare with")
+        raise ValueError(f"{question.name} has no answer to compare with")
     found = extract(question, text)
     if found is None:
         return 0.0

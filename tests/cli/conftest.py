@@ -1,6 +1,7 @@
 """Run a command line in this process."""
 
 import errno
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from petkit.cli.main import run
+from tests.serving.text_models import save_llama
 
 
 class Result(NamedTuple):
@@ -31,6 +33,21 @@ def petkit(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Result]
     yield call
     logger.setLevel(before[0])
     logger.handlers[:] = before[1]
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny language model; to be left as it is."""
+    return Path(save_llama(tmp_path_factory.mktemp("llama") / "model"))
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    """Three questions with answers, as JSONL."""
+    path = tmp_path / "questions.jsonl"
+    rows = [{"question": text, "answer": "yes"} for text in ("the cat", "dog ran", "on the mat")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 @pytest.fixture

@@ -121,3 +121,11 @@ def test_warnings_show_when_quiet(capsys):
 def test_duration(seconds, text):
     assert output.duration(seconds) == text
     assert re.fullmatch(r"(\d+h)?(\d+m)?(\d+s)?", text)
+
+
+def test_the_end_is_told_once(capsys):
+    output.configure_logging()
+    with output.progress("every mode", total=4) as advance:
+        for count in (3, 0, 1, 0, 0):
+            advance(count)
+    assert [line.split(" (")[0] for line in capsys.readouterr().err.splitlines()] == ["every mode 4/4"]

@@ -1,35 +1,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from petkit.errors import ConfigError
 from tests.serving.text_models import save_llama
 
 Petkit = Callable[..., Any]
 FAST = ("--probe-tokens", "6", "--threads", "1")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(save_llama(tmp_path_factory.mktemp("route") / "model"))
-
-
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
-    path = tmp_path / "questions.jsonl"
-    rows = [{"question": text, "answer": "yes"} for text in ("the cat", "dog ran", "on the mat")]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-@pytest.fixture
-def router(petkit: Petkit, model: Path, data: Path, tmp_path: Path) -> Path:
-    flags = ("--data", data, "--max-new-tokens", "12", "-o", tmp_path / "router", *FAST)
-    result = petkit("route", "calibrate", model, *flags, "--json")
+def router(petkit: Petkit, llama: Path, questions: Path, tmp_path: Path) -> Path:
+    flags = ("--data", questions, "--max-new-tokens", "12", "-o", tmp_path / "router", *FAST)
+    result = petkit("route", "calibrate", llama, *flags, "--json")
     assert result.code == 0, result.err
     return tmp_path / "router"
 
@@ -45,8 +34,10 @@ def test_help(petkit: Petkit, name: str) -> None:
     assert "Usage: petkit route" in result.out
 
 
-def test_probe_writes_what_explain_reads(petkit: Petkit, model: Path, data: Path, tmp_path: Path) -> None:
-    result = petkit("route", "probe", model, data, "-o", tmp_path / "out", *FAST, "--json")
+def test_probe_writes_what_explain_reads(
+    petkit: Petkit, llama: Path, questions: Path, tmp_path: Path
+) -> None:
+    result = petkit("route", "probe", llama, questions, "-o", tmp_path / "out", *FAST, "--json")
     assert result.code == 0, result.err
     payload = json.loads(result.out)
     records = rows_of(tmp_path / "out" / "trajectories.jsonl")
@@ -80,8 +71,8 @@ def test_explain_rows_of_any_origin(petkit: Petkit, tmp_path: Path) -> None:
     assert "overload, falls back to direct" in text
 
 
-def test_explain_one_question(petkit: Petkit, model: Path, tmp_path: Path) -> None:
-    flags = ("--question", "the cat", "--model", model, "-o", tmp_path / "e")
+def test_explain_one_question(petkit: Petkit, llama: Path, tmp_path: Path) -> None:
+    flags = ("--question", "the cat", "--model", llama, "-o", tmp_path / "e")
     result = petkit("route", "explain", *flags, "--probe-tokens", "5")
     assert result.code == 0, result.err
     assert "over 5 tokens" in result.out
@@ -89,41 +80,43 @@ def test_explain_one_question(petkit: Petkit, model: Path, tmp_path: Path) -> No
 
 
 def test_prompts_come_from_a_file(
-    petkit: Petkit, model: Path, data: Path, router: Path, tmp_path: Path
+    petkit: Petkit, llama: Path, questions: Path, router: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "prompts.yaml"
     file.write_text('prompts:\n  standard: "{question}\\nuser"\n')
-    flags = ("--data", data, *FAST, "--max-new-tokens", "12", "--json")
-    plain = petkit("route", "eval", model, *flags)
-    changed = petkit("route", "eval", model, *flags, "--config", file)
+    flags = ("--data", questions, *FAST, "--max-new-tokens", "12", "--json")
+    plain = petkit("route", "eval", llama, *flags)
+    changed = petkit("route", "eval", llama, *flags, "--config", file)
     assert changed.code == 0, changed.err
     settings = json.loads(changed.out)["settings"]
     assert settings["prompts"]["standard"] == "{question}\nuser"
     assert json.loads(plain.out)["settings"]["prompts"]["standard"] == "{question}"
-    result = petkit("route", "run", model, "--router", router, "-c", file, "--question", "the", *FAST[2:])
+    result = petkit("route", "run", llama, "--router", router, "-c", file, "--question", "the", *FAST[2:])
     assert result.code == 0, result.err
     file.write_text("prompt: {}\n")
-    wrong = petkit("route", "run", model, "-c", file, "--question", "the")
+    wrong = petkit("route", "run", llama, "-c", file, "--question", "the")
     assert wrong.code == 2
     assert "did you mean prompts" in wrong.err
 
 
-def test_run_answers(petkit: Petkit, model: Path, data: Path, router: Path, tmp_path: Path) -> None:
+def test_run_answers(petkit: Petkit, llama: Path, questions: Path, router: Path, tmp_path: Path) -> None:
     flags = ("--max-new-tokens", "10", "--threads", "1")
-    result = petkit("route", "run", model, "--data", data, "-o", tmp_path / "r", *FAST, *flags[:2], "--json")
+    result = petkit(
+        "route", "run", llama, "--data", questions, "-o", tmp_path / "r", *FAST, *flags[:2], "--json"
+    )
     assert result.code == 0, result.err
     payload = json.loads(result.out)
     assert payload["tokens"] == sum(item["tokens"] for item in payload["items"])
     assert all({"id", "mode", "reason", "text", "tokens"} <= item.keys() for item in payload["items"])
     assert rows_of(tmp_path / "r" / "answers.jsonl") == payload["items"]
-    one = petkit("route", "run", model, "--question", "dog ran", "--router", router, *flags)
+    one = petkit("route", "run", llama, "--question", "dog ran", "--router", router, *flags)
     assert one.code == 0, one.err
     assert one.out.startswith("question (")
 
 
-def test_eval_compares(petkit: Petkit, model: Path, data: Path, router: Path, tmp_path: Path) -> None:
-    flags = ("--data", data, "--router", router, "-o", tmp_path / "e", "--threads", "1")
-    result = petkit("route", "eval", model, *flags, "--json")
+def test_eval_compares(petkit: Petkit, llama: Path, questions: Path, router: Path, tmp_path: Path) -> None:
+    flags = ("--data", questions, "--router", router, "-o", tmp_path / "e", "--threads", "1")
+    result = petkit("route", "eval", llama, *flags, "--json")
     assert result.code == 0, result.err
     payload = json.loads(result.out)
     assert {"always cot", "oracle", "this router"} <= {one["policy"] for one in payload["policies"]}
@@ -133,11 +126,11 @@ def test_eval_compares(petkit: Petkit, model: Path, data: Path, router: Path, tm
     assert (tmp_path / "e" / "plots" / "reliability.png").exists()
     page = (tmp_path / "e" / "report.html").read_text()
     assert "always cot" in page
-    assert f"{model} on questions.jsonl" in page
+    assert f"{llama} on questions.jsonl" in page
 
 
 def test_a_router_of_another_model_is_refused(
-    petkit: Petkit, data: Path, router: Path, tmp_path: Path
+    petkit: Petkit, questions: Path, router: Path, tmp_path: Path
 ) -> None:
     other = save_llama(tmp_path / "other")
     content = json.loads((other / "config.json").read_text())
@@ -146,14 +139,16 @@ def test_a_router_of_another_model_is_refused(
     weights = load_file(other / "model.safetensors")
     save_file({name: x + 0.01 for name, x in weights.items()}, other / "model.safetensors", {"format": "pt"})
     assert content["model_type"] == "llama"
-    result = petkit("route", "run", other, "--data", data, "--router", router)
+    result = petkit("route", "run", other, "--data", questions, "--router", router)
     assert (result.code, result.out) == (2, "")
     assert "calibrate a router for it" in result.err
 
 
-def test_a_limit_that_cannot_be_kept_gives_3(petkit: Petkit, model: Path, data: Path, tmp_path: Path) -> None:
-    flags = ("--data", data, "--min-accuracy", "1", "--max-new-tokens", "8", "-o", tmp_path / "r", *FAST)
-    result = petkit("route", "calibrate", model, *flags)
+def test_a_limit_that_cannot_be_kept_gives_3(
+    petkit: Petkit, llama: Path, questions: Path, tmp_path: Path
+) -> None:
+    flags = ("--data", questions, "--min-accuracy", "1", "--max-new-tokens", "8", "-o", tmp_path / "r", *FAST)
+    result = petkit("route", "calibrate", llama, *flags)
     assert result.code == 3
     assert "no thresholds keep the limit" in result.err
     assert json.loads((tmp_path / "r" / "checks.json").read_text())["ok"] is False
@@ -184,7 +179,7 @@ def test_a_limit_that_cannot_be_kept_gives_3(petkit: Petkit, model: Path, data: 
     ],
 )
 def test_wrong_usage_gives_2(
-    petkit: Petkit, model: Path, data: Path, tmp_path: Path, arguments: list[str], message: str
+    petkit: Petkit, llama: Path, questions: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     full = tmp_path / "full"
     full.mkdir()
@@ -196,7 +191,7 @@ def test_wrong_usage_gives_2(
         "NAN": '{"entropies": [1, NaN]}\n',
         "NEGATIVE": '{"entropies": [1, -1]}\n',
     }
-    names = {"MODEL": str(model), "DATA": str(data), "FULL": str(full)}
+    names = {"MODEL": str(llama), "DATA": str(questions), "FULL": str(full)}
     for name, text in texts.items():
         names[name] = str(tmp_path / f"{name.lower()}.jsonl")
         Path(names[name]).write_text(text)
@@ -206,31 +201,80 @@ def test_wrong_usage_gives_2(
     assert message in result.err
 
 
-def test_outcomes_are_kept_and_taken_again(petkit: Petkit, model: Path, data: Path, tmp_path: Path) -> None:
+def test_outcomes_are_kept_and_taken_again(
+    petkit: Petkit, llama: Path, questions: Path, tmp_path: Path
+) -> None:
     kept = tmp_path / "outcomes.jsonl"
-    flags = ("--data", data, "--outcomes", kept, "--max-new-tokens", "12", *FAST, "--json")
-    whole = petkit("route", "eval", model, *flags)
+    flags = ("--data", questions, "--outcomes", kept, "--max-new-tokens", "12", *FAST, "--json")
+    whole = petkit("route", "eval", llama, *flags)
     lines = kept.read_text().splitlines(keepends=True)
     assert len(lines) == 3
     # As after a kill in the midst of the last question.
     kept.write_text("".join(lines[:-1]) + lines[-1][:30])
-    again = petkit("route", "eval", model, *flags)
+    again = petkit("route", "eval", llama, *flags)
     assert "2 of 3 outcomes are kept in" in again.err
     assert json.loads(again.out) == json.loads(whole.out)
     assert kept.read_text() == "".join(lines)
-    fitted = petkit("route", "calibrate", model, *flags, "-o", tmp_path / "router")
-    assert "3 of 3 outcomes are kept in" in fitted.err
-    other = petkit("route", "eval", model, *flags, "--set", "prompts.cot={question} the dog")
+    fitted = petkit("route", "calibrate", llama, *flags, "-o", tmp_path / "router")
+    assert "all 3 outcomes are kept" in fitted.err
+    manifest = json.loads((tmp_path / "router" / "petkit.json").read_text())
+    assert manifest["base"]["sha256"] == json.loads(whole.out)["model_sha256"]
+    other = petkit("route", "eval", llama, *flags, "--set", "prompts.cot={question} the dog")
     assert "outcomes are kept" not in other.err
     assert len(kept.read_text().splitlines()) == 6
 
 
-def test_a_learned_router_answers(petkit: Petkit, model: Path, data: Path, tmp_path: Path) -> None:
-    made = ("--data", data, "--outcomes", tmp_path / "o.jsonl", "--max-new-tokens", "12", *FAST)
-    fitted = petkit("route", "calibrate", model, *made, "--learned", "-o", tmp_path / "router")
+def test_kept_outcomes_need_no_model(
+    petkit: Petkit,
+    llama: Path,
+    questions: Path,
+    router: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(llama, copy)
+    flags = (
+        "--data",
+        questions,
+        "--outcomes",
+        tmp_path / "o.jsonl",
+        "--router",
+        router,
+        "--threads",
+        "1",
+        "--json",
+    )
+    whole = petkit("route", "eval", copy, *flags)
+    assert whole.code == 0, whole.err
+
+    def load(*_: Any, **__: Any) -> None:
+        raise ConfigError("the model was to be loaded")
+
+    monkeypatch.setattr("petkit.methods.edrm.writers.load_model", load)
+    again = petkit("route", "eval", copy, *flags)
+    assert again.code == 0, again.err
+    assert json.loads(again.out) == json.loads(whole.out)
+    # What is refused with the model is refused without it.
+    wrong = petkit("route", "eval", copy, *flags, "--set", "served.vocab=9")
+    assert "settings of served have an effect on a model behind a server alone" in wrong.err
+    manifest = router / "petkit.json"
+    content = json.loads(manifest.read_text())
+    content["base"]["sha256"] = "0" * 64
+    manifest.write_text(json.dumps(content))
+    assert "calibrate a router for it" in petkit("route", "eval", copy, *flags).err
+    # The same name, but not the same weights any more.
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert "the model was to be loaded" in petkit("route", "eval", copy, *flags[:4], *FAST).err
+
+
+def test_a_learned_router_answers(petkit: Petkit, llama: Path, questions: Path, tmp_path: Path) -> None:
+    made = ("--data", questions, "--outcomes", tmp_path / "o.jsonl", "--max-new-tokens", "12", *FAST)
+    fitted = petkit("route", "calibrate", llama, *made, "--learned", "-o", tmp_path / "router")
     assert fitted.code == 0, fitted.err
     flags = ("--router", tmp_path / "router", "--threads", "1", "--json")
-    result = petkit("route", "run", model, "--data", data, *flags)
+    result = petkit("route", "run", llama, "--data", questions, *flags)
     assert "sure, by the network" in json.loads(result.out)["items"][0]["reason"]
     trace = tmp_path / "t.jsonl"
     trace.write_text('{"entropies": [1, 2, 3, 4]}\n')
@@ -247,18 +291,20 @@ def test_a_learned_router_answers(petkit: Petkit, model: Path, data: Path, tmp_p
     network.write_bytes(content)
     assert petkit("verify", tmp_path / "router").code == 0
     (tmp_path / "router" / "config.yaml").write_text("probe_tokens: 9\n")
-    changed = petkit("route", "run", model, "--data", data, *flags)
+    changed = petkit("route", "run", llama, "--data", questions, *flags)
     assert changed.code == 2
     assert "its config.yaml is not what its petkit.json records" in changed.err
 
 
-def test_a_data_set_is_routed_as_a_whole(petkit: Petkit, model: Path, data: Path, tmp_path: Path) -> None:
-    flags = ("--data", data, "--max-new-tokens", "12", *FAST, "--set", "level=dataset", "--json")
-    result = petkit("route", "run", model, *flags)
+def test_a_data_set_is_routed_as_a_whole(
+    petkit: Petkit, llama: Path, questions: Path, tmp_path: Path
+) -> None:
+    flags = ("--data", questions, "--max-new-tokens", "12", *FAST, "--set", "level=dataset", "--json")
+    result = petkit("route", "run", llama, *flags)
     items = json.loads(result.out)["items"]
     assert len({item["mode"] for item in items}) == 1
     assert items[0]["reason"].startswith("all of questions, by 3 probes: ")
-    fitted = petkit("route", "calibrate", model, *flags, "-o", tmp_path / "router")
+    fitted = petkit("route", "calibrate", llama, *flags, "-o", tmp_path / "router")
     assert "data set, this router" in [one["policy"] for one in json.loads(fitted.out)["policies"]]
 
 
@@ -282,8 +328,31 @@ def test_faulty_lines_name_the_flag(petkit: Petkit, tmp_path: Path) -> None:
     ],
 )
 def test_calibration_flags_that_do_not_fit(
-    petkit: Petkit, data: Path, tmp_path: Path, flags: tuple[str, ...], message: str
+    petkit: Petkit, questions: Path, tmp_path: Path, flags: tuple[str, ...], message: str
 ) -> None:
-    result = petkit("route", "calibrate", "nowhere", "--data", data, "-o", tmp_path / "r", *flags)
+    result = petkit("route", "calibrate", "nowhere", "--data", questions, "-o", tmp_path / "r", *flags)
     assert (result.code, result.out) == (2, "")
     assert message in result.err
+
+
+def test_stops_hold_in_every_command(petkit: Petkit, llama: Path, questions: Path, tmp_path: Path) -> None:
+    made = ("--data", questions, "--max-new-tokens", "12", *FAST, "--json")
+    (word,) = {
+        word
+        for item in json.loads(petkit("route", "run", llama, *made).out)["items"]
+        for word in item["text"].split()
+    }
+    stop = ("--set", f'stop=["{word} {word}"]')
+    fitted = petkit("route", "calibrate", llama, *made, *stop, "-o", tmp_path / "router")
+    assert fitted.code == 0, fitted.err
+    # A router brings its stops along.
+    flags = ("--router", tmp_path / "router", "--threads", "1", "--json")
+    answered = json.loads(petkit("route", "run", llama, "--data", questions, *flags).out)["items"]
+    assert {(item["text"], item["tokens"]) for item in answered} == {("", 2)}
+    result = petkit("route", "eval", llama, "--data", questions, *flags)
+    assert json.loads(result.out)["settings"]["stop"] == [f"{word} {word}"]
+    petkit("route", "probe", llama, questions, "-o", tmp_path / "p", *FAST, *stop)
+    rows = rows_of(tmp_path / "p" / "trajectories.jsonl")
+    assert [(row["stop"], len(row["entropies"]), row["finished"]) for row in rows] == [
+        ([f"{word} {word}"], 2, True)
+    ] * 3

@@ -28,29 +28,23 @@ def model(server: FaultServer) -> str:
     return f"{server.url}#m"
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    path = tmp_path / "questions.jsonl"
-    rows = [{"question": text, "answer": "yes"} for text in ("why", "how", "when")]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def test_every_command(petkit: Petkit, server: FaultServer, model: str, data: Path, tmp_path: Path) -> None:
-    result = petkit("route", "probe", model, data, *FAST[:2], "-o", tmp_path / "p", "--json")
+def test_every_command(
+    petkit: Petkit, server: FaultServer, model: str, questions: Path, tmp_path: Path
+) -> None:
+    result = petkit("route", "probe", model, questions, *FAST[:2], "-o", tmp_path / "p", "--json")
     assert result.code == 0, result.err
     assert "the true ones are larger by" in result.err
     lines = (tmp_path / "p" / "trajectories.jsonl").read_text().splitlines()
     assert all(json.loads(line)["entropy_bias"]["largest"] > 0 for line in lines)
     result = petkit("route", "explain", "--model", model, "--question", "why", *FAST[:2])
     assert (result.code, "over 4 tokens" in result.out) == (0, True), result.err
-    result = petkit("route", "calibrate", model, "--data", data, *FAST, "-o", tmp_path / "r")
+    result = petkit("route", "calibrate", model, "--data", questions, *FAST, "-o", tmp_path / "r")
     assert result.code == 0, result.err
     manifest = json.loads((tmp_path / "r" / "petkit.json").read_text())
     assert manifest["base"]["id"] == "m"
-    result = petkit("route", "eval", model, "--data", data, "--router", tmp_path / "r", "--json")
+    result = petkit("route", "eval", model, "--data", questions, "--router", tmp_path / "r", "--json")
     assert result.code == 0, result.err
-    result = petkit("route", "run", model, "--data", data, "--router", tmp_path / "r", "--json")
+    result = petkit("route", "run", model, "--data", questions, "--router", tmp_path / "r", "--json")
     assert [item["tokens"] for item in json.loads(result.out)["items"]] == [7, 7, 7]
     assert set(server.keys) == {"Bearer sk-secret"}
     assert "sk-secret" not in result.out + result.err
@@ -59,21 +53,21 @@ def test_every_command(petkit: Petkit, server: FaultServer, model: str, data: Pa
 
 
 def test_a_router_is_bound_to_the_name(
-    petkit: Petkit, server: FaultServer, model: str, data: Path, tmp_path: Path
+    petkit: Petkit, server: FaultServer, model: str, questions: Path, tmp_path: Path
 ) -> None:
-    assert petkit("route", "calibrate", model, "--data", data, *FAST, "-o", tmp_path / "r").code == 0
+    assert petkit("route", "calibrate", model, "--data", questions, *FAST, "-o", tmp_path / "r").code == 0
     asked = len(server.requests)
-    result = petkit("route", "run", f"{server.url}#other", "--data", data, "--router", tmp_path / "r")
+    result = petkit("route", "run", f"{server.url}#other", "--data", questions, "--router", tmp_path / "r")
     assert (result.code, result.out) == (2, "")
     assert "was calibrated for m with sha256" in result.err
     assert len(server.requests) == asked
 
 
 def test_a_stream_that_breaks_off_gives_1(
-    petkit: Petkit, server: FaultServer, model: str, data: Path
+    petkit: Petkit, server: FaultServer, model: str, questions: Path
 ) -> None:
     server.play(stream(*words(2)))
-    result = petkit("route", "run", model, "--data", data, *FAST)
+    result = petkit("route", "run", model, "--data", questions, *FAST)
     assert (result.code, result.out) == (1, "")
     assert "error: question " in result.err
     assert "the stream ended in the middle of an answer" in result.err

@@ -19,11 +19,6 @@ from tests.serving.text_models import save_llama
 Petkit = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(save_llama(tmp_path_factory.mktemp("serve") / "model"))
-
-
 @pytest.fixture(autouse=True)
 def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PETKIT_API_KEY", raising=False)
@@ -50,9 +45,9 @@ def test_help(petkit: Petkit) -> None:
     assert "--max-queue" in result.out
 
 
-def test_settings_reach_the_service(petkit: Petkit, model: Path, served: list[Any]) -> None:
+def test_settings_reach_the_service(petkit: Petkit, llama: Path, served: list[Any]) -> None:
     flags = ("--port", "0", "--max-body", "99", "--max-queue", "7", "--timeout", "3", "--batch-size", "2")
-    result = petkit("serve", model, *flags, "--max-new-tokens", "5", "--name", "mine", "--threads", "1")
+    result = petkit("serve", llama, *flags, "--max-new-tokens", "5", "--name", "mine", "--threads", "1")
     assert (result.code, result.out) == (0, ""), result.err
     assert "mine answers at http://127.0.0.1:" in result.err
     assert "plainly" in result.err
@@ -62,9 +57,9 @@ def test_settings_reach_the_service(petkit: Petkit, model: Path, served: list[An
     assert (service.name, service.rule, service.key) == ("mine", None, None)
 
 
-def test_json_names_the_address(petkit: Petkit, model: Path, served: list[Any]) -> None:
-    flags = ("--port", "0", "--route", "zero-shot", "--set", "probe_tokens=9", "--json")
-    result = petkit("serve", model, *flags)
+def test_json_names_the_address(petkit: Petkit, llama: Path, served: list[Any]) -> None:
+    flags = ("--port", "0", "--route", "zero-shot", "--probe-tokens", "9", "--json")
+    result = petkit("serve", llama, *flags)
     assert result.code == 0, result.err
     content = json.loads(result.out)
     assert content["url"].startswith("http://127.0.0.1:")
@@ -73,20 +68,20 @@ def test_json_names_the_address(petkit: Petkit, model: Path, served: list[Any]) 
 
 
 def test_a_router_is_bound_to_its_model(
-    petkit: Petkit, model: Path, served: list[Any], tmp_path: Path
+    petkit: Petkit, llama: Path, served: list[Any], tmp_path: Path
 ) -> None:
     data = tmp_path / "q.jsonl"
     data.write_text('{"question": "the cat", "answer": "yes"}\n{"question": "dog", "answer": "no"}\n' * 2)
     flags = ("--data", data, "--max-new-tokens", "8", "--probe-tokens", "4", "-o", tmp_path / "router")
-    assert petkit("route", "calibrate", model, *flags).code == 0
-    result = petkit("serve", model, "--route", tmp_path / "router", "--port", "0")
+    assert petkit("route", "calibrate", llama, *flags).code == 0
+    result = petkit("serve", llama, "--route", tmp_path / "router", "--port", "0")
     assert result.code == 0, result.err
     assert served[0].rule.config.probe_tokens == 4
     manifest = tmp_path / "router" / "petkit.json"
     content = json.loads(manifest.read_text())
     content["base"]["sha256"] = "0" * 64
     manifest.write_text(json.dumps(content))
-    result = petkit("serve", model, "--route", tmp_path / "router", "--port", "0")
+    result = petkit("serve", llama, "--route", tmp_path / "router", "--port", "0")
     assert (result.code, result.out) == (2, "")
     assert "calibrate a router for it" in result.err
 
@@ -98,6 +93,7 @@ def test_a_router_is_bound_to_its_model(
         (["--host", "no.such.host.invalid"], "lets other machines in"),
         (["--set", "probe_tokens=5"], "they need --route"),
         (["--config", "settings.yaml"], "they need --route"),
+        (["--probe-tokens", "5"], "--set, --config and --probe-tokens change a router: they need --route"),
         (["--route", "nowhere"], "nowhere is no router"),
         (["--route", "zero-shot", "--set", "probe_token=5"], "did you mean probe_tokens?"),
         (["--route", "zero-shot", "--set", "chat_template=false"], "chat_template must be true"),
@@ -110,12 +106,12 @@ def test_a_router_is_bound_to_its_model(
     ],
 )
 def test_wrong_usage_gives_2(
-    petkit: Petkit, model: Path, served: list[Any], arguments: list[str], message: str
+    petkit: Petkit, llama: Path, served: list[Any], arguments: list[str], message: str
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as used:
         port = str(used.getsockname()[1])
         given = [port if one == "USED" else one for one in arguments]
-        result = petkit("serve", model, *(() if "--port" in given else ("--port", "0")), *given)
+        result = petkit("serve", llama, *(() if "--port" in given else ("--port", "0")), *given)
     assert (result.code, result.out) == (2, ""), result.err
     assert message in result.err
     assert not served
@@ -143,20 +139,20 @@ def test_a_model_without_a_chat_template(petkit: Petkit, served: list[Any], tmp_
 
 
 def test_another_host_with_a_key(
-    petkit: Petkit, model: Path, served: list[Any], monkeypatch: pytest.MonkeyPatch
+    petkit: Petkit, llama: Path, served: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PETKIT_API_KEY", "sk-secret")
-    result = petkit("serve", model, "--host", "0.0.0.0", "--port", "0", "--json")
+    result = petkit("serve", llama, "--host", "0.0.0.0", "--port", "0", "--json")
     assert result.code == 0, result.err
     assert served[0].key == "sk-secret"
     assert json.loads(result.out)["key"] is True
     assert "sk-secret" not in result.out + result.err
 
 
-def test_a_missing_package_gives_4(petkit: Petkit, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_gives_4(petkit: Petkit, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "petkit.serving.chat.app", raising=False)
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    result = petkit("serve", model)
+    result = petkit("serve", llama)
     assert (result.code, result.out) == (4, "")
     assert 'the package fastapi is not installed; pip install "petkit[serve]"' in result.err
 
@@ -168,8 +164,8 @@ def test_names_do_not_show_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
-def test_signals_end_it(model: Path) -> None:
-    command = [sys.executable, "-m", "petkit", "serve", str(model), "--port", "0", "--json", "--threads", "1"]
+def test_signals_end_it(llama: Path) -> None:
+    command = [sys.executable, "-m", "petkit", "serve", str(llama), "--port", "0", "--json", "--threads", "1"]
     # A shell's background processes start with SIGINT ignored, and must end by it all the same.
     command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]
     numbers = {signal.SIGTERM: 143, signal.SIGINT: 130}

@@ -243,15 +243,51 @@ def test_under_compile():
         ((torch.zeros(2, 3), torch.zeros(2)), "token_ids must be integers"),
         ((torch.zeros(2, 3), torch.tensor([0, 3])), "token_ids must lie between 0 and 2, got 3"),
         ((torch.zeros(2, 3), torch.tensor([-100, 0])), "between 0 and 2, got -100: leave masked positions"),
-        ((torch.zeros(2, 3), None, 4), "top_k must lie between 0 and 3, got 4"),
-        ((torch.zeros(2, 3), None, -1), "top_k must lie between 0 and 3, got -1"),
-        ((torch.zeros(2, 3), None, 0, 0.0), "temperature must be positive, got 0.0"),
-        ((torch.zeros(2, 3), None, 0, float("inf")), "temperature must be positive, got inf"),
+        ((torch.zeros(2, 3), None, 4), "top_k must be a whole number between 0 and 3, got 4"),
+        ((torch.zeros(2, 3), None, -1), "top_k must be a whole number between 0 and 3, got -1"),
+        ((torch.zeros(2, 3), None, 2.5), r"top_k must be a whole number between 0 and 3, got 2\.5"),
+        ((torch.zeros(2, 3), None, "2"), "top_k must be a whole number between 0 and 3, got '2'"),
+        ((torch.zeros(2, 3), [0, 1]), r"token_ids must be a tensor, got list; use torch\.tensor"),
+        (([[0.0, 1.0]],), "logits must be a tensor, got list"),
+        ((torch.zeros(2, 3), None, 0, 0.0), "temperature must lie between 1e-30 and 1e.30, got 0.0"),
+        ((torch.zeros(2, 3), None, 0, 1e-40), "temperature must lie between 1e-30 and 1e.30, got 1e-40"),
+        ((torch.zeros(2, 3), None, 0, float("inf")), "temperature must lie between .* got inf"),
+        ((torch.zeros(2, 3), None, 0, float("nan")), "temperature must lie between .* got nan"),
+        ((torch.zeros(2, 3), None, 0, "0.7"), "temperature must be a number, got '0.7'"),
+        ((torch.zeros(2, 3), None, 0, None), "temperature must be a number, got None"),
     ],
 )
 def test_refusals(arguments, message):
     with pytest.raises(InputError, match=message):
         token_statistics(*arguments)
+
+
+def test_a_second_derivative_is_refused(kernels):
+    logits = normal(2, 9).requires_grad_()
+    found = token_statistics(logits, tokens(2, 9))
+    (gradient,) = torch.autograd.grad((found.entropy + found.log_prob).sum(), logits, create_graph=True)
+    with pytest.raises(InputError, match="token_statistics can be differentiated once"):
+        torch.autograd.grad((gradient**2).sum(), logits)
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e30])
+def test_the_limits_of_the_temperature(kernels, temperature):
+    logits = torch.tensor([[3.0, 3.0, 1.0], [1e4, -1e4, 9999.0], [1.0, -torch.inf, 0.0]])
+    ids = torch.tensor([0, 0, 0])
+    found = token_statistics(logits.requires_grad_(), ids, 2, temperature)
+    (found.entropy + found.log_prob).sum().backward()
+    # Frozen, only the largest logits are left; boiling, all possible ones are alike.
+    left = np.array([2, 1, 1] if temperature < 1 else [3, 3, 2])
+    np.testing.assert_allclose(found.entropy.detach().numpy(), np.log(left), rtol=0, atol=NATS)
+    np.testing.assert_allclose(found.log_prob.detach().numpy(), -np.log(left), rtol=0, atol=NATS)
+    assert found.log_z.isfinite().all()
+    assert logits.grad.isfinite().all()
+
+
+def test_numbers_of_numpy_are_numbers(kernels):
+    logits = normal(2, 9)
+    found = token_statistics(logits, None, np.int64(2), np.float32(0.5))
+    assert torch.equal(found.top_log_probs, token_statistics(logits, None, 2, 0.5).top_log_probs)
 
 
 def test_the_operator_itself_refuses_what_would_read_out_of_bounds():

@@ -2,6 +2,7 @@ import pytest
 from PIL import Image
 
 from petkit.errors import InputError
+from petkit.report.figures import colour, marker
 from petkit.report.routing import write_routing_page
 from petkit.report.sparkline import sparkline
 from petkit.report.trajectories import _frontier, draw_frontier, draw_planes, draw_reliability, draw_traces
@@ -51,3 +52,9 @@ def test_the_page_is_self_contained_and_escaped(tmp_path):
     assert "falls &lt;b&gt;" in page
     assert "7 / 0 / 1" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_every_policy_of_a_comparison_has_its_own_colour_and_marker():
+    """Eleven policies, this router and the learned one among them, and a spare."""
+    assert len({colour(place) for place in range(14)}) == len({marker(place) for place in range(14)}) == 14
+    assert len({(colour(place), marker(place)) for place in range(50)}) == 50

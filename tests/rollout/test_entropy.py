@@ -132,7 +132,7 @@ def test_a_whole_vocabulary_leaves_no_doubt():
     ("top", "vocab", "message"),
     [
         ([], 5, "must hold log-probabilities"),
-        ([0.5], 5, r"must hold log-probabilities \(0 at most\), got \[0.5\]"),
+        ([0.5], 5, r"must hold log-probabilities \(at most 0\), got \[0.5\]"),
         ([math.nan], 5, "must hold log-probabilities"),
         ([-1.0, -1.0, -2.0], 2, "vocab must be at least 3, got 2"),
         ([-0.1, -0.1], 5, "must be of different tokens: their probabilities add up to 1.8"),
@@ -152,6 +152,30 @@ def test_a_tracker_serves_one_call_alone():
         tracker(torch.zeros(2, 3, dtype=torch.int64), logits)
     with pytest.raises(InputError, match="max_tokens must be at least 0, got -1"):
         EntropyTracker(max_tokens=-1)
+
+
+@pytest.mark.parametrize("beams", [2, 4])
+@pytest.mark.parametrize("tokens", [1, 2, 12])
+def test_beam_search_is_refused(model, beams, tokens):
+    with pytest.raises(InputError, match=r"beam search, .* cannot be tracked; set num_beams=1"):
+        generate(model, [[5, 9], [3]], EntropyTracker(EOS), tokens, num_beams=beams)
+
+
+def test_rows_that_change_places_are_refused():
+    tracker, logits = EntropyTracker(), torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[7, 1], [7, 2], [7, 3]])
+    tracker(ids, logits)
+    # In the place where the last step's tokens were.
+    ids[:] = ids[[0, 2, 1]]
+    with pytest.raises(InputError, match=r"every row must go on from .*, row 1 does not: beam search"):
+        tracker(torch.cat([ids, ids[:, :1]], dim=1), logits)
+
+
+def test_samples_of_one_prompt_are_no_beams(model):
+    torch.manual_seed(0)
+    tracker = EntropyTracker(EOS)
+    generate(model, [[5, 9]], tracker, do_sample=True, num_return_sequences=3)
+    assert len(tracker.trajectories()) == 3
 
 
 def test_ends_may_be_a_tensor():

@@ -103,7 +103,9 @@ def test_a_busy_server_is_asked_again(server):
 def test_a_server_that_stays_busy_is_given_up(server):
     waits = []
     server.play(refuse(429, "slow down"))
-    with pytest.raises(PetkitError, match=r"answers 429, 3 times at most: try again later \(slow down\)"):
+    with pytest.raises(
+        PetkitError, match=r"answers 429, also when asked 3 times: try again later \(slow down\)"
+    ):
         ask(server, waits=waits, attempts=3)
     assert waits == [0.5, 1.0]
     assert len(server.requests) == 3
@@ -134,8 +136,8 @@ def test_a_server_that_stays_busy_is_given_up(server):
         (stream(event({"choices": [{"delta": {"content": 1}}]})), PetkitError, "expected a chat completion"),
         (stream(b'{"choices": []}'), PetkitError, "expected server-sent events"),
         (stream(event({"error": {"message": "out of\nmemory"}})), PetkitError, "broke off: out of memory"),
-        (stream(b"data: " + b"x" * MAX_LINE), PetkitError, "lines of 1,048,576 bytes at most"),
-        (stream(*words(20)), PetkitError, "asked for 8 tokens at most, got more"),
+        (stream(b"data: " + b"x" * MAX_LINE), PetkitError, "lines of at most 1,048,576 bytes"),
+        (stream(*words(20)), PetkitError, "asked for at most 8 tokens, got more"),
     ],
 )
 def test_faults_are_told(server, step, kind, message):
@@ -196,8 +198,11 @@ def test_text_without_records_of_tokens():
     (piece,) = asyncio.run(_pieces([chunk("hello")]))
     with pytest.raises(InputError, match="u sends no log-probabilities of its tokens"):
         check_entries(piece, 0, "u")
-    # Text that was held back may come after its tokens.
-    check_entries(piece, 1, "u")
+    with pytest.raises(InputError, match="u stopped sending log-probabilities of its tokens after 7"):
+        check_entries(piece, 7, "u")
+    for part in (chunk(finish="stop"), chunk("a", [entry("a", [-1.0])])):
+        (piece,) = asyncio.run(_pieces([part]))
+        check_entries(piece, 7, "u")
 
 
 async def _pieces(parts):

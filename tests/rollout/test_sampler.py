@@ -6,6 +6,7 @@ from petkit.models.config import ModelConfig
 from petkit.models.loading import load_model
 from petkit.ops import token_statistics
 from petkit.rollout.sampler import end_tokens, generate
+from petkit.rollout.stops import Stops
 from tests.serving.text_models import save_llama
 
 PROMPTS = [[4, 5, 6, 7, 8], [9], [10, 11, 4], [5, 5]]
@@ -74,3 +75,23 @@ def test_nan_logits_are_named(model):
         broken.lm_head.weight[:] = torch.nan
     with pytest.raises(PetkitError, match="the logits of row 0 must be finite"):
         generate(broken, PROMPTS, 3, padding=0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_stops_end_each_row_by_itself(model, batch_size):
+    whole = generate(model, PROMPTS, 12, padding=0)
+    # A stop of five tokens; of two answers a part is written already.
+    stops, answered = Stops(("aaaaa",), lambda tokens: "a" * len(tokens)), [3, 0, 1, 0]
+    found = generate(model, PROMPTS, 12, padding=0, batch_size=batch_size, stops=stops, answered=answered)
+    # The third ends by itself, with its third token.
+    assert (found[2].stopped, found[2].cost, found[2].tokens) == (False, 3, whole[2].tokens)
+    for row, expected in ((0, 2), (1, 5), (3, 5)):
+        written, before = found[row], whole[row]
+        assert written.tokens == before.tokens[:expected]
+        assert written.trajectory.entropy == pytest.approx(before.trajectory.entropy[:expected], abs=1e-4)
+        assert (written.finished, written.stopped, written.cost) == (True, True, expected)
+
+
+def test_a_stop_that_never_comes_changes_nothing(model):
+    stops = Stops(("b",), lambda tokens: "a" * len(tokens))
+    assert generate(model, PROMPTS, 6, padding=0, stops=stops) == generate(model, PROMPTS, 6, padding=0)

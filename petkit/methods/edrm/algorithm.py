@@ -136,30 +136,54 @@ def dataset_point(trajectories: Sequence[Sequence[float]], kind: DatasetPoint) -
     return descriptors([[math.fsum(column) / len(column) for column in columns]])
 
 
-def route(points: Descriptors, thresholds: Thresholds = Thresholds()) -> list[Mode]:
+def route(
+    points: Descriptors, thresholds: Thresholds = Thresholds(), lengths: Tensor | Sequence[int] | None = None
+) -> list[Mode]:
     """Choose a mode for each trajectory.
 
     Args:
         points: as `descriptors` returns them.
         thresholds: where the inequalities, all strict, lie.
+        lengths: (batch,) tokens of each trajectory, for `keeps_standard`; None takes all as long enough.
 
     Returns:
-        the fallback in an overload, direct when uncertainty rises, cot when it falls smoothly, else standard.
+        the fallback in an overload, direct when uncertainty rises, cot when it falls smoothly, else standard;
+        standard also for an answer that was over before it had a shape.
 
     Source:
         EDRM section 5; the rule is reconstructed from its ablations (a fallback to direct, the sum and the
         ratio all count), since the paper's own boundaries could not be read.
     """
-    return [MODES[index] for index in mode_indices(points, thresholds).tolist()]
+    return [MODES[index] for index in mode_indices(points, thresholds, lengths).tolist()]
 
 
-def mode_indices(points: Descriptors, thresholds: Thresholds = Thresholds()) -> Tensor:
+def keeps_standard(lengths: Tensor | Sequence[int]) -> Tensor:
+    """Which standard answers are kept, whatever decides: those of fewer than 3 tokens.
+
+    Args:
+        lengths: (batch,) tokens whose entropies were looked at.
+
+    Returns:
+        bool (batch,). A probe has at least 3 tokens, so a shorter one is a whole answer: there is nothing to
+        save by another mode, and no trend to choose one by.
+
+    Source:
+        EDRM section 2, in the case that an answer ends before it can be described.
+    """
+    return torch.as_tensor(lengths, dtype=torch.int64) < LEAST_TOKENS
+
+
+def mode_indices(
+    points: Descriptors, thresholds: Thresholds = Thresholds(), lengths: Tensor | Sequence[int] | None = None
+) -> Tensor:
     """What `route` chooses, as positions (batch,) in `MODES`."""
     overload, falls, rises = _tests(points, thresholds)
     chosen = torch.full(overload.shape, MODES.index("standard"))
     chosen[rises] = MODES.index("direct")
     chosen[falls] = MODES.index("cot")
     chosen[overload] = MODES.index(thresholds.overload)
+    if lengths is not None:
+        chosen[keeps_standard(lengths)] = MODES.index("standard")
     return chosen
 
 

@@ -85,10 +85,16 @@ class Routed:
     Args:
         points: one for each question.
         tokens: (questions, 3) of each mode, with what was spent on choosing.
+        lengths: (questions,) tokens that the points are of.
     """
 
     points: Descriptors
     tokens: Tensor
+    lengths: Tensor
+
+    def route(self, thresholds: Thresholds = ZERO_SHOT) -> list[Mode]:
+        """What the rule chooses for each question."""
+        return route(self.points, thresholds, self.lengths)
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,7 @@ def utility(correct: Tensor, tokens: Tensor, weight: float = TOKEN_WEIGHT) -> Te
 
 def by_question(outcomes: Outcomes) -> Routed:
     """Every question by its own probe."""
-    return Routed(outcomes.points, outcomes.routed_tokens().double())
+    return Routed(outcomes.points, outcomes.routed_tokens().double(), outcomes.probe)
 
 
 def by_dataset(
@@ -158,13 +164,16 @@ def by_dataset(
     """
     points = torch.zeros(len(outcomes), len(Descriptors._fields), dtype=torch.float64)
     tokens, after_probe = outcomes.tokens.double(), outcomes.routed_tokens().double()
+    lengths = torch.zeros_like(outcomes.probe)
     for name in sorted(set(outcomes.datasets)):
         rows = outcomes.rows_of(name)
         probed = [rows[place] for place in probed_places(len(rows), questions, seed)]
-        points[rows] = dataset_point([outcomes.trajectories[row] for row in probed], kind).stack()
+        trajectories = [outcomes.trajectories[row] for row in probed]
+        points[rows] = dataset_point(trajectories, kind).stack()
+        lengths[rows] = max(map(len, trajectories))
         # The others pay for nothing but their answers.
         tokens[probed] = after_probe[probed]
-    return Routed(Descriptors(*points.unbind(dim=1)), tokens)
+    return Routed(Descriptors(*points.unbind(dim=1)), tokens, lengths)
 
 
 def taken(outcomes: Outcomes, modes: Sequence[Mode], routed: Routed | None = None) -> tuple[Tensor, Tensor]:
@@ -207,7 +216,7 @@ def calibrate(
     best, chosen = None, Thresholds(overload=overload)
     for total, band, smooth in itertools.product(*_grid(routed.points)):
         thresholds = Thresholds(total, band, smooth, overload)
-        key = objective.key(*_at(outcomes, routed, mode_indices(routed.points, thresholds)))
+        key = objective.key(*_at(outcomes, routed, mode_indices(routed.points, thresholds, routed.lengths)))
         if best is None or key > best:
             best, chosen = key, thresholds
     return chosen
@@ -251,7 +260,7 @@ def leave_one_out(
         held_out = outcomes.rows_of(name)
         others = outcomes.select([row for row in range(len(outcomes)) if outcomes.datasets[row] != name])
         thresholds = calibrate(others, objective, overload, route_by(others))
-        chosen = route(route_by(outcomes.select(held_out)).points, thresholds)
+        chosen = route_by(outcomes.select(held_out)).route(thresholds)
         for row, mode in zip(held_out, chosen, strict=True):
             modes[row] = mode
     return modes

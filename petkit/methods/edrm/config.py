@@ -75,9 +75,19 @@ class RouterConfig(Config):
     chat_template: bool = True
     """False puts prompts as plain text, for models without a chat template."""
 
+    stop: tuple[str, ...] = Field(default=(), max_length=4)
+    """Texts that end an answer and are no part of it; for base models, which go on with more questions."""
+
     prompts: PromptConfig = PromptConfig()
     thresholds: ThresholdConfig = ThresholdConfig()
     served: ServedConfig = ServedConfig()
+
+    @field_validator("stop")
+    @classmethod
+    def _has_text(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(value):
+            raise ValueError(f"must hold texts that are not empty, got {list(value)}")
+        return value
 
     @model_validator(mode="after")
     def _learned_decides_questions(self) -> RouterConfig:

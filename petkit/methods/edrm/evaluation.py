@@ -15,7 +15,6 @@ from petkit.methods.edrm.algorithm import (
     Mode,
     Thresholds,
     descriptors,
-    route,
     token_signature,
 )
 from petkit.methods.edrm.calibration import (
@@ -26,6 +25,7 @@ from petkit.methods.edrm.calibration import (
     bootstrap,
     bootstrap_saving,
     by_dataset,
+    by_question,
     leave_one_out,
     oracle,
     taken,
@@ -125,11 +125,9 @@ def choices(
     zero_shot = Thresholds(overload=overload)
     found: dict[str, list[Mode]] = {f"always {mode}": [mode] * len(outcomes) for mode in MODES}
     found["oracle"] = oracle(outcomes)
-    found["instance, zero shot"] = route(outcomes.points, zero_shot)
+    found["instance, zero shot"] = by_question(outcomes).route(zero_shot)
     for kind in DATASET_POINTS:
-        found[f"data set, {kind.replace('_', ' ')}"] = route(
-            by_dataset(outcomes, kind, seed=seed).points, zero_shot
-        )
+        found[f"data set, {kind.replace('_', ' ')}"] = by_dataset(outcomes, kind, seed=seed).route(zero_shot)
     if len(set(outcomes.datasets)) > 1:
         found["instance, leave one out"] = leave_one_out(outcomes, objective, overload)
         found["data set, leave one out"] = leave_one_out(outcomes, objective, overload, by_dataset)
@@ -152,7 +150,7 @@ def dataset_level(outcomes: Outcomes, thresholds: Thresholds) -> dict[str, dict[
     counts: dict[str, dict[str, dict[str, int]]] = {}
     for kind in DATASET_POINTS:
         for seed in range(DATASET_SEEDS):
-            modes = route(by_dataset(outcomes, kind, seed=seed).points, thresholds)
+            modes = by_dataset(outcomes, kind, seed=seed).route(thresholds)
             for name, mode in sorted(dict(zip(outcomes.datasets, modes, strict=True)).items()):
                 own = counts.setdefault(name, {}).setdefault(kind, dict.fromkeys(MODES, 0))
                 own[mode] += 1
@@ -228,4 +226,4 @@ def _spent(outcomes: Outcomes, name: str, modes: Sequence[Mode], rule: Rule) -> 
     elif name.startswith("data set"):
         own = name.endswith("this router")
         tokens = (rule.route_by(outcomes) if own else by_dataset(outcomes)).tokens
-    return taken(outcomes, modes, Routed(outcomes.points, tokens.double()))
+    return taken(outcomes, modes, Routed(outcomes.points, tokens.double(), outcomes.probe))

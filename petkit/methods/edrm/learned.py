@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from petkit.errors import ArtifactError, InputError
-from petkit.methods.edrm.algorithm import MODES, Decision, Mode
+from petkit.methods.edrm.algorithm import MODES, Decision, Mode, keeps_standard
 from petkit.methods.edrm.calibration import TOKEN_WEIGHT, Outcomes, utility
 
 DESCRIPTORS = 3
@@ -155,6 +155,7 @@ def cross_validated(outcomes: Outcomes, seed: int = 0, weight: float = TOKEN_WEI
         router = train_router(outcomes.select(others), seed, weight)
         shares[held_out] = router.probabilities(outcomes.select(held_out).points.stack())
     confidence, index = shares.max(dim=1)
+    index[keeps_standard(outcomes.probe)] = MODES.index("standard")
     return Learned([MODES[i] for i in index.tolist()], confidence, index == _targets(outcomes, weight))
 
 

@@ -8,12 +8,7 @@ from typing import Any
 
 from petkit.data.questions import Question
 from petkit.errors import InputError
-from petkit.methods.edrm.algorithm import (
-    MODES,
-    Decision,
-    Mode,
-    descriptors,
-)
+from petkit.methods.edrm.algorithm import MODES, Decision, Mode
 from petkit.methods.edrm.calibration import probed_places
 from petkit.methods.edrm.config import RouterConfig
 from petkit.methods.edrm.outcome_file import OutcomeFile, outcome_key
@@ -127,12 +122,12 @@ class Router:
         """Whether one probe alone decides that its answer is gone on with."""
         if self.config.level == "dataset":
             return False
-        (decision,) = self.rule.decide(descriptors([trajectory.entropy]))
+        (decision,) = self.rule.decide_each([trajectory.entropy])
         return decision.mode == "standard"
 
     def _decisions(self, questions: Sequence[Question], probes: Mapping[int, Begun]) -> list[Decision]:
         if self.config.level == "question":
-            return self.rule.decide(descriptors([probes[row].trajectory.entropy for row in sorted(probes)]))
+            return self.rule.decide_each([probes[row].trajectory.entropy for row in sorted(probes)])
         chosen: dict[int, Decision] = {}
         for name, rows in _by_dataset(questions).items():
             own = [probes[row].trajectory.entropy for row in rows if row in probes]
@@ -187,7 +182,7 @@ class Router:
         """
         for question in questions:
             if question.answer is None:
-                raise InputError(f"question {question.id} has no answer: this needs labelled questions")
+                raise InputError(f"{question.name} has no answer: this needs labelled questions")
         kept = kept or OutcomeFile(None)
         keys = [self.key_of(question) for question in questions]
         missing = {key: own for key, own in zip(keys, questions, strict=True) if key not in kept.records}
@@ -196,12 +191,14 @@ class Router:
         for start in range(0, len(order), step := self.batch_size * BATCHES_KEPT):
             chunk = order[start : start + step]
             records = self._measure([question for _, question in chunk], advance)
-            kept.append([(key, record) for (key, _), record in zip(chunk, records, strict=True)])
+            pairs = [(key, record) for (key, _), record in zip(chunk, records, strict=True)]
+            kept.append(pairs, self.language_model.measured_by)
         return [kept.records[key] for key in keys]
 
     def _measure(self, questions: Sequence[Question], advance: Progress) -> list[dict[str, Any]]:
         probes = self.probe(questions, advance, lambda _: True)
-        records = [record_of(question, probe) for question, probe in zip(questions, probes, strict=True)]
+        pairs = zip(questions, probes, strict=True)
+        records = [record_of(question, probe, self.config.stop) for question, probe in pairs]
         for mode in MODES:
             answers = self.answer(questions, mode, probes if mode == "standard" else None, advance)
             for question, record, (text, tokens) in zip(questions, records, answers, strict=True):
@@ -216,11 +213,11 @@ class Router:
         text = getattr(self.config.prompts, mode).replace("{question}", question.prompt())
         system = self.config.prompts.system
         messages = [{"role": "system", "content": system}] if system else []
-        return Prompt(question.id, (*messages, {"role": "user", "content": text}), thinking=mode == "cot")
+        return Prompt(question.name, (*messages, {"role": "user", "content": text}), thinking=mode == "cot")
 
 
-def record_of(question: Question, probe: Begun) -> dict[str, Any]:
-    """A probe as JSON values: what `petkit route explain` reads."""
+def record_of(question: Question, probe: Begun, stop: Sequence[str] = ()) -> dict[str, Any]:
+    """A probe as JSON values, with the texts that might end it: what `petkit route explain` reads."""
     trace = probe.trajectory
     record = {
         "id": question.id,
@@ -230,6 +227,8 @@ def record_of(question: Question, probe: Begun) -> dict[str, Any]:
         "probe_tokens": probe.cost,
         "finished": probe.finished,
     }
+    if stop:
+        record["stop"] = list(stop)
     if trace.bias:
         record["entropy_bias"] = bias_summary(trace.bias)
     return record

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from petkit.errors import ConfigError
 from petkit.methods.edrm.algorithm import (
     Decision,
@@ -15,6 +18,7 @@ from petkit.methods.edrm.algorithm import (
     dataset_point,
     descriptors,
     explain,
+    keeps_standard,
     regimes,
     route,
 )
@@ -49,8 +53,22 @@ class Rule:
         """Of its inequalities."""
         return Thresholds(**self.config.thresholds.model_dump())
 
-    def decide(self, points: Descriptors) -> list[Decision]:
-        """Choose a mode for each point, and say why."""
+    def decide(self, points: Descriptors, lengths: Tensor | Sequence[int]) -> list[Decision]:
+        """Choose a mode for each point, and say why.
+
+        Args:
+            points: of trajectories.
+            lengths: their tokens; an answer that was over before it had a shape stays as it is.
+        """
+        counts = torch.as_tensor(lengths, dtype=torch.int64)
+        rows = zip(keeps_standard(counts).tolist(), counts.tolist(), self._by_shape(points), strict=True)
+        return [_kept(count) if kept else shaped for kept, count, shaped in rows]
+
+    def decide_each(self, trajectories: Sequence[Sequence[float]]) -> list[Decision]:
+        """Choose a mode for each trajectory by itself."""
+        return self.decide(descriptors(trajectories), list(map(len, trajectories)))
+
+    def _by_shape(self, points: Descriptors) -> list[Decision]:
         if self.config.rule == "learned" and self.network is not None:
             return self.network.decide(points.stack())
         modes = route(points, self.thresholds)
@@ -59,8 +77,11 @@ class Rule:
 
     def decide_dataset(self, name: str, trajectories: Sequence[Sequence[float]]) -> Decision:
         """Choose one mode for a data set, by the trajectories of some of its questions."""
-        (decision,) = self.decide(dataset_point(trajectories, self.config.dataset_point))
-        return Decision(decision.mode, f"all of {name}, by {len(trajectories)} probes: {decision.reason}")
+        point = dataset_point(trajectories, self.config.dataset_point)
+        (decision,) = self.decide(point, [max(map(len, trajectories))])
+        probes = "1 probe" if len(trajectories) == 1 else f"{len(trajectories)} probes"
+        # Questions that are given by themselves are of no data set.
+        return Decision(decision.mode, f"all of {name or 'the questions'}, by {probes}: {decision.reason}")
 
     def route_by(self, outcomes: Outcomes) -> Routed:
         """By what measured questions are routed, each alone or every data set as a whole."""
@@ -71,7 +92,8 @@ class Rule:
     def policy(self, outcomes: Outcomes) -> tuple[str, list[Mode]]:
         """What it would choose for measured questions, and under what name it is compared."""
         name = "this router" if self.config.level == "question" else "data set, this router"
-        return name, [one.mode for one in self.decide(self.route_by(outcomes).points)]
+        routed = self.route_by(outcomes)
+        return name, [one.mode for one in self.decide(routed.points, routed.lengths)]
 
     def explained(self, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Say for each trajectory where it lies, what is decided for it alone and why.
@@ -85,11 +107,12 @@ class Rule:
         Raises:
             InputError: an entropy that is negative or not finite.
         """
-        points = descriptors([record["entropies"][: self.config.probe_tokens] for record in records])
+        trajectories = [record["entropies"][: self.config.probe_tokens] for record in records]
+        points = descriptors(trajectories)
         rows = zip(
             records,
             points.stack().tolist(),
-            self.decide(points),
+            self.decide(points, list(map(len, trajectories))),
             regimes(points, self.thresholds),
             strict=True,
         )
@@ -103,3 +126,8 @@ class Rule:
             }
             for record, point, decision, regime in rows
         ]
+
+
+def _kept(count: int) -> Decision:
+    tokens = "1 token" if count == 1 else f"{count} tokens"
+    return Decision("standard", f"over after {tokens}: too short for a trend, stays as it is")

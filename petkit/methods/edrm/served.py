@@ -117,7 +117,7 @@ class ServedModel:
                     try:
                         found = await one(model, prompt)
                     except PetkitError as error:
-                        raise type(error)(f"question {prompt.name}: {error}") from error
+                        raise type(error)(f"{prompt.name}: {error}") from error
                 advance(1)
                 return found
 
@@ -142,8 +142,10 @@ def served_model(text: str, settings: ServedConfig) -> ServedModel:
     return ServedModel(parse_endpoint(text), settings, api_key())
 
 
-def _fields(prompt: Prompt, settings: ServedConfig, top: int) -> dict[str, Any]:
+def _fields(prompt: Prompt, config: RouterConfig, settings: ServedConfig, top: int) -> dict[str, Any]:
     fields: dict[str, Any] = {"temperature": 0, "logprobs": True}
+    if config.stop:
+        fields["stop"] = list(config.stop)
     if top:
         fields["top_logprobs"] = top
     if settings.thinking:
@@ -154,7 +156,7 @@ def _fields(prompt: Prompt, settings: ServedConfig, top: int) -> dict[str, Any]:
 async def _begin(model: RemoteModel, prompt: Prompt, config: RouterConfig, keep: Keep) -> ServedBegun:
     settings, length = model.settings, config.probe_tokens
     limit = max(config.max_new_tokens, length)
-    fields = _fields(prompt, settings, settings.top_log_probs)
+    fields = _fields(prompt, config, settings, settings.top_log_probs)
     found: list[TokenUncertainty] = []
     read = _Answer()
     async with model.stream(prompt.messages, limit, True, **fields) as pieces:
@@ -169,13 +171,14 @@ async def _begin(model: RemoteModel, prompt: Prompt, config: RouterConfig, keep:
         if not keep(trajectory):
             return ServedBegun(trajectory, cost, finished, read.whole() if finished else None)
         async for piece in pieces:
+            check_entries(piece, read.entries, model.endpoint.url)
             read.add(piece)
     return ServedBegun(trajectory, cost, finished, read.whole())
 
 
 async def _write(model: RemoteModel, prompt: Prompt, config: RouterConfig) -> tuple[str, int]:
     read = _Answer()
-    fields = _fields(prompt, model.settings, 0)
+    fields = _fields(prompt, config, model.settings, 0)
     async with model.stream(prompt.messages, config.max_new_tokens, **fields) as pieces:
         async for piece in pieces:
             check_entries(piece, read.entries, model.endpoint.url)

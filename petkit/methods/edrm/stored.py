@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from petkit.artifacts.checks import Check
 from petkit.artifacts.manifest import Base
 from petkit.artifacts.provenance import step
-from petkit.artifacts.reader import small_file
+from petkit.artifacts.reader import CONFIG, MANIFEST, small_file
 from petkit.artifacts.router import NETWORK, RouterManifest, read_router, write_router
+from petkit.configuration import load_yaml
 from petkit.configuration.effects import effective
 from petkit.errors import ArtifactError
 from petkit.methods.edrm.calibration import Objective
@@ -94,6 +95,26 @@ def stored_config(folder: Path) -> RouterConfig:
         fault = error.errors(include_url=False)[0]
         place = ".".join(map(str, fault["loc"]))
         raise ArtifactError(f"{folder} has broken settings: {place}: {fault['msg']}") from error
+
+
+def settings_file(folder: Path) -> Path:
+    """The YAML file of a router's settings, for settings to be put upon.
+
+    Args:
+        folder: the router.
+
+    Returns:
+        Its `config.yaml`.
+
+    Raises:
+        ArtifactError: the router is broken, or the file says something else than its `petkit.json`.
+        InputError: there is none.
+    """
+    stored_config(folder)
+    path = folder / CONFIG
+    if load_yaml(path).data != read_router(folder).router:
+        raise ArtifactError(f"{folder} is broken: its {CONFIG} is not what its {MANIFEST} records")
+    return path
 
 
 def read_rule(folder: Path, config: RouterConfig) -> Rule:

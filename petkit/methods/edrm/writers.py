@@ -18,6 +18,7 @@ from petkit.models.config import ModelConfig
 from petkit.models.loading import load_adapted, load_model
 from petkit.rollout.entropy import Trajectory
 from petkit.rollout.sampler import Written, generate
+from petkit.rollout.stops import Stops
 
 Progress = Callable[..., None]
 Keep = Callable[[Trajectory], bool]
@@ -28,7 +29,7 @@ class Prompt:
     """A question as it is put in one mode.
 
     Args:
-        name: of the question, for messages.
+        name: of the question, as messages have it.
         messages: the conversation.
         thinking: whether the model may think first; templates that do not know it pass it over.
     """
@@ -128,10 +129,7 @@ class LanguageModel:
             raise ConfigError(
                 f"{self.name} has no chat template: --set chat_template=false puts prompts as plain text"
             )
-        if config.served != type(config.served)():
-            raise ConfigError(
-                f"settings of served have an effect on a model behind a server alone, got {self.name}"
-            )
+        check_local(self.name, config)
 
     def begin(
         self, prompts: Sequence[Prompt], config: RouterConfig, keep: Keep, batch_size: int, advance: Progress
@@ -139,8 +137,8 @@ class LanguageModel:
         """As `Writer` says; whatever is wanted whole is gone on with later."""
         ids = [self.encode(prompt, config) for prompt in prompts]
         limit = min(config.probe_tokens, config.max_new_tokens)
-        names = [f"question {prompt.name}" for prompt in prompts]
-        return self._generate(ids, limit, batch_size, advance, names)
+        names = [prompt.name for prompt in prompts]
+        return self._generate(ids, limit, batch_size, advance, config, names)
 
     def finish(
         self,
@@ -186,14 +184,22 @@ class LanguageModel:
         ids = [[*self.encode(prompts[row], config), *begun[row].tokens] for row in open_rows]
         left = config.max_new_tokens - decoded
         advance(len(prompts) - len(open_rows))
-        more = self._generate(ids, left, batch_size, advance) if left > 0 else []
+        answered = [len(begun[row].tokens) for row in open_rows]
+        more = self._generate(ids, left, batch_size, advance, config, (), answered) if left > 0 else []
         tails = dict(zip(open_rows, more, strict=bool(more)))
-        return [self._answer(one, tails.get(row)) for row, one in enumerate(begun)]
+        stops = self._stops(config)
+        return [self._answer(one, tails.get(row), stops) for row, one in enumerate(begun)]
 
-    def _answer(self, begun: Written, tail: Written | None) -> tuple[str, int]:
-        tokens = [*begun.tokens, *(tail.tokens if tail else ())]
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-        return text, begun.cost + (tail.cost if tail else 0)
+    def _answer(self, begun: Written, tail: Written | None, stops: Stops) -> tuple[str, int]:
+        text = self._text([*begun.tokens, *(tail.tokens if tail else ())])
+        return stops.cut(text).strip(), begun.cost + (tail.cost if tail else 0)
+
+    def _stops(self, config: RouterConfig) -> Stops:
+        return Stops(config.stop, self._text)
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return text
 
     def _generate(
         self,
@@ -201,7 +207,9 @@ class LanguageModel:
         limit: int,
         batch_size: int,
         advance: Progress,
+        config: RouterConfig,
         names: Sequence[str] = (),
+        answered: Sequence[int] = (),
     ) -> list[Written]:
         """What is written after prompts; with names, the uncertainty too."""
         return generate(
@@ -212,8 +220,20 @@ class LanguageModel:
             batch_size=batch_size,
             tracked=bool(names),
             names=names,
+            stops=self._stops(config) if config.stop else None,
+            answered=answered,
             advance=advance,
         )
+
+
+def check_local(name: str, config: RouterConfig) -> None:
+    """Refuse settings that have no effect on a model in this process.
+
+    Raises:
+        ConfigError: with the settings.
+    """
+    if config.served != type(config.served)():
+        raise ConfigError(f"settings of served have an effect on a model behind a server alone, got {name}")
 
 
 def load_language_model(

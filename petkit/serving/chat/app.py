@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Iterator
 from contextlib import ExitStack, aclosing, contextmanager
@@ -21,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from petkit.errors import PetkitError
 from petkit.methods.edrm.rule import Rule
 from petkit.rollout.endpoint import MODE_HEADER
+from petkit.serving.chat.clock import Clock
 from petkit.serving.chat.errors import ChatError, closing
 from petkit.serving.chat.requests import parse_request
 from petkit.serving.chat.responses import Shape, event
@@ -68,12 +68,22 @@ class ChatService:
     limits: Limits = Limits()
     key: str | None = None
     closing: bool = False
-    admitted: int = 0
+    clocks: set[Clock] = field(default_factory=set)
     created: int = field(default_factory=lambda: int(time.time()))
 
+    @property
+    def admitted(self) -> int:
+        """Requests that wait or are being answered."""
+        return len(self.clocks)
+
+    def cut(self) -> None:
+        """End every request that is being answered; what has begun to be sent ends with an error."""
+        for clock in tuple(self.clocks):
+            clock.cut(closing())
+
     @contextmanager
-    def admission(self) -> Iterator[None]:
-        """A place for one request.
+    def admission(self) -> Iterator[Clock]:
+        """A place for one request, and its clock.
 
         Raises:
             ChatError: 429 without a free place, 503 when the server is being stopped.
@@ -88,11 +98,12 @@ class ChatService:
                 "queue_full",
                 retry_after=1,
             )
-        self.admitted += 1
+        clock = Clock(self.limits.timeout)
+        self.clocks.add(clock)
         try:
-            yield
+            yield clock
         finally:
-            self.admitted -= 1
+            self.clocks.discard(clock)
 
 
 def build_app(service: ChatService) -> FastAPI:
@@ -106,7 +117,7 @@ def build_app(service: ChatService) -> FastAPI:
     """
     app = FastAPI(title="petkit serve", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Door, service=service)
-    app.add_exception_handler(ChatError, _refused)
+    app.add_exception_handler(ChatError, _refused if service.rule is None else _refused_unrouted)
     app.add_exception_handler(HTTPException, _not_found)
     app.add_exception_handler(ClientDisconnect, _left)
     app.add_exception_handler(Exception, _broken)
@@ -128,14 +139,13 @@ def build_app(service: ChatService) -> FastAPI:
 
     @app.post("/v1/chat/completions")
     async def complete(request: Request) -> Response:
-        deadline = asyncio.get_running_loop().time() + service.limits.timeout
         with ExitStack() as place:
-            place.enter_context(service.admission())
-            body = await _within(_body(request, service.limits.body), deadline, service.limits.timeout)
+            clock = place.enter_context(service.admission())
+            body = await clock.within(_body(request, service.limits.body))
             asked = parse_request(body)
             _check_model(service, asked.model)
             exchange = Exchange(service.source, asked, service.rule)
-            parts = timed(exchange.parts(), deadline, service.limits.timeout)
+            parts = clock.timed(exchange.parts())
             shape = Shape(exchange, service.name)
             if not asked.stream:
                 return await unless_gone(request, _whole(shape, parts))
@@ -163,7 +173,13 @@ class Door:
             if refusal is not None:
                 await _response(refusal)(scope, receive, send)
                 return
-        await self.app(scope, receive, send)
+        try:
+            await self.app(scope, receive, send)
+        except asyncio.CancelledError:
+            # The server cancels who does not read an answer's end, or everything at a second signal: nothing
+            # can be told them any more, and there is no fault to be traced.
+            if not self.service.closing:
+                raise
 
     def _refusal(self, headers: dict[bytes, bytes], method: str) -> ChatError | None:
         if self.service.key is not None:
@@ -209,31 +225,6 @@ class _Stream(StreamingResponse):
             yield event(_chat_error(error).body())
 
 
-async def timed(
-    parts: AsyncGenerator[Part, None], deadline: float, seconds: float
-) -> AsyncGenerator[Part, None]:
-    """Parts until a deadline.
-
-    Args:
-        parts: an asynchronous generator, which is closed in the end.
-        deadline: by the loop's clock.
-        seconds: for the message.
-
-    Returns:
-        The parts.
-
-    Raises:
-        ChatError: 504 at the deadline.
-    """
-    async with aclosing(parts):
-        while True:
-            try:
-                part = await _within(anext(parts), deadline, seconds)
-            except StopAsyncIteration:
-                return
-            yield part
-
-
 async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
     """Wait for a result, but not longer than the client does.
 
@@ -264,33 +255,6 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def _within(work: Awaitable[Result], deadline: float, seconds: float) -> Result:
-    """Await until a deadline.
-
-    `asyncio.wait_for` of Python before 3.12 swallows a cancellation that comes with a result: an answer
-    would go on after its client has gone.
-    """
-    task, passed = asyncio.current_task(), False
-    assert task is not None
-
-    def stop() -> None:
-        nonlocal passed
-        passed = True
-        task.cancel()
-
-    timer = asyncio.get_running_loop().call_at(deadline, stop)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        # Others may have cancelled it too.
-        if not passed or (sys.version_info >= (3, 11) and task.uncancel()):
-            raise
-        text = f"no answer within {seconds:g} s: ask for fewer tokens, or try again later"
-        raise ChatError(504, text, None, "timeout") from None
-    finally:
-        timer.cancel()
-
-
 async def _body(request: Request, limit: int) -> bytes:
     told = request.headers.get("content-length", "0")
     size = int(told) if told.isdecimal() else 0
@@ -302,7 +266,7 @@ async def _body(request: Request, limit: int) -> bytes:
             if read > DRAINED * limit:
                 break
     if max(size, read) > limit:
-        raise ChatError(413, f"the body must be {limit} bytes at most", None, "body_too_large")
+        raise ChatError(413, f"the body must have at most {limit} bytes", None, "body_too_large")
     return body
 
 
@@ -355,6 +319,13 @@ def _response(error: ChatError) -> JSONResponse:
 
 async def _refused(request: Request, error: Exception) -> Response:
     return _response(_chat_error(error))
+
+
+async def _refused_unrouted(request: Request, error: Exception) -> Response:
+    """A refusal that tells a router which would probe this server that it routes already."""
+    response = _response(_chat_error(error))
+    response.headers[MODE_HEADER] = "none"
+    return response
 
 
 async def _left(request: Request, error: Exception) -> Response:

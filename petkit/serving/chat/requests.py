@@ -7,7 +7,9 @@ import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 
+from petkit.configuration.messages import shown
 from petkit.data.jsonl import HALF_PAIR
 from petkit.serving.chat.errors import ChatError
 
@@ -16,6 +18,27 @@ MAX_TOP = 20
 SHOWN = 60
 # Names that pydantic gives to the arms of a union, in the place of a fault.
 ARMS = re.compile(r"str|list\[.*|function-after\[.*")
+EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    # No list is bounded but those that must have an entry, and those that may not.
+    "too_short": "a list that is not empty",
+    "too_long": "empty",
+}
+BOUNDS = {
+    "greater_than": ("gt", "greater than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+}
 
 
 class _Strict(BaseModel):
@@ -179,16 +202,34 @@ def _check_together(request: ChatRequest) -> None:
 
 
 def _refusal(error: ValidationError) -> ChatError:
-    fault = error.errors(include_url=False)[0]
-    field = _field(fault["loc"])
-    if fault["type"] == "extra_forbidden":
+    """The first fault; of a field with several forms, that in the form that came, else all that are taken."""
+    faults = error.errors(include_url=False)
+    field = _field(faults[0]["loc"])
+    inside = [fault for fault in faults if _field(fault["loc"]).startswith((f"{field}[", f"{field}."))]
+    if field and inside:
+        field = _field(inside[0]["loc"])
+    own = [fault for fault in faults if _field(fault["loc"]) == field]
+    kind = own[0]["type"]
+    if kind == "extra_forbidden":
         message = f"unknown field {field}: petkit does not know what it asks for, leave it out"
         return ChatError(400, message, field, "unknown_field")
-    if fault["type"] == "missing":
+    if kind == "missing":
         return ChatError(400, f"the field {field} is missing", field, "missing_field")
-    got = f"{fault['input']!r:.{SHOWN}}".encode("ascii", "backslashreplace").decode()
-    text = fault["msg"].removeprefix("Value error, ")
-    return ChatError(400, f"{field or 'the body'}: {text[:1].lower()}{text[1:]}, got {got}", field or None)
+    expected = " or ".join(dict.fromkeys(map(_expected, own)))
+    got = shown(own[0]["input"]).encode("ascii", "backslashreplace").decode()
+    return ChatError(400, f"{field or 'the body'} must be {expected}, got {got}", field or None)
+
+
+def _expected(fault: ErrorDetails) -> str:
+    context, kind = fault.get("ctx", {}), fault["type"]
+    if kind == "value_error":
+        return str(context["error"]).removeprefix("must be ")
+    if kind == "literal_error":
+        return str(context["expected"])
+    if kind in BOUNDS:
+        name, words = BOUNDS[kind]
+        return f"{words} {context[name]:g}"
+    return EXPECTED.get(kind, f"valid ({fault['msg'][:1].lower()}{fault['msg'][1:]})")
 
 
 def _field(place: tuple[int | str, ...]) -> str:

@@ -48,6 +48,42 @@ class Tally:
         return self.dropped_tokens + self.answer_tokens
 
 
+class Cut:
+    """Cuts an answer's parts before the first of some texts.
+
+    A part whose text may begin such a text waits as a whole: its records go out with its text, so that who
+    reads them never gets text without records.
+
+    Args:
+        stops: the texts.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._filter, self._free, self._waiting = StopFilter(stops), "", list[Part]()
+
+    @property
+    def hit(self) -> bool:
+        """Whether the answer ended before one of the texts."""
+        return self._filter.hit
+
+    def add(self, part: Part) -> list[Part]:
+        """Take a part.
+
+        Returns:
+            The parts that are certain now; with a hit, the last one, which ends the answer.
+        """
+        self._waiting.append(part)
+        self._free += self._filter.add(part.text) + (self._filter.rest() if part.finish else "")
+        if self.hit:
+            records = tuple(entry for one in self._waiting for entry in one.entries)
+            return [replace(part, text=self._free, entries=records, finish="stop")]
+        ready = []
+        while self._waiting and len(self._waiting[0].text) <= len(self._free):
+            ready.append(self._waiting.pop(0))
+            self._free = self._free[len(ready[-1].text) :]
+        return ready
+
+
 class Exchange:
     """A request on its way; `decision` and `tally` are known once the parts have come.
 
@@ -66,7 +102,7 @@ class Exchange:
         limit = source.max_new_tokens
         if request.limit is not None and request.limit > limit:
             field = "max_tokens" if request.max_tokens else "max_completion_tokens"
-            raise ChatError(400, f"{field} must be {limit} at most, got {request.limit}", field)
+            raise ChatError(400, f"{field} must be at most {limit}, got {request.limit}", field)
         if rule is not None and request.messages[-1].role != "user":
             raise ChatError(
                 400, "the last message must be the user's: it is the one that is routed", "messages"
@@ -74,15 +110,14 @@ class Exchange:
 
     async def parts(self) -> AsyncGenerator[Part, None]:
         """The answer's parts, cut before the first stop; the last one has a `finish`."""
-        stops = StopFilter(self.request.stops)
+        cut = Cut(self._stops)
         async with aclosing(self._answer()) as parts:
             async for part in parts:
                 self._count(part)
-                text = stops.add(part.text)
-                if stops.hit:
-                    yield replace(part, text=text, finish="stop")
+                for ready in cut.add(part):
+                    yield ready
+                if cut.hit:
                     return
-                yield replace(part, text=text + (stops.rest() if part.finish else ""))
 
     def _answer(self) -> AsyncGenerator[Part, None]:
         if self.rule is None:
@@ -117,11 +152,13 @@ class Exchange:
     async def _probed(self, parts: AsyncIterator[Part], rule: Rule) -> list[Part]:
         held: list[Part] = []
         entropies: list[float] = []
+        stops = StopFilter(self._stops)
         async for part in parts:
             held.append(part)
             entropies += part.entropies
             self.tally.biases += part.biases
-            if len(entropies) >= rule.config.probe_tokens or part.finish:
+            stops.add(part.text)
+            if len(entropies) >= rule.config.probe_tokens or part.finish or stops.hit:
                 break
         looked_at = entropies[: rule.config.probe_tokens]
         self.decision, self.tally.probe_tokens = decide(looked_at, rule), len(looked_at)
@@ -150,6 +187,11 @@ class Exchange:
             own.top,
             thinking=thinking,
         )
+
+    @property
+    def _stops(self) -> list[str]:
+        """What ends the answer: the request's texts, and those that the router was calibrated with."""
+        return [*self.request.stops, *(() if self.rule is None else self.rule.config.stop)]
 
     @property
     def _thinking(self) -> bool | None:

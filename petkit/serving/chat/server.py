@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import signal
@@ -15,6 +16,8 @@ from petkit.errors import ConfigError, InputError
 from petkit.serving.chat.app import LOCAL_HOSTS, ChatService, build_app
 
 GRACE = 10.0
+# Seconds for the errors that requests are cut with to reach their clients.
+LAST_WORDS = 2
 BACKLOG = 2048
 
 
@@ -72,11 +75,12 @@ def url_of(held: socket.socket, host: str) -> str:
 
 
 class ChatServer(uvicorn.Server):
-    """Serves until a signal comes; what is being answered then has ten seconds to end.
+    """Serves until a signal comes; what is being answered then has ten seconds to end, or is told so.
 
     Args:
         service: what is served.
         ready: called when clients can connect.
+        grace: the ten seconds.
     """
 
     def __init__(
@@ -90,10 +94,10 @@ class ChatServer(uvicorn.Server):
                 server_header=False,
                 lifespan="off",
                 backlog=BACKLOG,
-                timeout_graceful_shutdown=math.ceil(grace),
+                timeout_graceful_shutdown=math.ceil(grace) + LAST_WORDS,
             )
         )
-        self.service, self.ready = service, ready
+        self.service, self.ready, self.grace = service, ready, grace
         self.ended_by: int | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -101,6 +105,22 @@ class ChatServer(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self.ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for the last answers, but not longer than the grace allows."""
+        timer = asyncio.get_running_loop().call_later(self.grace, self.service.cut)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
+        # What is left reads nothing any more, or a second signal has come.
+        tasks = tuple(self.server_state.tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for connection in tuple(self.server_state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take no further request once a signal has come."""

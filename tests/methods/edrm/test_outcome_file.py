@@ -5,7 +5,7 @@ import pytest
 from petkit.data.questions import Question
 from petkit.errors import InputError
 from petkit.methods.edrm.config import PromptConfig, RouterConfig, ThresholdConfig
-from petkit.methods.edrm.outcome_file import OutcomeFile, outcome_key
+from petkit.methods.edrm.outcome_file import OutcomeFile, model_files, outcome_key
 
 QUESTION = Question("1", "how many?", answer="3", dataset="sums")
 RECORD = {
@@ -58,6 +58,8 @@ def test_a_line_that_a_kill_cut_off_is_measured_again(tmp_path):
         "[1]",
         json.dumps({"key": "x", **RECORD, "modes": {}}),
         json.dumps({"key": "x", **RECORD, "entropies": ["x"]}),
+        json.dumps({"key": "x", **RECORD, "model": "m"}),
+        json.dumps({"key": "x", **RECORD, "model": {"measured_by": "a"}}),
     ],
 )
 def test_a_line_that_is_no_outcome_is_named(tmp_path, line):
@@ -89,3 +91,30 @@ def test_without_a_path_nothing_is_written(tmp_path):
     kept = OutcomeFile(None)
     kept.append([("k", RECORD)])
     assert kept.records == {"k": RECORD}
+
+
+def test_outcomes_are_found_by_the_files_of_their_model(tmp_path):
+    path, config, other = tmp_path / "outcomes.jsonl", RouterConfig(), Question("2", "why?", answer="x")
+    key = outcome_key(QUESTION, config, "a" * 64)
+    OutcomeFile(path).append([(key, RECORD)])
+    assert OutcomeFile(path, "files").find([QUESTION], config) is None
+    OutcomeFile(path, "files").append([(key, RECORD)], "a" * 64)
+    kept = OutcomeFile(path, "files")
+    assert kept.measured_by == "a" * 64
+    assert kept.find([QUESTION], config) == [{**RECORD, "model": {"measured_by": "a" * 64, "files": "files"}}]
+    assert kept.find([QUESTION, other], config) is None
+    assert kept.find([QUESTION], RouterConfig(max_new_tokens=7)) is None
+    assert OutcomeFile(path, "others").find([QUESTION], config) is None
+    assert OutcomeFile(path).find([QUESTION], config) is None
+
+
+def test_files_of_a_model(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    before = model_files(str(tmp_path))
+    assert before == model_files(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    assert model_files(str(tmp_path)) not in (before, None)
+    # An adapter's base is elsewhere, and so are the weights behind a server or of a hub.
+    (tmp_path / "petkit.json").write_text("{}")
+    for name in (str(tmp_path), "hf/org/name", "http://h/v1#m"):
+        assert model_files(name) is None

@@ -1,9 +1,11 @@
+import asyncio
 import json
 
 import pytest
 import torch
 
 from petkit.artifacts.manifest import Base
+from petkit.configuration import resolve
 from petkit.data.questions import Question
 from petkit.errors import ArtifactError, ConfigError, InputError, PetkitError
 from petkit.methods.edrm.algorithm import MODES
@@ -13,11 +15,22 @@ from petkit.methods.edrm.evaluation import compared, read_outcomes
 from petkit.methods.edrm.learned import train_router
 from petkit.methods.edrm.recipe import Router
 from petkit.methods.edrm.rule import Rule
-from petkit.methods.edrm.stored import NETWORK, check_model, read_rule, save_router, stored_config
+from petkit.methods.edrm.stored import (
+    NETWORK,
+    check_model,
+    read_rule,
+    save_router,
+    settings_file,
+    stored_config,
+)
 from petkit.methods.edrm.writers import load_language_model
 from petkit.models.config import AdapterConfig
 from petkit.ops import token_statistics
 from petkit.rollout import entropy
+from petkit.serving.chat.requests import ChatRequest
+from petkit.serving.chat.routing import Exchange, decide
+from petkit.serving.chat.sources import LocalSource
+from tests.methods.edrm.support import thresholds_for
 from tests.serving.text_models import save_llama, write_text
 
 QUESTIONS = [
@@ -32,16 +45,6 @@ CONFIG = RouterConfig(probe_tokens=8, max_new_tokens=20)
 @pytest.fixture(scope="module")
 def language_model(tmp_path_factory):
     return load_language_model(str(save_llama(tmp_path_factory.mktemp("llama"))))
-
-
-def thresholds_for(mode):
-    """Thresholds under which every question of the tiny model gets this mode."""
-    values = {
-        "direct": {"cumulative": 0.0},
-        "standard": {"cumulative": 1e9, "spearman": 1.0},
-        "cot": {"cumulative": 1e9, "spearman": 0.0, "von_neumann": 1e9},
-    }
-    return ThresholdConfig(**values[mode])
 
 
 def test_a_standard_answer_is_the_same_with_and_without_a_probe(language_model):
@@ -135,6 +138,7 @@ def test_a_router_is_bound_to_its_model(tmp_path):
     base = Base(id="llama", sha256="1" * 64)
     save_router(folder, base, Rule(CONFIG), Objective(), True, (), {"outcomes.jsonl": ""})
     assert stored_config(folder) == CONFIG
+    assert resolve(RouterConfig, [settings_file(folder)], environment={}).config == CONFIG
     check_model(folder, "llama", "1" * 64)
     with pytest.raises(ArtifactError, match=r"was calibrated for llama .* calibrate a router for it"):
         check_model(folder, "other", "0" * 64)
@@ -158,10 +162,11 @@ def test_a_learned_router_comes_back(language_model, tmp_path):
     folder = tmp_path / "router"
     save_router(folder, Base(id="m", sha256="1" * 64), rule, Objective(), True, (), {})
     again = read_rule(folder, stored_config(folder))
-    assert again.decide(outcomes.points) == rule.decide(outcomes.points)
+    chosen = rule.decide(outcomes.points, outcomes.probe)
+    assert again.decide(outcomes.points, outcomes.probe) == chosen
     assert again.explained(records)[0]["reason"].endswith("% sure, by the network")
     answers = Router(language_model, again).run(QUESTIONS)
-    assert [one.mode for one in answers] == [one.mode for one in rule.decide(outcomes.points)]
+    assert [one.mode for one in answers] == [one.mode for one in chosen]
     content = (folder / NETWORK).read_bytes()
     for broken, message in (
         (content[:50], "must hold a router's network"),
@@ -199,7 +204,7 @@ def test_a_data_set_is_routed_as_one(language_model, mode):
         # A standard answer goes on with its probe; the questions that were not probed pay nothing.
         extra = costs[row].cost if row in costs and mode != "standard" else 0
         assert answer.tokens == tokens + extra
-        assert answer.reason.startswith(f"all of {'ab'[row % 2]}, by 1 probes: ")
+        assert answer.reason.startswith(f"all of {'ab'[row % 2]}, by 1 probe: ")
 
 
 def test_an_adapter_has_another_hash_than_its_base(tmp_path):
@@ -210,3 +215,102 @@ def test_an_adapter_has_another_hash_than_its_base(tmp_path):
     plain, adapted = load_language_model(str(base)), load_language_model(str(folder))
     assert plain.sha256 != adapted.sha256
     assert len(Router(adapted, Rule(CONFIG)).run(QUESTIONS[:1])) == 1
+
+
+@pytest.fixture
+def hasty(language_model):
+    """The model, as one that ends its standard answer to the first question with its first token."""
+    (written,) = language_model.begin(
+        [Router(language_model, Rule(CONFIG))._prompt(QUESTIONS[0], "standard")],
+        CONFIG, lambda _: True, 1, lambda *_: None,
+    )  # fmt: skip
+    settings = language_model.model.generation_config
+    before, settings.eos_token_id = settings.eos_token_id, written.tokens[0]
+    yield language_model
+    settings.eos_token_id = before
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_an_answer_that_ends_before_it_has_a_shape_is_kept(hasty, learned):
+    config = CONFIG.model_copy(update={"thresholds": ThresholdConfig(cumulative=0.0)})
+    rule = Rule(config)
+    if learned:
+        network = train_router(read_outcomes(Router(hasty, rule).measure(QUESTIONS)))
+        # Whatever it sees, it is sure of the first mode, direct.
+        network.layers[-1].weight.data.zero_()
+        network.layers[-1].bias.data = torch.tensor([9.0, 0.0, 0.0])
+        rule = Rule(config.model_copy(update={"rule": "learned"}), network)
+    router = Router(hasty, rule)
+    (probe,) = router.probe(QUESTIONS[:1])
+    assert (probe.cost, probe.finished) == (1, True)
+    (answer,) = router.run(QUESTIONS[:1])
+    reason = "over after 1 token: too short for a trend, stays as it is"
+    assert (answer.mode, answer.tokens, answer.reason) == ("standard", 1, reason)
+    records = router.measure(QUESTIONS[:1])
+    assert rule.policy(read_outcomes(records))[1] == ["standard"]
+    assert rule.explained(records)[0]["decision"] == "standard"
+    served = decide(probe.trajectory.entropy, rule)
+    assert (served.mode, served.reason) == ("standard", reason)
+    # A data set of nothing but such answers has no shape either.
+    assert rule.decide_dataset("a", [probe.trajectory.entropy]).mode == "standard"
+    # One more token, and thresholds or network decide.
+    assert rule.explained([{"id": "", "entropies": [1.0, 1.0, 1.0]}])[0]["decision"] == "direct"
+
+
+@pytest.mark.parametrize("length", [3, 10])
+def test_stops_end_every_answer(language_model, length):
+    """In the probe, or across its end. The tiny model writes one word again and again."""
+    plain = Router(language_model, Rule(CONFIG))
+    (word,) = {word for text, _ in plain.answer(QUESTIONS, "cot") for word in text.split()}
+    stop = " ".join([word] * length)
+    config = CONFIG.model_copy(update={"stop": (stop,), "thresholds": thresholds_for("standard")})
+    router = Router(language_model, Rule(config))
+    for probe in router.probe(QUESTIONS):
+        assert probe.finished == (length < 8)
+        assert probe.cost == len(probe.trajectory) == min(length, 8)
+    for record in router.measure(QUESTIONS):
+        assert record["stop"] == [stop]
+        assert {(one["text"], one["tokens"]) for one in record["modes"].values()} == {("", length)}
+    assert [one.tokens for one in router.run(QUESTIONS)] == [length] * 4
+    assert plain.key_of(QUESTIONS[0]) != router.key_of(QUESTIONS[0])
+    source = LocalSource("tiny", language_model.model, language_model.tokenizer, 20)
+    try:
+        request = ChatRequest(model="tiny", messages=[{"role": "user", "content": "the cat sat"}])
+        exchange = Exchange(source, request, router.rule)
+        parts = asyncio.run(collected(exchange))
+    finally:
+        source.close()
+    assert ("".join(part.text for part in parts).strip(), parts[-1].finish) == ("", "stop")
+    assert exchange.tally.tokens == length
+    assert exchange.tally.probe_tokens == min(length, 8)
+
+
+async def collected(exchange):
+    return [part async for part in exchange.parts()]
+
+
+def test_an_empty_stop_is_refused():
+    with pytest.raises(ValueError, match="must hold texts that are not empty"):
+        RouterConfig(stop=("",))
+
+
+def test_a_question_by_itself_is_named_so(language_model):
+    question = Question("question", "the cat sat")
+    config = CONFIG.model_copy(update={"level": "dataset"})
+    (answer,) = Router(language_model, Rule(config)).run([question])
+    assert answer.reason.startswith("all of the questions, by 1 probe: ")
+    with pytest.raises(InputError, match=r"^the question has no answer: this needs labelled questions"):
+        Router(language_model, Rule(CONFIG)).measure([question])
+
+
+@pytest.mark.parametrize("text", ["probe_tokens: 9\n", "what: 1\n", "stop: []\n"])
+def test_settings_that_were_changed_in_the_folder_are_refused(tmp_path, text):
+    config = CONFIG.model_copy(
+        update={"stop": ("\nQ:", "é"), "thresholds": ThresholdConfig(spearman=0.1 + 0.2)}
+    )
+    folder = tmp_path / "router"
+    save_router(folder, Base(id="m", sha256="1" * 64), Rule(config), Objective(), True, (), {})
+    assert resolve(RouterConfig, [settings_file(folder)], environment={}).config == config
+    (folder / "config.yaml").write_text(text)
+    with pytest.raises(ArtifactError, match=r"its config\.yaml is not what its petkit\.json records"):
+        settings_file(folder)

@@ -13,7 +13,7 @@ from petkit.methods.edrm.rule import Rule
 from petkit.methods.edrm.served import ServedModel, served_model
 from petkit.rollout.config import ServedConfig
 from petkit.rollout.endpoint import Endpoint
-from tests.methods.edrm.test_recipe import thresholds_for
+from tests.methods.edrm.support import thresholds_for
 from tests.rollout.fault_server import chunk, ended, entry, refuse, serving, stream, words
 
 QUESTIONS = [Question("q1", "why?", answer="w0"), Question("q2", "how?", answer="yes")]
@@ -99,11 +99,22 @@ def test_thinking_belongs_to_step_by_step(server):
     assert sorted(sent) == [False, False, True]
 
 
+def test_stops_are_asked_for(server):
+    server.play(stream(*ended(6)))
+    router(server, stop=("\nQ:",)).measure(QUESTIONS[:1])
+    assert [body["stop"] for body in server.requests] == [["\nQ:"]] * 3
+    server.requests.clear()
+    router(server).measure(QUESTIONS[:1])
+    assert not any("stop" in body for body in server.requests)
+
+
 @pytest.mark.parametrize(
     ("step", "kind", "message"),
     [
         (stream(*words(2)), PetkitError, r"question q\d: .*the stream ended in the middle of an answer"),
         (stream(chunk("hello"), chunk(finish="stop")), InputError, "sends no log-probabilities"),
+        (stream(*words(2), chunk("hello"), *ended(0)), InputError, "stopped sending .* after 2"),
+        (stream(*words(6), chunk("hello"), *ended(0)), InputError, "stopped sending .* after 6"),
         (stream(chunk("a", [{"token": "a", "logprob": -1}])), InputError, "top_log_probs must hold"),
         (stream(chunk("a", [entry("a", [math.nan])])), InputError, "top_log_probs must hold"),
         (refuse(401), ConfigError, "set PETKIT_API_KEY"),

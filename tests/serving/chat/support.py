@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -39,3 +40,21 @@ def running(source, name="tiny", **options):
 
 def client(url, key="none", **options):
     return openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=20, **options)
+
+
+def ask(chat, text="the cat sat", **fields):
+    fields = {"max_tokens": 12, **fields}
+    return chat.chat.completions.create(model="tiny", messages=[{"role": "user", "content": text}], **fields)
+
+
+def joined(stream):
+    chunks = list(stream)
+    deltas = [choice.delta.content for chunk in chunks for choice in chunk.choices]
+    return "".join(delta or "" for delta in deltas), chunks
+
+
+def until(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.005)

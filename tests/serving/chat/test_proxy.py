@@ -17,11 +17,9 @@ from petkit.methods.edrm.writers import load_language_model
 from petkit.rollout.config import ServedConfig
 from petkit.rollout.endpoint import Endpoint
 from petkit.serving.chat.proxy import RemoteSource, upstream_key
-from tests.methods.edrm.test_recipe import thresholds_for
+from tests.methods.edrm.support import thresholds_for
 from tests.rollout.fault_server import chunk, ended, refuse, serving, stream, words
-from tests.serving.chat.support import client, local_source, running
-from tests.serving.chat.test_server import ask, joined, until
-from tests.serving.text_models import save_llama
+from tests.serving.chat.support import ask, client, joined, local_source, running, until
 
 SERVED = ServedConfig(vocab=15, thinking=True, attempts=1)
 QUESTIONS = [Question(str(n), text) for n, text in enumerate(("the cat", "dog ran", "on the mat", "good"))]
@@ -30,11 +28,6 @@ QUESTIONS = [Question(str(n), text) for n, text in enumerate(("the cat", "dog ra
 def ruled(mode, served=SERVED):
     config = RouterConfig(probe_tokens=6, max_new_tokens=20, served=served)
     return Rule(config.model_copy(update={"thresholds": thresholds_for(mode)}))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_llama(tmp_path_factory.mktemp("proxy") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +103,13 @@ def test_a_server_that_routes_cannot_be_probed(behind):
             answer = chat.with_options(max_retries=0)
             with pytest.raises(openai.InternalServerError, match="routes by itself"):
                 ask(answer, max_tokens=20)
+        # Its limit would be in the way too, but raising it would not help.
+        plain = RouterConfig(probe_tokens=6, max_new_tokens=101, served=SERVED)
+        with pytest.raises(InputError, match=r"question 0: .* routes by itself: .* without --route"):
+            Router(writer, Rule(plain)).run(QUESTIONS[:1])
+    writer = ServedModel(Endpoint(behind.url, "tiny"), SERVED)
+    with pytest.raises(InputError, match="max_tokens must be at most 100, got 101"):
+        Router(writer, Rule(plain)).run(QUESTIONS[:1])
 
 
 def test_a_plain_proxy(behind):
@@ -202,6 +202,23 @@ def test_a_stop_closes_the_stream_behind(fault):
     assert answer.choices[0].message.content == "w0 w1 w2 "
     assert fault.left.wait(5)
     assert "stop" not in fault.requests[0]
+
+
+def test_text_that_was_held_back_comes_with_its_records(fault):
+    """The end comes without a record of its own, and what looked like a stop until then comes before it."""
+    fault.play(stream(*ended(3)))
+    with before(fault.url, "m") as proxy, client(proxy.url) as chat:
+        chunks = list(ask(chat, stop="w2 and no more", stream=True, logprobs=True))
+        answer = ask(chat, stop="w1 w2", logprobs=True)
+    pieces = [choice for chunk in chunks for choice in chunk.choices if choice.delta.content]
+    assert [choice.delta.content for choice in pieces] == ["w0 ", "w1 ", "w2 "]
+    assert [[one.token for one in choice.logprobs.content] for choice in pieces] == [
+        ["w0 "],
+        ["w1 "],
+        ["w2 "],
+    ]
+    assert answer.choices[0].message.content == "w0 "
+    assert [one.token for one in answer.choices[0].logprobs.content] == ["w0 ", "w1 ", "w2 "]
 
 
 def test_no_more_in_flight_than_asked_for(fault):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -22,17 +23,12 @@ from petkit.methods.edrm.rule import Rule
 from petkit.methods.edrm.writers import load_language_model
 from petkit.serving.chat.app import Limits
 from petkit.serving.chat.sources import Part
-from tests.methods.edrm.test_recipe import thresholds_for
-from tests.serving.chat.support import client, local_source, running
-from tests.serving.text_models import WORDS, save_llama
+from tests.methods.edrm.support import thresholds_for
+from tests.serving.chat.support import ask, client, joined, local_source, running, until
+from tests.serving.text_models import WORDS
 
 MESSAGES = [{"role": "user", "content": "the cat sat"}]
 CONFIG = RouterConfig(probe_tokens=8, max_new_tokens=20)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_llama(tmp_path_factory.mktemp("chat") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -54,26 +50,8 @@ def chat(server):
         yield found
 
 
-def ask(chat, text="the cat sat", **fields):
-    fields = {"max_tokens": 12, **fields}
-    return chat.chat.completions.create(model="tiny", messages=[{"role": "user", "content": text}], **fields)
-
-
-def joined(stream):
-    chunks = list(stream)
-    deltas = [choice.delta.content for chunk in chunks for choice in chunk.choices]
-    return "".join(delta or "" for delta in deltas), chunks
-
-
 def ruled(mode):
     return Rule(CONFIG.model_copy(update={"thresholds": thresholds_for(mode)}))
-
-
-def until(condition, seconds=10.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.005)
 
 
 def test_models(chat):
@@ -306,7 +284,7 @@ class Gated:
     name, thinks, max_new_tokens = "gated", True, 10
 
     def __init__(self):
-        self.gate, self.open, self.error = None, 0, None
+        self.gate, self.open, self.error, self.flood = None, 0, None, False
 
     @asynccontextmanager
     async def write(self, ask):
@@ -319,6 +297,8 @@ class Gated:
 
     async def _parts(self):
         yield Part("a", 1)
+        while self.flood:
+            yield Part("a" * 100_000, 1)
         await self.gate.wait()
         if self.error:
             raise self.error
@@ -414,3 +394,47 @@ def test_shutting_down():
         assert httpx.get(url, trust_env=False).status_code == 503
         closing.server.servers[0].get_loop().call_soon_threadsafe(source.gate.set)
         assert last.result(10).choices[0].message.content == "ab"
+
+
+def test_what_is_still_in_work_is_told_that_the_server_ends(caplog):
+    source = Gated()
+    with running(source) as ending, client(ending.url) as chat, ThreadPoolExecutor(2) as pool:
+        whole = pool.submit(ask, chat, max_tokens=5)
+        stream = pool.submit(lambda: joined(ask(chat, max_tokens=5, stream=True)))
+        # And one who never sends the rest of the body.
+        parts = urlsplit(ending.url)
+        line = http.client.HTTPConnection(parts.hostname, parts.port, timeout=10)
+        line.putrequest("POST", "/v1/chat/completions")
+        for header in (("Content-Type", "application/json"), ("Content-Length", "100")):
+            line.putheader(*header)
+        line.endheaders(b"{")
+        until(lambda: source.open == 2 and ending.service.admitted == 3)
+        ending.server.handle_exit(signal.SIGTERM, None)
+        with pytest.raises(openai.InternalServerError, match="the server is shutting down") as caught:
+            whole.result(20)
+        assert (caught.value.status_code, caught.value.code) == (503, "shutting_down")
+        with pytest.raises(openai.APIError, match="the server is shutting down"):
+            stream.result(20)
+        answer = line.getresponse()
+        assert (answer.status, json.loads(answer.read())["error"]["code"]) == (503, "shutting_down")
+        line.close()
+        until(lambda: source.open == 0 and ending.service.admitted == 0)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_who_does_not_read_is_cut_without_a_trace(caplog, monkeypatch):
+    """Nothing more can be sent to it, so that its request ends with the server."""
+    monkeypatch.setattr("petkit.serving.chat.server.LAST_WORDS", 0)
+    source = Gated()
+    source.flood = True
+    with running(source) as ending:
+        parts = urlsplit(ending.url)
+        line = http.client.HTTPConnection(parts.hostname, parts.port, timeout=10)
+        body = json.dumps({"model": "tiny", "messages": MESSAGES, "max_tokens": 5, "stream": True})
+        line.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+        until(lambda: source.open == 1)
+        time.sleep(0.3)
+        ending.server.handle_exit(signal.SIGTERM, None)
+        until(lambda: source.open == 0)
+    line.close()
+    assert not [record for record in caplog.records if record.exc_info]
