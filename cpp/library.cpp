@@ -47,4 +47,12 @@ STABLE_TORCH_LIBRARY(petkit, m) {
         "int k) -> (Tensor paths, Tensor scores)");
   m.def("crf_sample(Tensor emissions, Tensor mask, Tensor transitions, Tensor start, Tensor end, "
         "Tensor uniforms) -> (Tensor samples, Tensor log_z)");
+  m.def("beam_crf_log_partition(Tensor emissions, Tensor mask, Tensor left, Tensor right, Tensor "
+        "dynamic, Tensor targets, int beam) -> (Tensor log_z, Tensor score, Tensor candidates)");
+  m.def(
+      "beam_crf_log_partition_backward(Tensor grad_log_z, Tensor grad_score, Tensor emissions, "
+      "Tensor mask, Tensor left, Tensor right, Tensor dynamic, Tensor targets, Tensor candidates) "
+      "-> (Tensor grad_emissions, Tensor grad_left, Tensor grad_right, Tensor grad_dynamic)");
+  m.def("beam_crf_viterbi(Tensor emissions, Tensor mask, Tensor left, Tensor right, Tensor "
+        "dynamic, int beam) -> (Tensor paths, Tensor scores)");
 }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "petkit/beam_crf.h"
 #include "petkit/crf.h"
 
 namespace petkit {
@@ -88,8 +89,12 @@ constexpr double crf_largest_exponent = 600;
 inline Isa::Float exp_of(const Isa::Float& x) {
   return Isa::each([&](int i) { return __builtin_exp(x.lane[i]); });
 }
+// -infinity for what is not positive, nan for nan.
 inline Isa::Float log_of(const Isa::Float& x) {
-  return Isa::each([&](int i) { return __builtin_log(x.lane[i]); });
+  return Isa::each([&](int i) {
+    const double lane = x.lane[i];
+    return lane <= 0 ? -__builtin_inf() : __builtin_log(lane);
+  });
 }
 inline void read_row(const char* row, DType, double* out, int64_t count) {
   std::memcpy(out, row, size_t(count) * sizeof(double));
@@ -106,7 +111,7 @@ inline double read_one(const char* row, DType, int64_t i) {
 } // namespace
 } // namespace petkit
 
-#include "crf_impl.h"
+#include "beam_crf_impl.h"
 
 namespace petkit {
 
@@ -114,6 +119,15 @@ const CrfKernels<double>& crf_double_kernels() {
   static const CrfKernels<double> kernels = [] {
     CrfKernels<double> filled{};
     fill_crf(filled);
+    return filled;
+  }();
+  return kernels;
+}
+
+const BeamKernels<double>& beam_double_kernels() {
+  static const BeamKernels<double> kernels = [] {
+    BeamKernels<double> filled{};
+    fill_beam_crf(filled);
     return filled;
   }();
   return kernels;

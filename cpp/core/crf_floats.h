@@ -28,4 +28,4 @@ inline float read_one(const char* row, DType dtype, int64_t i) {
 } // namespace
 } // namespace petkit
 
-#include "crf_impl.h"
+#include "beam_crf_impl.h"

@@ -14,20 +14,20 @@ constexpr int64_t lanes = Isa::width;
 constexpr int tile_columns = lanes == 16 ? 4 : 2;
 constexpr Real minus_infinity = -__builtin_inf();
 
-// out[r] = w[r] matrix, for R rows of weights.
+// out[r] = w[r] matrix, for R rows of `depth` weights and C vectors of columns.
 template <int R, int C>
-inline void product_tile(const Real* w, const Real* matrix, int64_t tags, int64_t stride,
-                         Real* out) {
+inline void product_tile(const Real* w, int64_t w_row, int64_t w_step, const Real* matrix,
+                         int64_t depth, int64_t stride, Real* out) {
   Isa::Float sum[R][C];
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < C; ++c)
       sum[r][c] = Isa::set(0);
-  for (int64_t from = 0; from < tags; ++from) {
+  for (int64_t i = 0; i < depth; ++i) {
     Isa::Float row[C];
     for (int c = 0; c < C; ++c)
-      row[c] = Isa::load(matrix + from * stride + c * lanes);
+      row[c] = Isa::load(matrix + i * stride + c * lanes);
     for (int r = 0; r < R; ++r) {
-      const Isa::Float weight = Isa::set(w[r * stride + from]);
+      const Isa::Float weight = Isa::set(w[r * w_row + i * w_step]);
       for (int c = 0; c < C; ++c)
         sum[r][c] = Isa::fma(weight, row[c], sum[r][c]);
     }
@@ -38,25 +38,30 @@ inline void product_tile(const Real* w, const Real* matrix, int64_t tags, int64_
 }
 
 template <int R>
-void product_rows(const Real* w, const Real* matrix, int64_t tags, int64_t stride, Real* out) {
+void product_rows(const Real* w, int64_t w_row, int64_t w_step, const Real* matrix, int64_t depth,
+                  int64_t stride, Real* out) {
   int64_t to = 0;
   for (; to + tile_columns * lanes <= stride; to += tile_columns * lanes)
-    product_tile<R, tile_columns>(w, matrix + to, tags, stride, out + to);
+    product_tile<R, tile_columns>(w, w_row, w_step, matrix + to, depth, stride, out + to);
   for (; to < stride; to += lanes)
-    product_tile<R, 1>(w, matrix + to, tags, stride, out + to);
+    product_tile<R, 1>(w, w_row, w_step, matrix + to, depth, stride, out + to);
 }
 
-void product(const Real* w, int rows, const Real* matrix, int64_t tags, int64_t stride, Real* out) {
-  static_assert(crf_group == 4, "one case for each number of rows");
-  switch (rows) {
+// out (rows, stride) = w (rows, depth) matrix (depth, stride), where w[r][i] lies at r w_row + i
+// w_step.
+void product(const Real* w, int64_t w_row, int64_t w_step, int64_t rows, const Real* matrix,
+             int64_t depth, int64_t stride, Real* out) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4)
+    product_rows<4>(w + r * w_row, w_row, w_step, matrix, depth, stride, out + r * stride);
+  w += r * w_row, out += r * stride;
+  switch (rows - r) {
   case 1:
-    return product_rows<1>(w, matrix, tags, stride, out);
+    return product_rows<1>(w, w_row, w_step, matrix, depth, stride, out);
   case 2:
-    return product_rows<2>(w, matrix, tags, stride, out);
+    return product_rows<2>(w, w_row, w_step, matrix, depth, stride, out);
   case 3:
-    return product_rows<3>(w, matrix, tags, stride, out);
-  default:
-    return product_rows<4>(w, matrix, tags, stride, out);
+    return product_rows<3>(w, w_row, w_step, matrix, depth, stride, out);
   }
 }
 
@@ -136,15 +141,20 @@ void row_exponentials(const Real* x, Real* out, int64_t stride) {
   each_vector(stride, [&](int64_t i) { Isa::store(out + i, exp_of(Isa::load(x + i))); });
 }
 
+// Of numbers of which the largest is 0.
+double log_sum(const Real* x, int64_t count) {
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i)
+    sum += __builtin_exp(double(x[i]));
+  return __builtin_log(sum);
+}
+
 double log_sum_with_end(const CrfModel<Real>& model, const Real* alpha, Real* scratch) {
   each_vector(model.stride, [&](int64_t i) {
     Isa::store(scratch + i, Isa::add(Isa::load(alpha + i), Isa::load(model.end + i)));
   });
   const double peak = take_out_peak(scratch, model.stride);
-  double sum = 0;
-  for (int64_t i = 0; i < model.tags; ++i)
-    sum += __builtin_exp(double(scratch[i]));
-  return peak + __builtin_log(sum);
+  return peak + log_sum(scratch, model.tags);
 }
 
 void forward(const CrfModel<Real>& model, const CrfGroup& group, const CrfForward<Real>& result,
@@ -159,7 +169,7 @@ void forward(const CrfModel<Real>& model, const CrfGroup& group, const CrfForwar
     const Real* before = step == 0 ? nullptr : result.alphas + slot(step - 1) * rows;
     if (step > 0) {
       row_exponentials(before, weights, active * stride);
-      product(weights, active, model.weights, model.tags, stride, sums);
+      product(weights, stride, 1, active, model.weights, model.tags, stride, sums);
     }
     for (int r = 0; r < active; ++r) {
       Real* alpha = alphas + r * stride;
@@ -232,13 +242,13 @@ void add_pairs(PairBlock& block, const CrfModel<Real>& model, Real* pairs) {
 // What the backward recursion carries of one sequence: the log of the sum over suffixes after the
 // current step, relative to the forward offset and log_z, so that exp(alpha + rest) is a marginal.
 struct Rest {
-  const CrfModel<Real>& model;
+  int64_t stride;
   Real* values;
 
   // Makes the marginals of the step in `out`. They sum to 1, which takes out what rounding adds up.
   void marginals(const Real* alpha, Real* out) {
     Isa::Float sum = Isa::set(0);
-    each_vector(model.stride, [&](int64_t i) {
+    each_vector(stride, [&](int64_t i) {
       const Isa::Float p = exp_of(Isa::add(Isa::load(alpha + i), Isa::load(values + i)));
       sum = Isa::add(sum, p);
       Isa::store(out + i, p);
@@ -246,7 +256,7 @@ struct Rest {
     const double total = Isa::sum(sum);
     const Isa::Float share = Isa::set(Real(1 / total)),
                      drift = Isa::set(Real(__builtin_log(total)));
-    each_vector(model.stride, [&](int64_t i) {
+    each_vector(stride, [&](int64_t i) {
       Isa::store(out + i, Isa::mul(Isa::load(out + i), share));
       Isa::store(values + i, Isa::sub(Isa::load(values + i), drift));
     });
@@ -254,12 +264,12 @@ struct Rest {
 
   // Weights of the step's tags as the later ones of a pair, in `out`: exp of peaks + emissions +
   // rest + down. Leaves their logarithms in `values`; true where one is too large.
-  bool weigh(const Real* emissions, Real down, Real* out) {
+  bool weigh(const Real* peaks, const Real* emissions, Real down, Real* out) {
     bool large = false;
     const Isa::Float limit = Isa::set(crf_largest_exponent), shift = Isa::set(down);
-    each_vector(model.stride, [&](int64_t i) {
+    each_vector(stride, [&](int64_t i) {
       Isa::Float x = Isa::add(Isa::load(values + i), Isa::load(emissions + i));
-      x = Isa::add(Isa::add(x, Isa::load(model.peaks + i)), shift);
+      x = Isa::add(Isa::add(x, Isa::load(peaks + i)), shift);
       const Isa::Mask above = Isa::greater(x, limit);
       large |= Isa::any(above);
       Isa::store(values + i, x);
@@ -348,7 +358,7 @@ private:
   void write_marginals(int64_t step, int r) {
     const CrfSequence& sequence = group_.sequences[r];
     const CrfTarget& target = targets_[r];
-    Rest rest{model_, rest_ + r * stride_};
+    Rest rest{stride_, rest_ + r * stride_};
     const bool last = step + 1 == sequence.length;
     if (last) {
       const Isa::Float shift = Isa::set(Real(offset(step, r) - log_z_[r]));
@@ -373,18 +383,18 @@ private:
     Real* later = block_.later + block_.count * stride_;
     bool large[crf_group];
     for (int r = 0; r < active; ++r) {
-      Rest rest{model_, rest_ + r * stride_};
+      Rest rest{stride_, rest_ + r * stride_};
       read_emissions(group_.sequences[r], step, model_.tags, stride_, emissions_);
-      large[r] =
-          rest.weigh(emissions_, Real(offset(step - 1, r) - offset(step, r)), later + r * stride_);
+      large[r] = rest.weigh(model_.peaks, emissions_, Real(offset(step - 1, r) - offset(step, r)),
+                            later + r * stride_);
     }
     row_exponentials(alpha(step - 1, 0), earlier, active * stride_);
     if (model_.scored_t) {
-      product(later, active, model_.scored_t, model_.tags, stride_, sums_row_);
+      product(later, stride_, 1, active, model_.scored_t, model_.tags, stride_, sums_row_);
       for (int r = 0; r < active; ++r)
         scores_[r] += dot(earlier + r * stride_, sums_row_ + r * stride_, stride_);
     }
-    product(later, active, model_.weights_t, model_.tags, stride_, sums_row_);
+    product(later, stride_, 1, active, model_.weights_t, model_.tags, stride_, sums_row_);
     for (int r = 0; r < active; ++r) {
       Real *values = rest_ + r * stride_, *logs = logs_ + r * stride_;
       std::memcpy(logs, values, size_t(stride_) * sizeof(Real));
@@ -441,6 +451,20 @@ inline void best_sources(const CrfModel<Real>& model, const Real* before, int64_
   }
 }
 
+void best_step(const CrfModel<Real>& model, const Real* before, Real* best, Real* source) {
+  int64_t to = 0;
+  for (; to + tile_columns * lanes <= model.stride; to += tile_columns * lanes)
+    best_sources<tile_columns>(model, before, to, best, source);
+  for (; to < model.stride; to += lanes)
+    best_sources<1>(model, before, to, best, source);
+}
+
+template <class Pointer>
+inline void write_pointers(const Real* source, Pointer* pointers, int64_t stride) {
+  for (int64_t i = 0; i < stride; ++i)
+    pointers[i] = Pointer(int32_t(source[i]));
+}
+
 template <class Pointer>
 double viterbi_with(const CrfModel<Real>& model, const CrfSequence& sequence, Pointer* pointers,
                     int64_t* path, Real* scratch) {
@@ -454,14 +478,8 @@ double viterbi_with(const CrfModel<Real>& model, const CrfSequence& sequence, Po
     if (step == 0) {
       std::memcpy(best, model.start, size_t(stride) * sizeof(Real));
     } else {
-      int64_t to = 0;
-      for (; to + tile_columns * lanes <= stride; to += tile_columns * lanes)
-        best_sources<tile_columns>(model, before, to, best, source);
-      for (; to < stride; to += lanes)
-        best_sources<1>(model, before, to, best, source);
-      Pointer* row = pointers + step * stride;
-      for (int64_t i = 0; i < stride; ++i)
-        row[i] = Pointer(int32_t(source[i]));
+      best_step(model, before, best, source);
+      write_pointers(source, pointers + step * stride, stride);
     }
     each_vector(stride, [&](int64_t i) {
       const Isa::Float emission = Isa::load(emissions + i);

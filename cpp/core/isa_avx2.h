@@ -48,6 +48,8 @@ struct Isa {
   static Mask unordered(Float a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
   static bool any(Mask mask) { return _mm256_movemask_ps(mask) != 0; }
   static Mask greater(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
+  static Mask not_at_most(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_NLE_UQ); }
+  static Mask either(Mask a, Mask b) { return _mm256_or_ps(a, b); }
   static Mask load_mask(const uint8_t* p) {
     const Int bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
     const Int set = _mm256_and_si256(_mm256_set1_epi32(*p), bit);

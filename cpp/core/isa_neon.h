@@ -68,6 +68,10 @@ struct Isa {
   static Mask greater(Float a, Float b) {
     return {vcgtq_f32(a.low, b.low), vcgtq_f32(a.high, b.high)};
   }
+  static Mask not_at_most(Float a, Float b) {
+    return {vmvnq_u32(vcleq_f32(a.low, b.low)), vmvnq_u32(vcleq_f32(a.high, b.high))};
+  }
+  static Mask either(Mask a, Mask b) { return or_codes(a, b); }
   static Int lane_bits() {
     const uint32_t bits[8] = {1, 2, 4, 8, 16, 32, 64, 128};
     return {vld1q_u32(bits), vld1q_u32(bits + 4)};

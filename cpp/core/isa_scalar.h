@@ -90,6 +90,14 @@ struct Isa {
   static Mask greater(Float a, Float b) {
     return mask_where([&](int i) { return a.lane[i] > b.lane[i]; });
   }
+  static Mask not_at_most(Float a, Float b) {
+    return mask_where([&](int i) { return !(a.lane[i] <= b.lane[i]); });
+  }
+  static Mask either(Mask a, Mask b) {
+    for (int i = 0; i < width; ++i)
+      a.lane[i] |= b.lane[i];
+    return a;
+  }
   static Mask load_mask(const uint8_t* p) {
     const uint32_t byte = *p;
     return mask_where([=](int i) { return (byte & (1u << i)) != 0; });

@@ -31,6 +31,7 @@ Kernels make_avx512_kernels() {
   fill_quantize(kernels);
   fill_softmax(kernels);
   fill_crf(kernels.crf);
+  fill_beam_crf(kernels.beam_crf);
   fill_linear(kernels);
   fill_bank<LookupRows>(kernels);
   fill_lookup(kernels);

@@ -25,6 +25,7 @@ Kernels make_scalar_kernels() {
   fill_quantize(kernels);
   fill_softmax(kernels);
   fill_crf(kernels.crf);
+  fill_beam_crf(kernels.beam_crf);
   fill_linear(kernels);
   fill_bank<SumRows>(kernels);
   return kernels;

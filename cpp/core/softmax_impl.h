@@ -157,16 +157,16 @@ int64_t positions_above(const float* x, int64_t count, float bound, int32_t* pos
   const auto collect = [&](int64_t i, int64_t end) {
     for (; i < end; ++i) {
       positions[found] = int32_t(i);
-      found += x[i] > bound;
+      found += !(x[i] <= bound);
     }
   };
   int64_t i = 0;
   // Hardly any is above: several vectors are asked with one branch.
   for (; i + unrolled * W <= count; i += unrolled * W) {
-    Isa::Float best = Isa::load(x + i);
+    Isa::Mask above = Isa::not_at_most(Isa::load(x + i), limit);
     for (int64_t u = 1; u < unrolled; ++u)
-      best = Isa::max(Isa::load(x + i + u * W), best);
-    if (Isa::any(Isa::greater(best, limit)))
+      above = Isa::either(above, Isa::not_at_most(Isa::load(x + i + u * W), limit));
+    if (Isa::any(above))
       collect(i, i + unrolled * W);
   }
   collect(i, count);

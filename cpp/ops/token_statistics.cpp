@@ -6,6 +6,7 @@
 #include <limits>
 #include <tuple>
 
+#include "largest.h"
 #include "operator.h"
 
 namespace petkit {
@@ -53,86 +54,6 @@ public:
 private:
   double factor_;
   SoftmaxSums sums_{-infinity, 0, 0, 0, -infinity};
-};
-
-// The k largest logits of a row, of equal ones the first, while the row passes by.
-class Largest {
-public:
-  explicit Largest(int64_t k)
-      : k_(size_t(k)), slack_(std::max<size_t>(k_, 8)),
-        positions_(size_t(k > 0 ? block_size + 1 : 0)) {}
-
-  void clear() { kept_.clear(), bound_ = -infinity; }
-  bool wants(float block_maximum) const { return k_ > 0 && block_maximum > bound_; }
-
-  // The bound is worth most at a row's start: without one every logit is kept, and sorted out.
-  void add(const float* x, int64_t count, int64_t offset) {
-    int64_t length = bound_ == -infinity ? first_part : count;
-    for (int64_t i = 0; i < count; i += length, length *= 2)
-      add_part(x + i, std::min(length, count - i), offset + i);
-  }
-
-  // Writes log-probabilities and positions, largest first; what is left over is -infinity.
-  void write(const RowState& row, double inverse_temperature, const char* logits, DType dtype,
-             int64_t vocab, float* log_probs, int64_t* ids) {
-    drop_smallest();
-    if (kept_.size() < k_)
-      fill_with_impossible(logits, dtype, vocab);
-    std::sort(kept_.begin(), kept_.end(), before);
-    const double maximum = row.maximum(), log_sum = row.log_sum();
-    for (size_t i = 0; i < k_; ++i) {
-      log_probs[i] = float((double(kept_[i].value) - maximum) * inverse_temperature - log_sum);
-      ids[i] = kept_[i].position;
-    }
-  }
-
-private:
-  static constexpr int64_t first_part = 64;
-  struct Entry {
-    float value;
-    int64_t position;
-  };
-  static bool before(const Entry& a, const Entry& b) {
-    return a.value > b.value || (a.value == b.value && a.position < b.position);
-  }
-
-  // Equal logits come later and lose, so only larger ones get in.
-  void add_part(const float* x, int64_t count, int64_t offset) {
-    const int64_t found = kernels().positions_above(x, count, bound_, positions_.data());
-    for (int64_t i = 0; i < found; ++i) {
-      if (!(x[positions_[i]] > bound_))
-        continue;
-      kept_.push_back({x[positions_[i]], offset + positions_[i]});
-      if (kept_.size() >= k_ + slack_)
-        drop_smallest();
-    }
-  }
-
-  // Sorting out many at once costs less than keeping the best ones in order.
-  void drop_smallest() {
-    if (kept_.size() <= k_)
-      return;
-    const auto last = kept_.begin() + std::ptrdiff_t(k_) - 1;
-    std::nth_element(kept_.begin(), last, kept_.end(), before);
-    bound_ = last->value;
-    kept_.resize(k_);
-  }
-
-  // -infinity is above no bound, so the first of those come in only when nothing else is left.
-  void fill_with_impossible(const char* logits, DType dtype, int64_t vocab) {
-    for (int64_t i = 0; i < vocab && kept_.size() < k_; ++i) {
-      float x;
-      kernels().to_float(logits + i * item_size(dtype), dtype, &x, 1);
-      if (!(x > -infinity))
-        kept_.push_back({x, i});
-    }
-  }
-
-  // The bound is renewed whenever so many more than k are kept.
-  size_t k_, slack_;
-  float bound_ = -infinity;
-  std::vector<Entry> kept_;
-  std::vector<int32_t> positions_;
 };
 
 void check_tokens(const Tensor& token_ids, int64_t rows, int64_t vocab) {
@@ -185,7 +106,10 @@ public:
     return (double(x) - state.maximum()) * inverse_ - state.log_sum();
   }
   void write_largest(const RowState& state, int64_t row, float* log_probs, int64_t* ids) {
-    largest_.write(state, inverse_, place(row, 0), dtype_, vocab_, log_probs, ids);
+    for (const LargestEntry& entry : largest_.sorted(place(row, 0), dtype_, vocab_)) {
+      *log_probs++ = float((double(entry.value) - state.maximum()) * inverse_ - state.log_sum());
+      *ids++ = entry.position;
+    }
   }
   double inverse_temperature() const { return inverse_; }
 

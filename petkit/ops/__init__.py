@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from petkit.ops._library import backend
     from petkit.ops.adapter_bank import AdapterBank, adapter_bank
+    from petkit.ops.beam_crf_log_partition import beam_crf_log_partition
+    from petkit.ops.beam_crf_viterbi import beam_crf_viterbi
     from petkit.ops.crf_kbest import crf_kbest
     from petkit.ops.crf_log_partition import crf_log_partition
     from petkit.ops.crf_marginals import crf_marginals
@@ -30,6 +32,8 @@ __all__ = [
     "TokenStatistics",
     "adapter_bank",
     "backend",
+    "beam_crf_log_partition",
+    "beam_crf_viterbi",
     "crf_kbest",
     "crf_log_partition",
     "crf_marginals",

@@ -98,19 +98,26 @@ def check_paths_exist(scores: Tensor, arguments: Arguments) -> None:
         if bool(tensor.isnan().any()) or bool(tensor.isposinf().any()):
             place = (tensor.isnan() | tensor.isposinf()).nonzero()[0].tolist()
             raise InputError(f"{name} must be finite or -inf, got {float(tensor[tuple(place)])} at {place}")
-    wrong = ((emissions.isnan() | emissions.isposinf()).any(-1) & mask).nonzero()
-    if len(wrong):
-        row, position = wrong[0].tolist()
-        kind = "nan" if bool(emissions[row, position].isnan().any()) else "inf"
-        raise InputError(
-            f"emissions must be finite or -inf, got {kind} at batch {row}, time {position}: "
-            "look at what computed them"
-        )
+    check_emissions(emissions, mask)
     row = int(scores.isfinite().logical_not().nonzero()[0])
     raise InputError(
         f"no path is possible in row {row}: every one meets a -inf of emissions, transitions, start or end; "
         "loosen the constraints or the labels of that row"
     )
+
+
+def check_emissions(emissions: Tensor, mask: Tensor) -> None:
+    """Refuse nan and +inf at set positions, naming the first by batch and time."""
+    # Row by row: a mask of a large vocabulary's size would be another large tensor.
+    for row, valid in enumerate(mask):
+        wrong = ~(emissions[row] < torch.inf).all(-1) & valid
+        if bool(wrong.any()):
+            position = int(wrong.nonzero()[0])
+            kind = "nan" if bool(emissions[row, position].isnan().any()) else "inf"
+            raise InputError(
+                f"emissions must be finite or -inf, got {kind} at batch {row}, time {position}: "
+                "look at what computed them"
+            )
 
 
 class Chains(NamedTuple):

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "petkit/beam_crf.h"
 #include "petkit/crf.h"
 #include "petkit/dtype.h"
 
@@ -115,11 +116,12 @@ struct Kernels {
                               float gap);
   void (*softmax_gradient)(const void* x, DType dtype, int64_t count, const SoftmaxSlope& slope,
                            void* out);
-  // Writes the positions of the values above a bound in rising order and returns how many there
-  // are.
+  // Writes the positions of the values above a bound, and of any nan, in rising order and returns
+  // how many there are.
   int64_t (*positions_above)(const float* x, int64_t count, float bound, int32_t* positions);
 
   CrfKernels<float> crf;
+  BeamKernels<float> beam_crf;
 };
 
 constexpr int64_t row_group = 64;
