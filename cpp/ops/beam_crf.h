@@ -101,7 +101,7 @@ public:
       largest_.add(wide(row + first * item_size(dtype), dtype, count), count, first);
     }
     for (const LargestEntry& entry : largest_.sorted(row, dtype, vocab))
-      *candidates++ = int32_t(entry.position), *values++ = entry.value;
+      *candidates++ = int32_t(entry.position()), *values++ = entry.value();
     return !largest_.has_nan();
   }
   bool run(const char* row, DType, int64_t vocab, int32_t* candidates, double* values) {

@@ -1,16 +1,37 @@
 // The largest numbers of a row and where they are, found while the row is read once.
 #pragma once
 
+#include <functional>
 #include <limits>
 #include <vector>
 
 #include "operator.h"
+#include "petkit/half.h"
 
 namespace petkit {
 
-struct LargestEntry {
-  float value;
-  int64_t position;
+// A number and its position as one integer, which is compared in one instruction: the larger number
+// comes first, of equal ones the earlier.
+class LargestEntry {
+public:
+  LargestEntry(float value, int64_t position)
+      // A sum with 0 makes one zero of two.
+      : key_(uint64_t(ordered(bits_of(value + 0.0f))) << 32 | uint32_t(~position)) {}
+
+  float value() const {
+    const uint32_t bits = uint32_t(key_ >> 32);
+    return float_of(bits & sign ? bits & ~sign : ~bits);
+  }
+  int64_t position() const { return int64_t(uint32_t(~key_)); }
+  bool operator>(const LargestEntry& other) const { return key_ > other.key_; }
+
+private:
+  static constexpr uint32_t sign = 0x80000000;
+
+  // Negative numbers have larger bits the smaller they are.
+  static uint32_t ordered(uint32_t bits) { return bits & sign ? ~bits : bits | sign; }
+
+  uint64_t key_;
 };
 
 // The k largest logits of a row, of equal ones the first, while the row passes by in blocks.
@@ -35,7 +56,7 @@ public:
     drop_smallest();
     if (kept_.size() < k_)
       fill_with_impossible(row, dtype, count);
-    std::sort(kept_.begin(), kept_.end(), before);
+    std::sort(kept_.begin(), kept_.end(), std::greater<LargestEntry>());
     return kept_;
   }
   // Has a nan come by since `clear`?
@@ -44,9 +65,6 @@ public:
 private:
   static constexpr float none = -std::numeric_limits<float>::infinity();
   static constexpr int64_t first_part = 64;
-  static bool before(const LargestEntry& a, const LargestEntry& b) {
-    return a.value > b.value || (a.value == b.value && a.position < b.position);
-  }
 
   // Equal logits come later and lose, so only larger ones get in.
   void add_part(const float* x, int64_t count, int64_t offset) {
@@ -56,7 +74,7 @@ private:
       has_nan_ |= value != value;
       if (!(value > bound_))
         continue;
-      kept_.push_back({value, offset + positions_[i]});
+      kept_.push_back(LargestEntry(value, offset + positions_[i]));
       if (kept_.size() >= k_ + slack_)
         drop_smallest();
     }
@@ -67,9 +85,9 @@ private:
     if (kept_.size() <= k_)
       return;
     const auto last = kept_.begin() + std::ptrdiff_t(k_) - 1;
-    std::nth_element(kept_.begin(), last, kept_.end(), before);
-    bound_ = last->value;
-    kept_.resize(k_);
+    std::nth_element(kept_.begin(), last, kept_.end(), std::greater<LargestEntry>());
+    bound_ = last->value();
+    kept_.erase(last + 1, kept_.end());
   }
 
   // -infinity is above no bound, so the first of those come in only when nothing else is left.
@@ -78,7 +96,7 @@ private:
       float x;
       kernels().to_float(row + i * item_size(dtype), dtype, &x, 1);
       if (!(x > none))
-        kept_.push_back({x, i});
+        kept_.push_back(LargestEntry(x, i));
     }
   }
 

@@ -107,8 +107,8 @@ public:
   }
   void write_largest(const RowState& state, int64_t row, float* log_probs, int64_t* ids) {
     for (const LargestEntry& entry : largest_.sorted(place(row, 0), dtype_, vocab_)) {
-      *log_probs++ = float((double(entry.value) - state.maximum()) * inverse_ - state.log_sum());
-      *ids++ = entry.position;
+      *log_probs++ = float((double(entry.value()) - state.maximum()) * inverse_ - state.log_sum());
+      *ids++ = entry.position();
     }
   }
   double inverse_temperature() const { return inverse_; }

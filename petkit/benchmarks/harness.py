@@ -32,6 +32,8 @@ class Case:
     """Bytes that any implementation must read or write; None where memory is not the bound."""
     goals: Mapping[str, float] = field(default_factory=dict)
     """Least ratio to a peer, by its name; the key `bandwidth` is a fraction of the read bandwidth."""
+    memory_limit: int | None = None
+    """Most bytes that a call may add at its peak, its result among them; None: not measured."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,9 @@ class Outcome:
     peers: Mapping[str, Timing]
     bandwidth_fraction: float | None
     goals: Mapping[str, float]
+    memory: Mapping[str, int | None] = field(default_factory=dict)
+    """Bytes that a call of each contender adds at its peak, where the case has a limit for petkit's."""
+    memory_limit: int | None = None
 
     def ratio(self, peer: str) -> float:
         """How many times faster petkit was than `peer` (below 1: slower)."""
@@ -66,7 +71,14 @@ class Outcome:
             got = self.bandwidth_fraction if name == "bandwidth" else self.ratio(name)
             if got is not None and got < goal:
                 missed.append(f"{self.case}: {name} {got:.2f}, goal {goal:g}")
+        if self.exceeds_memory():
+            missed.append(f"{self.case}: memory {self.memory['petkit']}, limit {self.memory_limit}")
         return missed
+
+    def exceeds_memory(self) -> bool:
+        """Did petkit add more bytes than the case allows?"""
+        added = self.memory.get("petkit")
+        return added is not None and self.memory_limit is not None and added > self.memory_limit
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; seconds are kept so that a reader can recompute every ratio."""
@@ -79,6 +91,7 @@ class Outcome:
             },
             "bandwidth_fraction": self.bandwidth_fraction,
             "goals": dict(self.goals),
+            **({"memory": dict(self.memory), "memory_limit": self.memory_limit} if self.memory else {}),
             "missed": self.missed_goals(),
         }
 
@@ -107,6 +120,7 @@ def measure(
         contenders = {"petkit": case.petkit, **case.peers}
         inner = {name: _repeats(run) for name, run in contenders.items()}
         taken: dict[str, list[float]] = {name: [] for name in contenders}
+        memory = {} if case.memory_limit is None else _memory(contenders)
         end = time.perf_counter() + seconds
         while len(taken["petkit"]) < least_rounds or time.perf_counter() < end:
             for name, run in contenders.items():
@@ -116,7 +130,11 @@ def measure(
     timings = {name: summarise(values) for name, values in taken.items()}
     ours = timings.pop("petkit")
     fraction = None if case.moved_bytes is None else case.moved_bytes / ours.median / bandwidth
-    return Outcome(case.name, threads, ours, timings, fraction, case.goals)
+    return Outcome(case.name, threads, ours, timings, fraction, case.goals, memory, case.memory_limit)
+
+
+def _memory(contenders: Mapping[str, Run]) -> dict[str, int | None]:
+    return {name: peak_extra_bytes(run) for name, run in contenders.items()}
 
 
 def _repeats(run: Run, target: float = 2e-3) -> int:

@@ -7,6 +7,13 @@ from collections.abc import Callable
 from petkit.benchmarks.harness import Case
 from petkit.benchmarks.ops import (
     bench_adapter_bank,
+    bench_beam_crf_log_partition,
+    bench_beam_crf_viterbi,
+    bench_crf_kbest,
+    bench_crf_log_partition,
+    bench_crf_marginals,
+    bench_crf_sample,
+    bench_crf_viterbi,
     bench_lowbit_dequantize,
     bench_lowbit_fake_quantize,
     bench_lowbit_linear,
@@ -21,5 +28,12 @@ GROUPS: dict[str, Callable[[], list[Case]]] = {
     "lowbit_fake_quantize": bench_lowbit_fake_quantize.cases,
     "adapter_bank": bench_adapter_bank.cases,
     "token_statistics": bench_token_statistics.cases,
+    "crf_log_partition": bench_crf_log_partition.cases,
+    "crf_viterbi": bench_crf_viterbi.cases,
+    "crf_marginals": bench_crf_marginals.cases,
+    "crf_kbest": bench_crf_kbest.cases,
+    "crf_sample": bench_crf_sample.cases,
+    "beam_crf_log_partition": bench_beam_crf_log_partition.cases,
+    "beam_crf_viterbi": bench_beam_crf_viterbi.cases,
 }
 """Op to its cases. A new op adds one line."""

@@ -106,6 +106,10 @@ def _records(outcome: Outcome) -> list[dict[str, Any]]:
         )
         wanted = [] if goal is None else [f"{goal:g}x"]
         wanted += [] if least is None else [f"{least:.0%} of bandwidth"]
+        added, theirs = outcome.memory.get("petkit"), outcome.memory.get(peer)
+        if outcome.memory_limit is not None:
+            wanted.append(f"{outcome.memory_limit >> 20} MiB")
+            missed |= outcome.exceeds_memory()
         rows.append(
             {
                 "case": outcome.case,
@@ -113,6 +117,9 @@ def _records(outcome: Outcome) -> list[dict[str, Any]]:
                 "peer": peer,
                 "times faster": ratio,
                 "of bandwidth": None if share is None else f"{share:.1%}",
+                "added MiB, peer's": None
+                if added is None or theirs is None
+                else f"{added / 2**20:.1f}, {theirs / 2**20:.0f}",
                 "goal": (", ".join(wanted) + (" MISSED" if missed else "")) or None,
             }
         )

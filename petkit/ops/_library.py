@@ -50,6 +50,11 @@ def define(schema: str, default: Callable[..., Any], fake: Callable[..., Any]) -
     _defaults[name] = default
 
 
+def default_of(name: str) -> Callable[..., Any]:
+    """The pure-torch default of an operator; a peer for benchmarks."""
+    return _defaults[name]
+
+
 def backend() -> dict[str, Any]:
     """Which kernels run the operators, and why.
 
