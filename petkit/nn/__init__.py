@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from petkit.nn.constraints import Constraints, bio_constraints
+    from petkit.nn.crf import CRF
 
-__all__ = ["Constraints", "bio_constraints"]
+__all__ = ["CRF", "Constraints", "bio_constraints"]
 
-_HOMES = {"Constraints": "constraints", "bio_constraints": "constraints"}
+_HOMES = {"CRF": "crf", "Constraints": "constraints", "bio_constraints": "constraints"}
 
 
 def __getattr__(name: str) -> Any:
