@@ -80,6 +80,7 @@ def check_tags(tags: Tensor, mask: Tensor, num_tags: int) -> None:
         )
     if not readable(tags):
         return
+    tags = tags.long()
     wrong = ((tags < 0) | (tags >= num_tags)) & mask
     if bool(wrong.any()):
         row, position = wrong.nonzero()[0].tolist()

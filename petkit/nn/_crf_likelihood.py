@@ -46,8 +46,10 @@ def path_score(emissions: Tensor, mask: Tensor, tags: Tensor, parameters: Parame
 
 def _in_range(tags: Tensor, mask: Tensor, num_tags: int) -> tuple[Tensor, Tensor]:
     """Tags with 0 where they do not matter or do not exist, and (batch,) whether all that matter exist."""
+    # A narrow type might not even hold num_tags.
+    tags = tags.long()
     exists = (tags >= 0) & (tags < num_tags)
-    return torch.where(exists & mask, tags, 0).long(), (exists | ~mask).all(1)
+    return torch.where(exists & mask, tags, 0), (exists | ~mask).all(1)
 
 
 def log_likelihood(emissions: Tensor, mask: Tensor, tags: Tensor, parameters: Parameters) -> Tensor:

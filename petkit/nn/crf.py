@@ -132,7 +132,7 @@ class CRF(nn.Module):
             return found
         if reduction == "token_mean":
             counted = mask if weights is None else _crf_likelihood.weights_of(tags, mask, weights)
-            return found.sum() / counted.sum()
+            return found.sum() / counted.sum().to(found.dtype)
         return found.sum() if reduction == "sum" else found.mean()
 
     def _log_likelihood(

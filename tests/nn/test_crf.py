@@ -146,6 +146,8 @@ def test_tags_of_any_integer_type(dtype):
     arguments, tags = case(3, 6, 4)
     crf = crf_of(arguments)
     assert torch.equal(crf(arguments.emissions, tags.to(dtype)), crf(arguments.emissions, tags))
+    many = CRF(300, batch_first=True)
+    assert many(torch.zeros(3, 6, 300), tags.to(dtype)).isfinite()
 
 
 @pytest.mark.parametrize("forbidden", [-1e4, -torch.inf])

@@ -203,6 +203,8 @@ def test_weights_against_enumeration(constraints):
     close(crf(emissions, tags, mask, "token_mean", weights), (found.sum() / total).detach(), atol=1e-7)
     close(crf(emissions, tags, mask, "sum", weights), found.sum().detach())
     close(crf(emissions, tags, mask, "mean", weights), found.mean().detach())
+    single = crf.float()(emissions.float(), tags, mask, "token_mean", weights.double())
+    assert single.dtype == torch.float32
 
 
 def test_weights_of_1_are_none_and_weights_are_linear():
