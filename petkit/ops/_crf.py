@@ -219,7 +219,8 @@ def posterior(chain: Chains, weights: Tensor, transitions: Tensor, start: Tensor
         following = (transitions + (emissions[:, t] + rest + drift)[:, None, :]).logsumexp(-1)
         pair = (alphas[t - 1][:, :, None] + transitions + (emissions[:, t] + rest + drift)[:, None, :]).exp()
         pair = torch.where((t < lengths)[:, None, None], pair, torch.zeros_like(pair))
-        pairs += torch.einsum("b,bij->ij", weights.to(pair.dtype), pair)
+        # A product of matrices would be rounded to half precision where the backward runs under autocast.
+        pairs += (pair * weights[:, None, None].to(pair.dtype)).sum(0)
         scores += (pair * allowed).sum((1, 2))
         rest = torch.where((t < lengths)[:, None], following, rest)
     return Posterior(marginals, pairs, scores)

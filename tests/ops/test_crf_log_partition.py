@@ -185,6 +185,15 @@ def test_mixed_dtypes_compute_in_the_wider(kernels):
     assert {part.dtype for part in found} == {torch.bfloat16}
 
 
+def test_a_backward_under_autocast_is_not_rounded(kernels):
+    arguments = inputs(3, 9, 5)
+    expected = gradients_of(arguments, torch.ones(3))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = gradients_of(arguments, torch.ones(3))
+    for one, two in zip(found, expected, strict=True):
+        assert torch.equal(one, two)
+
+
 def test_only_what_asks_for_a_gradient_gets_one(kernels):
     arguments = inputs(2, 3, 4)
     arguments.start.requires_grad_()
