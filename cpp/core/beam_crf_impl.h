@@ -76,7 +76,12 @@ public:
 private:
   void gather(const Real* table, int64_t step, Real* rows) const {
     const int32_t* candidates = sequence_.candidates + step * beam_;
+    // The rows lie anywhere in a table that is larger than the caches.
+    constexpr int64_t ahead = 8;
     for (int64_t i = 0; i < beam_; ++i) {
+      if (i + ahead < beam_)
+        for (int64_t k = 0; k < rank_; k += 64 / int64_t(sizeof(Real)))
+          __builtin_prefetch(table + candidates[i + ahead] * rank_ + k);
       Real* row = rows + i * rank_stride_;
       std::memcpy(row, table + candidates[i] * rank_, size_t(rank_) * sizeof(Real));
       for (int64_t k = rank_; k < rank_stride_; ++k)

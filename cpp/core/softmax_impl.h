@@ -151,25 +151,36 @@ void softmax_gradient(const void* data, DType dtype, int64_t count, const Softma
   });
 }
 
+// One bit for each lane.
+inline uint32_t lane_bits(Isa::Mask mask) {
+  uint8_t bytes[4] = {};
+  Isa::store_mask(bytes, mask);
+  uint32_t bits;
+  std::memcpy(&bits, bytes, sizeof bits);
+  return bits;
+}
+
 int64_t positions_above(const float* x, int64_t count, float bound, int32_t* positions) {
   const Isa::Float limit = Isa::set(bound);
-  int64_t found = 0;
-  const auto collect = [&](int64_t i, int64_t end) {
-    for (; i < end; ++i) {
-      positions[found] = int32_t(i);
-      found += !(x[i] <= bound);
-    }
-  };
-  int64_t i = 0;
+  int64_t found = 0, i = 0;
   // Hardly any is above: several vectors are asked with one branch.
   for (; i + unrolled * W <= count; i += unrolled * W) {
-    Isa::Mask above = Isa::not_at_most(Isa::load(x + i), limit);
-    for (int64_t u = 1; u < unrolled; ++u)
-      above = Isa::either(above, Isa::not_at_most(Isa::load(x + i + u * W), limit));
-    if (Isa::any(above))
-      collect(i, i + unrolled * W);
+    Isa::Mask above[unrolled], any;
+    any = above[0] = Isa::not_at_most(Isa::load(x + i), limit);
+    for (int64_t u = 1; u < unrolled; ++u) {
+      above[u] = Isa::not_at_most(Isa::load(x + i + u * W), limit);
+      any = Isa::either(any, above[u]);
+    }
+    if (!Isa::any(any))
+      continue;
+    for (int64_t u = 0; u < unrolled; ++u)
+      for (uint32_t bits = lane_bits(above[u]); bits != 0; bits &= bits - 1)
+        positions[found++] = int32_t(i + u * W + __builtin_ctz(bits));
   }
-  collect(i, count);
+  for (; i < count; ++i) {
+    positions[found] = int32_t(i);
+    found += !(x[i] <= bound);
+  }
   return found;
 }
 

@@ -52,12 +52,12 @@ def _likelihood(peer: Any, given: Inputs) -> object:
 def _gradient(given: Inputs) -> object:
     emissions, mask, *parameters = given.arguments
     live = [part.detach().requires_grad_() for part in (emissions, *parameters)]
-    ops.crf_log_partition(live[0], mask, *live[1:]).sum().backward()
+    torch.autograd.backward(ops.crf_log_partition(live[0], mask, *live[1:]).sum())
     return [part.grad for part in live]
 
 
 def _peers_gradient(peer: Any, given: Inputs) -> object:
     emissions = given.emissions.detach().requires_grad_()
     peer.zero_grad()
-    peer(emissions, given.tags, mask=given.mask).backward()
+    torch.autograd.backward(peer(emissions, given.tags, mask=given.mask))
     return emissions.grad
