@@ -9,12 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from petkit.nn.beam_crf import BeamCRF
     from petkit.nn.constraints import Constraints, bio_constraints
     from petkit.nn.crf import CRF
 
-__all__ = ["CRF", "Constraints", "bio_constraints"]
+__all__ = ["CRF", "BeamCRF", "Constraints", "bio_constraints"]
 
-_HOMES = {"CRF": "crf", "Constraints": "constraints", "bio_constraints": "constraints"}
+_HOMES = {
+    "BeamCRF": "beam_crf",
+    "CRF": "crf",
+    "Constraints": "constraints",
+    "bio_constraints": "constraints",
+}
 
 
 def __getattr__(name: str) -> Any:
