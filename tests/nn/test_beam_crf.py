@@ -118,7 +118,7 @@ def test_learning_finds_what_only_transitions_can_tell(dynamic):
     paths, _ = crf.decode(emissions, hidden=hidden)
     assert paths[0].tolist() in ([0, 1], [2, 3])
     # Two of sixteen paths share the probability.
-    assert float(crf(emissions, targets, hidden=hidden, reduction="mean")) > np.log(0.4)
+    assert crf(emissions, targets, hidden=hidden, reduction="mean").item() > np.log(0.4)
 
 
 def test_autocast_gives_half_emissions_and_sums_in_float32():
