@@ -1,0 +1,83 @@
+// The CRF kernels' host launchers on NumPy arrays; see module.cpp.
+#include "bindings.h"
+#include "crf.cuh"
+
+namespace {
+
+// Scratch in guarded buffers of the call's arena.
+class ArenaScratch : public pc::Scratch {
+public:
+  explicit ArenaScratch(Arena& arena) : arena_(arena) {}
+
+protected:
+  void* bytes(int64_t count, const char* name) override {
+    return arena_.scratch<uint8_t>(count, name);
+  }
+
+private:
+  Arena& arena_;
+};
+
+template <class T> py::array array_of(const T* from, std::vector<py::ssize_t> shape) {
+  py::array_t<T> array(shape);
+  if (array.nbytes())
+    std::memcpy(array.mutable_data(), from, size_t(array.nbytes()));
+  return array;
+}
+
+// The arguments that all CRF launchers begin with. The parameters are float64 with float64
+// emissions.
+struct CrfGiven {
+  py::array emissions, mask, transitions, start, end;
+  std::string type;
+  unsigned seed;
+
+  int64_t batch() const { return emissions.shape(0); }
+  int64_t time() const { return emissions.shape(1); }
+  int64_t tags() const { return emissions.shape(2); }
+
+  template <class T> pc::CrfBatch<T> rows(Arena& arena) const {
+    return {arena.input<T>(emissions, "emissions"), time() * tags(), tags(),
+            arena.input<bool>(mask, "mask"),        batch(),         time()};
+  }
+  template <class Real> pc::CrfModel<Real> model(Arena& arena) const {
+    return {tags(), arena.input<Real>(transitions, "transitions"),
+            arena.input<Real>(start, "start"), arena.input<Real>(end, "end")};
+  }
+
+  // Calls with T(), Real(), an arena and its scratch, and looks for writes outside the buffers.
+  template <class Call> void run(Call call) const {
+    emulator::machine.seed = seed;
+    Arena arena;
+    ArenaScratch scratch(arena);
+    if (type == "float64")
+      call(double{}, double{}, arena, scratch);
+    else
+      dispatch_type(type, [&](auto element) { call(element, float{}, arena, scratch); });
+    arena.check();
+  }
+};
+
+py::array crf_log_partition(const CrfGiven& in) {
+  py::array result;
+  in.run([&](auto element, auto real, Arena& arena, ArenaScratch& scratch) {
+    using T = decltype(element);
+    using Real = decltype(real);
+    auto* log_z = arena.scratch<Real>(in.batch(), "log_z");
+    pc::crf_log_partition(in.model<Real>(arena), in.rows<T>(arena), log_z, scratch, nullptr);
+    result = array_of(log_z, {in.batch()});
+  });
+  return result;
+}
+
+} // namespace
+
+PYBIND11_MODULE(cuda_emulator_crf, m) {
+  using Array = const py::array&;
+  py::class_<CrfGiven>(m, "Crf").def(
+      py::init([](Array emissions, Array mask, Array transitions, Array start, Array end,
+                  const std::string& type, unsigned seed) {
+        return CrfGiven{emissions, mask, transitions, start, end, type, seed};
+      }));
+  m.def("crf_log_partition", &crf_log_partition);
+}

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.cuda_emulator.crf_support import SHAPES, run
+from tests.ops.crf_cases import DTYPES, close, inputs, long_case, rows
+from tests.reference import crf as reference
+
+
+def log_z(arguments):
+    return [float(reference.recursed(*row)["log_z"]) for row in rows(arguments)]
+
+
+def forward(cuda_crf, arguments):
+    return torch.from_numpy(run(cuda_crf, "crf_log_partition", arguments))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_matches_the_recursion(cuda_crf, shape, dtype):
+    arguments = inputs(*shape, dtype)
+    found = forward(cuda_crf, arguments)
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    close(found, log_z(arguments), dtype)
+
+
+def test_sums_over_every_path(cuda_crf):
+    arguments = inputs(4, 5, 3)
+    close(
+        forward(cuda_crf, arguments),
+        [reference.enumerated(*row)["log_z"] for row in rows(arguments)],
+        torch.float32,
+    )
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 2), (3, 0, 2)])
+def test_nothing_to_sum(cuda_crf, shape):
+    assert forward(cuda_crf, inputs(*shape)).tolist() == [0] * shape[0]
+
+
+def test_rows_with_few_positions(cuda_crf):
+    """The device does not look at the mask: none is the empty path, and a row begins where it is set."""
+    arguments = inputs(3, 5, 4)
+    arguments.mask[1] = False
+    arguments.mask[2] = torch.tensor([0, 0, 1, 0, 1]).bool()
+    arguments.emissions[~arguments.mask] = torch.nan
+    found = forward(cuda_crf, arguments)
+    assert found[1] == 0
+    kept = list(rows(arguments))
+    close(found[[0, 2]], [reference.recursed(*kept[row])["log_z"] for row in (0, 2)], torch.float32)
+
+
+@pytest.mark.parametrize("forbidden", [-torch.inf, -1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_forbidden_transitions(cuda_crf, forbidden, dtype):
+    arguments = forbidding(forbidden, dtype)
+    with np.errstate(invalid="ignore"):
+        close(forward(cuda_crf, arguments), log_z(arguments), dtype)
+
+
+def forbidding(forbidden, dtype=torch.float32):
+    arguments = inputs(3, 6, 20, dtype)
+    generator = torch.Generator().manual_seed(1)
+    arguments.transitions[torch.rand((20, 20), generator=generator) < 0.6] = forbidden
+    arguments.start[3:] = forbidden
+    arguments.transitions[:, 7] = forbidden
+    arguments.emissions[:, :, 8] = forbidden
+    return arguments
+
+
+def far_below(dtype=torch.float32):
+    """A tag that lies 500 nats behind may be the only one that the next step leaves."""
+    arguments = inputs(3, 12, 18, dtype, gaps=False)
+    arguments.emissions[:, ::2, 0] -= 500
+    arguments.emissions[:, ::3, 5] += 700
+    arguments.transitions[5, :] -= 300
+    arguments.transitions[1:, 0] = -1e4
+    return arguments
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_path_far_below_all_others_is_not_lost(cuda_crf, dtype):
+    arguments = far_below(dtype)
+    close(forward(cuda_crf, arguments), log_z(arguments), dtype)
+
+
+def test_a_row_without_a_path(cuda_crf):
+    arguments = inputs(2, 4, 3, gaps=False)
+    arguments.mask[:] = True
+    arguments.emissions[1, 2] = -torch.inf
+    found = forward(cuda_crf, arguments)
+    assert found[1] == -torch.inf
+    close(found[:1], reference.recursed(*next(rows(arguments)))["log_z"], torch.float32)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("place", [(0, 2), (2, 0), (4, 3)])
+def test_what_is_no_number_shows_in_its_row_and_no_other(cuda_crf, bad, place):
+    arguments = inputs(2, 5, 4, gaps=False)
+    arguments.mask[:] = True
+    # No path leads there.
+    arguments.transitions[:, 0] = -torch.inf
+    expected = forward(cuda_crf, arguments)
+    arguments.emissions[1][place] = bad
+    found = forward(cuda_crf, arguments)
+    assert torch.isnan(found[1])
+    assert found[0] == expected[0]
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["transitions", "start", "end"])
+def test_parameters_that_are_no_numbers_show(cuda_crf, name, bad):
+    arguments = inputs(2, 5, 4)
+    arguments.transitions[:] = -torch.inf if name == "transitions" else 0.0
+    getattr(arguments, name).view(-1)[2] = bad
+    assert torch.isnan(forward(cuda_crf, arguments)[0])
+
+
+def test_a_long_sequence_keeps_its_digits(cuda_crf):
+    arguments, expected = long_case(5000)
+    np.testing.assert_allclose(float(forward(cuda_crf, arguments)), expected["log_z"], rtol=2e-7)
+
+
+def test_rows_of_tags_that_no_shared_memory_holds(cuda_crf):
+    arguments = inputs(1, 2, 1800, torch.float64)
+    emissions, (transitions, start, end) = next(rows(arguments))
+    paths = (emissions[0] + start)[:, None] + transitions + emissions[1] + end
+    close(forward(cuda_crf, arguments), [reference.logsumexp(paths)], torch.float64)

@@ -1,0 +1,64 @@
+"""The CUDA operators of CRFs: their host code on the emulator, against the same operators on the CPU.
+
+As in test_operators.py it is about the order of arguments, checks, allocations and strides.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from petkit.ops import crf_log_partition
+from tests.ops.crf_cases import DTYPES, TOLERANCE, inputs
+
+
+def any_layout(arguments):
+    """The same numbers, with every tensor laid out in an unusual way."""
+    emissions, mask, transitions, start, end = arguments
+    return arguments._replace(
+        emissions=emissions.transpose(0, 1).contiguous().transpose(0, 1),
+        mask=mask.t().contiguous().t(),
+        transitions=transitions.t().contiguous().t(),
+        start=torch.stack([start, start], -1)[:, 0],
+        end=end.flip(0).contiguous().flip(0),
+    )
+
+
+def same(result, expected, dtype):
+    assert result.shape == expected.shape
+    assert result.dtype == expected.dtype
+    bound = 5 * TOLERANCE[dtype]
+    torch.testing.assert_close(result, expected, rtol=bound, atol=bound)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_log_partition(call, dtype):
+    arguments = inputs(4, 9, 6, dtype)
+    expected = crf_log_partition(*arguments)
+    for given in (arguments, any_layout(arguments)):
+        same(call("crf_log_partition", *given), expected, dtype)
+    every_other = torch.stack([arguments.emissions] * 2, -1)[..., 0]
+    same(call("crf_log_partition", every_other, *arguments[1:]), expected, dtype)
+
+
+GOOD = inputs(2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"emissions": torch.zeros(3, 4)}, r"emissions must have 3 dimensions, got shape \(3, 4\)"),
+        ({"emissions": torch.zeros(2, 3, 0)}, r"must have 1 to 65536 tags, got shape \(2, 3, 0\)"),
+        ({"emissions": torch.zeros(2, 3, 4).int()}, "emissions must be float32, bfloat16 or float16 on CUDA"),
+        ({"mask": torch.ones(2, 3)}, "mask must be bool"),
+        ({"mask": torch.ones(3, 2).bool()}, r"mask must have shape \(2, 3\), got \(3, 2\)"),
+        ({"transitions": torch.zeros(4, 3)}, r"transitions must have shape \(4, 4\), got \(4, 3\)"),
+        ({"transitions": torch.zeros(4, 4).double()}, "transitions must be float32, got another type"),
+        ({"emissions": torch.zeros(2, 3, 4).double()}, "transitions must be float64 like emissions"),
+        ({"start": torch.zeros(3)}, r"start must have shape \(4\), got \(3\)"),
+        ({"end": torch.zeros(4).half()}, "end must be float32"),
+    ],
+)
+def test_refuses_what_would_read_out_of_bounds(call, change, message):
+    with pytest.raises(RuntimeError, match=message):
+        call("crf_log_partition", *GOOD._replace(**change))
