@@ -1,6 +1,7 @@
 // The CRF kernels' host launchers on NumPy arrays; see module.cpp.
 #include "bindings.h"
 #include "crf.cuh"
+#include "crf_viterbi.cuh"
 
 namespace {
 
@@ -70,6 +71,20 @@ py::array crf_log_partition(const CrfGiven& in) {
   return result;
 }
 
+py::tuple crf_viterbi(const CrfGiven& in) {
+  py::tuple result;
+  in.run([&](auto element, auto real, Arena& arena, ArenaScratch& scratch) {
+    using T = decltype(element);
+    using Real = decltype(real);
+    auto* paths = arena.scratch<int64_t>(in.batch() * in.time(), "paths");
+    auto* scores = arena.scratch<Real>(in.batch(), "scores");
+    pc::crf_viterbi(in.model<Real>(arena), in.rows<T>(arena), paths, scores, scratch, nullptr);
+    result =
+        py::make_tuple(array_of(paths, {in.batch(), in.time()}), array_of(scores, {in.batch()}));
+  });
+  return result;
+}
+
 } // namespace
 
 PYBIND11_MODULE(cuda_emulator_crf, m) {
@@ -80,4 +95,5 @@ PYBIND11_MODULE(cuda_emulator_crf, m) {
         return CrfGiven{emissions, mask, transitions, start, end, type, seed};
       }));
   m.def("crf_log_partition", &crf_log_partition);
+  m.def("crf_viterbi", &crf_viterbi);
 }

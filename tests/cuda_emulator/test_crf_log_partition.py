@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.cuda_emulator.crf_support import SHAPES, run
+from tests.cuda_emulator.crf_support import SHAPES, far_below, forbidding, run
 from tests.ops.crf_cases import DTYPES, close, inputs, long_case, rows
 from tests.reference import crf as reference
 
@@ -58,26 +58,6 @@ def test_forbidden_transitions(cuda_crf, forbidden, dtype):
     arguments = forbidding(forbidden, dtype)
     with np.errstate(invalid="ignore"):
         close(forward(cuda_crf, arguments), log_z(arguments), dtype)
-
-
-def forbidding(forbidden, dtype=torch.float32):
-    arguments = inputs(3, 6, 20, dtype)
-    generator = torch.Generator().manual_seed(1)
-    arguments.transitions[torch.rand((20, 20), generator=generator) < 0.6] = forbidden
-    arguments.start[3:] = forbidden
-    arguments.transitions[:, 7] = forbidden
-    arguments.emissions[:, :, 8] = forbidden
-    return arguments
-
-
-def far_below(dtype=torch.float32):
-    """A tag that lies 500 nats behind may be the only one that the next step leaves."""
-    arguments = inputs(3, 12, 18, dtype, gaps=False)
-    arguments.emissions[:, ::2, 0] -= 500
-    arguments.emissions[:, ::3, 5] += 700
-    arguments.transitions[5, :] -= 300
-    arguments.transitions[1:, 0] = -1e4
-    return arguments
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

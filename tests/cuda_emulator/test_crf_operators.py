@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from petkit.ops import crf_log_partition
+from petkit.ops import crf_log_partition, crf_viterbi
 from tests.ops.crf_cases import DTYPES, TOLERANCE, inputs
 
 
@@ -39,6 +39,16 @@ def test_log_partition(call, dtype):
         same(call("crf_log_partition", *given), expected, dtype)
     every_other = torch.stack([arguments.emissions] * 2, -1)[..., 0]
     same(call("crf_log_partition", every_other, *arguments[1:]), expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_viterbi(call, dtype):
+    arguments = inputs(4, 9, 6, dtype)
+    expected_paths, expected = crf_viterbi(*arguments)
+    for given in (arguments, any_layout(arguments)):
+        paths, scores = call("crf_viterbi", *given)
+        assert torch.equal(paths, expected_paths)
+        same(scores, expected, dtype)
 
 
 GOOD = inputs(2, 3, 4)
