@@ -78,8 +78,7 @@ private:
 
 // Copies a device buffer into a new array of the element type's bits.
 template <class T> py::array download(const T* from, std::vector<py::ssize_t> shape) {
-  using Item =
-      std::conditional_t<std::is_same_v<T, float> || std::is_same_v<T, uint8_t>, T, uint16_t>;
+  using Item = std::conditional_t<std::is_arithmetic_v<T>, T, uint16_t>;
   static_assert(sizeof(Item) == sizeof(T));
   py::array_t<Item> array(shape);
   if (array.nbytes())

@@ -1,6 +1,6 @@
 // The CRF kernels' host launchers on NumPy arrays; see module.cpp.
 #include "bindings.h"
-#include "crf.cuh"
+#include "crf_gradient.cuh"
 #include "crf_viterbi.cuh"
 
 namespace {
@@ -18,13 +18,6 @@ protected:
 private:
   Arena& arena_;
 };
-
-template <class T> py::array array_of(const T* from, std::vector<py::ssize_t> shape) {
-  py::array_t<T> array(shape);
-  if (array.nbytes())
-    std::memcpy(array.mutable_data(), from, size_t(array.nbytes()));
-  return array;
-}
 
 // The arguments that all CRF launchers begin with. The parameters are float64 with float64
 // emissions.
@@ -66,7 +59,27 @@ py::array crf_log_partition(const CrfGiven& in) {
     using Real = decltype(real);
     auto* log_z = arena.scratch<Real>(in.batch(), "log_z");
     pc::crf_log_partition(in.model<Real>(arena), in.rows<T>(arena), log_z, scratch, nullptr);
-    result = array_of(log_z, {in.batch()});
+    result = download(log_z, {in.batch()});
+  });
+  return result;
+}
+
+// Gradients of the emissions (as bits), the transitions, the start and the end.
+py::tuple crf_log_partition_backward(const CrfGiven& in, const py::array& grad) {
+  py::tuple result;
+  in.run([&](auto element, auto real, Arena& arena, ArenaScratch& scratch) {
+    using T = decltype(element);
+    using Real = decltype(real);
+    const int64_t tags = in.tags(), count = in.batch() * in.time() * tags;
+    const pc::CrfGradient<T, Real> gradient{
+        arena.input<Real>(grad, "grad"), arena.scratch<T>(count, "grad_emissions"),
+        arena.scratch<Real>(tags * tags, "grad_transitions"),
+        arena.scratch<Real>(tags, "grad_start"), arena.scratch<Real>(tags, "grad_end")};
+    pc::crf_log_partition_backward(in.model<Real>(arena), in.rows<T>(arena), gradient, scratch,
+                                   nullptr);
+    result = py::make_tuple(download(gradient.emissions, {in.batch(), in.time(), tags}),
+                            download(gradient.transitions, {tags, tags}),
+                            download(gradient.start, {tags}), download(gradient.end, {tags}));
   });
   return result;
 }
@@ -80,7 +93,7 @@ py::tuple crf_viterbi(const CrfGiven& in) {
     auto* scores = arena.scratch<Real>(in.batch(), "scores");
     pc::crf_viterbi(in.model<Real>(arena), in.rows<T>(arena), paths, scores, scratch, nullptr);
     result =
-        py::make_tuple(array_of(paths, {in.batch(), in.time()}), array_of(scores, {in.batch()}));
+        py::make_tuple(download(paths, {in.batch(), in.time()}), download(scores, {in.batch()}));
   });
   return result;
 }
@@ -95,5 +108,6 @@ PYBIND11_MODULE(cuda_emulator_crf, m) {
         return CrfGiven{emissions, mask, transitions, start, end, type, seed};
       }));
   m.def("crf_log_partition", &crf_log_partition);
+  m.def("crf_log_partition_backward", &crf_log_partition_backward);
   m.def("crf_viterbi", &crf_viterbi);
 }

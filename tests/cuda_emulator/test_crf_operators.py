@@ -42,6 +42,24 @@ def test_log_partition(call, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_log_partition_backward(call, dtype):
+    arguments = inputs(4, 9, 6, dtype)
+    grad = torch.linspace(-1, 1, 8, dtype=arguments.start.dtype)[::2]
+    expected = torch.ops.petkit.crf_log_partition_backward(grad, *arguments)
+    for given in (arguments, any_layout(arguments)):
+        found = call("crf_log_partition_backward", grad, *given)
+        # The stored gradient of the emissions may round the other way.
+        torch.testing.assert_close(found[0], expected[0], atol=1e-5, rtol=torch.finfo(dtype).eps * 4)
+        assert found[0].dtype == dtype
+        for one, other in zip(found[1:], expected[1:], strict=True):
+            same(one, other, dtype)
+    with pytest.raises(RuntimeError, match=r"grad must have shape \(4\), got \(3\)"):
+        call("crf_log_partition_backward", grad[:3], *arguments)
+    with pytest.raises(RuntimeError, match="grad must be of the type of transitions"):
+        call("crf_log_partition_backward", grad.half(), *arguments)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_viterbi(call, dtype):
     arguments = inputs(4, 9, 6, dtype)
     expected_paths, expected = crf_viterbi(*arguments)
