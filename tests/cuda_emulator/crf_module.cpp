@@ -1,6 +1,7 @@
 // The CRF kernels' host launchers on NumPy arrays; see module.cpp.
 #include "bindings.h"
 #include "crf_gradient.cuh"
+#include "crf_sample.cuh"
 #include "crf_viterbi.cuh"
 
 namespace {
@@ -98,6 +99,40 @@ py::tuple crf_viterbi(const CrfGiven& in) {
   return result;
 }
 
+// Marginals, expected scores of the transitions, and log_z.
+py::tuple crf_marginals(const CrfGiven& in) {
+  py::tuple result;
+  in.run([&](auto element, auto real, Arena& arena, ArenaScratch& scratch) {
+    using T = decltype(element);
+    using Real = decltype(real);
+    auto* marginals = arena.scratch<Real>(in.batch() * in.time() * in.tags(), "marginals");
+    auto *scores = arena.scratch<Real>(in.batch(), "scores"),
+         *log_z = arena.scratch<Real>(in.batch(), "log_z");
+    pc::crf_marginals(in.model<Real>(arena), in.rows<T>(arena), marginals, scores, log_z, scratch,
+                      nullptr);
+    result = py::make_tuple(download(marginals, {in.batch(), in.time(), in.tags()}),
+                            download(scores, {in.batch()}), download(log_z, {in.batch()}));
+  });
+  return result;
+}
+
+// Paths (samples, batch, time), and log_z.
+py::tuple crf_sample(const CrfGiven& in, const py::array& uniforms) {
+  py::tuple result;
+  in.run([&](auto element, auto real, Arena& arena, ArenaScratch& scratch) {
+    using T = decltype(element);
+    using Real = decltype(real);
+    auto* samples = arena.scratch<int64_t>(uniforms.size(), "samples");
+    auto* log_z = arena.scratch<Real>(in.batch(), "log_z");
+    pc::crf_sample(in.model<Real>(arena), in.rows<T>(arena),
+                   arena.input<double>(uniforms, "uniforms"), uniforms.shape(0), samples, log_z,
+                   scratch, nullptr);
+    result = py::make_tuple(download(samples, {uniforms.shape(0), in.batch(), in.time()}),
+                            download(log_z, {in.batch()}));
+  });
+  return result;
+}
+
 } // namespace
 
 PYBIND11_MODULE(cuda_emulator_crf, m) {
@@ -110,4 +145,6 @@ PYBIND11_MODULE(cuda_emulator_crf, m) {
   m.def("crf_log_partition", &crf_log_partition);
   m.def("crf_log_partition_backward", &crf_log_partition_backward);
   m.def("crf_viterbi", &crf_viterbi);
+  m.def("crf_marginals", &crf_marginals);
+  m.def("crf_sample", &crf_sample);
 }

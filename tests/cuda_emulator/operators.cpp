@@ -4,6 +4,8 @@
 #define petkit petkit_emulated
 #include "adapter_bank.cu"
 #include "crf_log_partition.cu"
+#include "crf_marginals.cu"
+#include "crf_sample.cu"
 #include "crf_viterbi.cu"
 #include "library.cpp"
 #include "lowbit_dequantize.cu"

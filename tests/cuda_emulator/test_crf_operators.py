@@ -69,6 +69,32 @@ def test_viterbi(call, dtype):
         same(scores, expected, dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_marginals(call, dtype):
+    arguments = inputs(4, 9, 6, dtype)
+    expected = torch.ops.petkit.crf_marginals(*arguments)
+    for given in (arguments, any_layout(arguments)):
+        for one, other in zip(call("crf_marginals", *given), expected, strict=True):
+            same(one, other, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sample(call, dtype):
+    arguments = inputs(4, 9, 6, dtype)
+    uniforms = torch.rand((9, 4, 5), dtype=torch.float64, generator=torch.Generator().manual_seed(0)).permute(
+        2, 1, 0
+    )
+    expected_samples, expected = torch.ops.petkit.crf_sample(*arguments, uniforms)
+    for given in (arguments, any_layout(arguments)):
+        samples, log_z = call("crf_sample", *given, uniforms)
+        assert torch.equal(samples, expected_samples)
+        same(log_z, expected, dtype)
+    with pytest.raises(RuntimeError, match=r"uniforms must have shape \(5, 4, 9\), got \(5, 4, 8\)"):
+        call("crf_sample", *arguments, uniforms[:, :, 1:])
+    with pytest.raises(RuntimeError, match="uniforms must be float64"):
+        call("crf_sample", *arguments, uniforms.float())
+
+
 GOOD = inputs(2, 3, 4)
 
 
