@@ -1,6 +1,7 @@
 // The CRF kernels' host launchers on NumPy arrays; see module.cpp.
 #include "bindings.h"
 #include "crf_gradient.cuh"
+#include "crf_kbest.cuh"
 #include "crf_sample.cuh"
 #include "crf_viterbi.cuh"
 
@@ -133,6 +134,22 @@ py::tuple crf_sample(const CrfGiven& in, const py::array& uniforms) {
   return result;
 }
 
+// Paths (batch, k, time) and scores (batch, k).
+py::tuple crf_kbest(const CrfGiven& in, int64_t k, int64_t pointer_bytes) {
+  py::tuple result;
+  in.run([&](auto element, auto real, Arena& arena, ArenaScratch& scratch) {
+    using T = decltype(element);
+    using Real = decltype(real);
+    auto* paths = arena.scratch<int64_t>(in.batch() * k * in.time(), "paths");
+    auto* scores = arena.scratch<Real>(in.batch() * k, "scores");
+    pc::crf_kbest(in.model<Real>(arena), in.rows<T>(arena), k, paths, scores, scratch, nullptr,
+                  pointer_bytes);
+    result = py::make_tuple(download(paths, {in.batch(), k, in.time()}),
+                            download(scores, {in.batch(), k}));
+  });
+  return result;
+}
+
 } // namespace
 
 PYBIND11_MODULE(cuda_emulator_crf, m) {
@@ -146,5 +163,6 @@ PYBIND11_MODULE(cuda_emulator_crf, m) {
   m.def("crf_log_partition_backward", &crf_log_partition_backward);
   m.def("crf_viterbi", &crf_viterbi);
   m.def("crf_marginals", &crf_marginals);
+  m.def("crf_kbest", &crf_kbest);
   m.def("crf_sample", &crf_sample);
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from petkit.ops import crf_log_partition, crf_viterbi
+from petkit.ops import crf_kbest, crf_log_partition, crf_viterbi
 from tests.ops.crf_cases import DTYPES, TOLERANCE, inputs
 
 
@@ -93,6 +93,23 @@ def test_sample(call, dtype):
         call("crf_sample", *arguments, uniforms[:, :, 1:])
     with pytest.raises(RuntimeError, match="uniforms must be float64"):
         call("crf_sample", *arguments, uniforms.float())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_kbest(call, dtype):
+    arguments = inputs(4, 9, 6, dtype)
+    expected_paths, expected = crf_kbest(*arguments, 5)
+    for given in (arguments, any_layout(arguments)):
+        paths, scores = call("crf_kbest", *given, 5)
+        assert torch.equal(paths, expected_paths)
+        same(scores, expected, dtype)
+
+
+def test_kbest_refuses_a_count_that_is_none_or_too_large(call):
+    with pytest.raises(RuntimeError, match="k must be at least 1, got 0"):
+        call("crf_kbest", *GOOD, 0)
+    with pytest.raises(RuntimeError, match=r"tags \* k must be below 2\*\*31, got 4 \* 600000000"):
+        call("crf_kbest", *GOOD, 600_000_000)
 
 
 GOOD = inputs(2, 3, 4)
