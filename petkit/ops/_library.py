@@ -51,7 +51,9 @@ def define(schema: str, default: Callable[..., Any], fake: Callable[..., Any]) -
 
 
 def default_of(name: str) -> Callable[..., Any]:
-    """The pure-torch default of an operator; a peer for benchmarks."""
+    """The pure-torch default of an operator of petkit.ops; a peer for benchmarks."""
+    # Defining it is what its module does when it is imported.
+    import_module(f"petkit.ops.{name}")
     return _defaults[name]
 
 
