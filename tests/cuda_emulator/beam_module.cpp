@@ -1,0 +1,78 @@
+// The beam CRF kernels' host launchers on NumPy arrays; see module.cpp.
+#include "beam_crf_viterbi.cuh"
+#include "bindings.h"
+
+namespace {
+
+// The arguments that all beam CRF launchers begin with. The factors are float64 with float64
+// emissions; `dynamic` and `targets` may be None.
+struct BeamGiven {
+  py::array emissions, mask, left, right;
+  int64_t beam;
+  py::object dynamic, targets;
+  std::string type;
+  unsigned seed;
+  int64_t budget_bytes;
+
+  int64_t batch() const { return emissions.shape(0); }
+  int64_t time() const { return emissions.shape(1); }
+  int64_t vocab() const { return emissions.shape(2); }
+  int64_t rank() const { return left.shape(1); }
+
+  template <class T, class Real> pc::BeamBatch<T, Real> view(Arena& arena) const {
+    const pc::CrfBatch<T> rows{arena.input<T>(emissions, "emissions"), time() * vocab(), vocab(),
+                               arena.input<bool>(mask, "mask"),        batch(),          time()};
+    const Real* matrices =
+        dynamic.is_none() ? nullptr : arena.input<Real>(py::array(dynamic), "dynamic");
+    return {rows,
+            vocab(),
+            rank(),
+            beam,
+            arena.input<Real>(left, "left"),
+            arena.input<Real>(right, "right"),
+            matrices};
+  }
+  const int64_t* wanted(Arena& arena) const {
+    return targets.is_none() ? nullptr : arena.input<int64_t>(py::array(targets), "targets");
+  }
+
+  // Calls with T(), Real(), an arena and its scratch, and looks for writes outside the buffers.
+  template <class Call> void run(Call call) const {
+    emulator::machine.seed = seed;
+    Arena arena;
+    ArenaScratch scratch(arena);
+    if (type == "float64")
+      call(double{}, double{}, arena, scratch);
+    else
+      dispatch_type(type, [&](auto element) { call(element, float{}, arena, scratch); });
+    arena.check();
+  }
+};
+
+py::tuple beam_crf_viterbi(const BeamGiven& in) {
+  py::tuple result;
+  in.run([&](auto element, auto real, Arena& arena, ArenaScratch& scratch) {
+    using T = decltype(element);
+    using Real = decltype(real);
+    auto* paths = arena.scratch<int64_t>(in.batch() * in.time(), "paths");
+    auto* scores = arena.scratch<Real>(in.batch(), "scores");
+    pc::beam_crf_viterbi(in.view<T, Real>(arena), paths, scores, scratch, nullptr, in.budget_bytes);
+    result =
+        py::make_tuple(download(paths, {in.batch(), in.time()}), download(scores, {in.batch()}));
+  });
+  return result;
+}
+
+} // namespace
+
+PYBIND11_MODULE(cuda_emulator_beam, m) {
+  using Array = const py::array&;
+  using Optional = const py::object&;
+  py::class_<BeamGiven>(m, "Beam").def(py::init(
+      [](Array emissions, Array mask, Array left, Array right, int64_t beam, Optional dynamic,
+         Optional targets, const std::string& type, unsigned seed, int64_t budget_bytes) {
+        return BeamGiven{emissions, mask,    left, right, beam,
+                         dynamic,   targets, type, seed,  budget_bytes};
+      }));
+  m.def("beam_crf_viterbi", &beam_crf_viterbi);
+}
