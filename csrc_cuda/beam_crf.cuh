@@ -62,12 +62,13 @@ template <class Real> struct BeamForward {
   double* offsets; // (batch, time)
 };
 
-// Steps that fit into the budget when each position takes so many numbers; at least one.
-template <class Real>
-int64_t beam_steps(int64_t batch, int64_t time, int64_t numbers, int64_t budget_bytes) {
-  const int64_t bytes = batch * numbers * int64_t(sizeof(Real));
-  return std::clamp<int64_t>(budget_bytes / std::max<int64_t>(bytes, 1), 1,
-                             std::max<int64_t>(time, 1));
+// Steps that fit into the budget when each position takes `more` numbers besides its transitions;
+// at least one.
+template <class T, class Real>
+int64_t beam_steps(const BeamBatch<T, Real>& in, int64_t more, int64_t budget_bytes) {
+  const int64_t numbers = in.beam * (in.beam + (in.dynamic ? in.rank : 0)) + more;
+  const int64_t bytes = in.rows.batch * numbers * int64_t(sizeof(Real));
+  return std::clamp<int64_t>(budget_bytes / bytes, 1, in.rows.time);
 }
 
 template <class T, class Real>
@@ -246,13 +247,17 @@ struct BeamLayout {
   explicit BeamLayout(int64_t beam)
       : width(int(std::min<int64_t>(ceil_div(beam, warp_threads) * warp_threads, crf_threads))),
         parts(int(std::clamp<int64_t>(beam / 4, 1, crf_threads / width))) {}
-  int threads() const { return width * parts; }
+  __host__ __device__ int threads() const { return width * parts; }
+  // Bytes for a column of each thread. With one part for each candidate there is nothing to share.
+  template <class Column> __host__ __device__ size_t column_bytes() const {
+    return parts > 1 ? size_t(threads()) * sizeof(Column) : 0;
+  }
 };
 
 constexpr int beam_chain_rows = 2;
 
-// What a step brings into candidate `to`, put together from the parts; `columns` has an element for
-// each thread. Every thread of the block must call it; the first `width` threads get the result.
+// What a step brings into candidate `to`, put together from the parts; `columns` has room for what
+// the layout says. Every thread of the block must call it; the first `width` get the result.
 template <class Column, class Real>
 __device__ inline Column beam_column(const BeamLayout& layout, const Real* before,
                                      const Real* scores, int64_t beam, int64_t to,
@@ -261,10 +266,13 @@ __device__ inline Column beam_column(const BeamLayout& layout, const Real* befor
   Column own = Column::none();
   if (to < beam)
     own = Column::of(before, scores + to, beam, part, layout.parts);
+  if (layout.parts == 1)
+    return own;
   columns[threadIdx.x] = own;
   __syncthreads();
   for (int other = 1; other < layout.parts && part == 0; ++other)
     own.add(columns[other * layout.width + threadIdx.x]);
+  // `columns` may be written again only after everybody has read it.
   __syncthreads();
   return own;
 }
@@ -277,9 +285,10 @@ __global__ void __launch_bounds__(crf_threads)
     beam_chain_kernel(BeamBatch<T, Real> in, BeamSegment<Real> segment, BeamForward<Real> forward,
                       uint16_t* pointers, CrfRows<Real> rows, BeamLayout layout) {
   PETKIT_DYNAMIC_SHARED(shared);
-  PETKIT_SHARED(Column, columns, crf_threads);
   const int64_t row = blockIdx.x, beam = in.beam, time = in.rows.time;
-  Real *alpha = rows.of_block(shared), *next = alpha + beam;
+  auto* columns = reinterpret_cast<Column*>(shared);
+  float* behind = shared + layout.column_bytes<Column>() / sizeof(float);
+  Real *alpha = rows.of_block(behind), *next = alpha + beam;
   int64_t before = in.previous(row, segment.first);
   for (int64_t i = threadIdx.x; i < beam && before >= 0; i += blockDim.x)
     alpha[i] = forward.alphas[(row * time + before) * beam + i];
@@ -334,8 +343,9 @@ void beam_chain(const BeamBatch<T, Real>& in, BeamSegment<Real>& segment, int64_
     segment.first = first, segment.steps = std::min(steps, in.rows.time - first);
     beam_score(in, segment, stream);
     PETKIT_LAUNCH((beam_chain_kernel<Column, T, Real>), dim3(grid_x(in.rows.batch)),
-                  dim3(unsigned(layout.threads())), rows.shared_bytes(), stream, in, segment,
-                  forward, pointers, rows, layout);
+                  dim3(unsigned(layout.threads())),
+                  layout.column_bytes<Column>() + rows.shared_bytes(), stream, in, segment, forward,
+                  pointers, rows, layout);
   }
 }
 

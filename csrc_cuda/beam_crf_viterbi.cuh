@@ -69,8 +69,7 @@ void beam_crf_viterbi(BeamBatch<T, Real> in, int64_t* paths, Real* scores, Scrat
   in.candidates = candidates;
   if (places > 0) {
     beam_find(in, {candidates, spoiled, nullptr}, stream);
-    const int64_t numbers = in.beam * (in.beam + (in.dynamic ? in.rank : 0));
-    const int64_t steps = beam_steps<Real>(in.rows.batch, in.rows.time, numbers, budget_bytes);
+    const int64_t steps = beam_steps(in, 0, budget_bytes);
     BeamSegment<Real> segment = beam_segment(in, steps, scratch);
     const BeamForward<Real> forward = beam_forward_room(in, scratch);
     auto* pointers = scratch.take<uint16_t>(places * in.beam, "pointers");

@@ -1,4 +1,5 @@
 // The beam CRF kernels' host launchers on NumPy arrays; see module.cpp.
+#include "beam_crf_log_partition.cuh"
 #include "beam_crf_viterbi.cuh"
 #include "bindings.h"
 
@@ -49,6 +50,24 @@ struct BeamGiven {
   }
 };
 
+// log_z, the score of the targets where there are any, and the candidates.
+py::tuple beam_crf_log_partition(const BeamGiven& in) {
+  py::tuple result;
+  in.run([&](auto element, auto real, Arena& arena, ArenaScratch& scratch) {
+    using T = decltype(element);
+    using Real = decltype(real);
+    const int64_t scored = in.targets.is_none() ? 0 : in.batch();
+    const pc::BeamLogPartition<Real> found{
+        in.wanted(arena), arena.scratch<Real>(in.batch(), "log_z"),
+        arena.scratch<Real>(scored, "score"),
+        arena.scratch<int32_t>(in.batch() * in.time() * in.beam, "candidates")};
+    pc::beam_crf_log_partition(in.view<T, Real>(arena), found, scratch, nullptr, in.budget_bytes);
+    result = py::make_tuple(download(found.log_z, {in.batch()}), download(found.score, {scored}),
+                            download(found.candidates, {in.batch(), in.time(), in.beam}));
+  });
+  return result;
+}
+
 py::tuple beam_crf_viterbi(const BeamGiven& in) {
   py::tuple result;
   in.run([&](auto element, auto real, Arena& arena, ArenaScratch& scratch) {
@@ -74,5 +93,6 @@ PYBIND11_MODULE(cuda_emulator_beam, m) {
         return BeamGiven{emissions, mask,    left, right, beam,
                          dynamic,   targets, type, seed,  budget_bytes};
       }));
+  m.def("beam_crf_log_partition", &beam_crf_log_partition);
   m.def("beam_crf_viterbi", &beam_crf_viterbi);
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from tests.cuda_emulator.support import in_all_orders, to_bits
 from tests.ops.beam_crf_cases import Inputs
 
@@ -49,3 +51,15 @@ def run(
 def full_mask(arguments: Inputs) -> Inputs:
     """The same with every position set."""
     return arguments._replace(mask=arguments.mask.clone().fill_(True))
+
+
+def any_layout(arguments: Inputs) -> Inputs:
+    """The same numbers, with every tensor laid out in an unusual way."""
+    return arguments._replace(
+        emissions=arguments.emissions.transpose(0, 1).contiguous().transpose(0, 1),
+        mask=arguments.mask.t().contiguous().t(),
+        left=arguments.left.t().contiguous().t(),
+        right=torch.stack([arguments.right, arguments.right], -1)[..., 0],
+        dynamic=arguments.dynamic.transpose(2, 3).contiguous().transpose(2, 3),
+        targets=arguments.targets.t().contiguous().t(),
+    )

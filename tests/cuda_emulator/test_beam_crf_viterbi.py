@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from petkit.ops import beam_crf_viterbi
-from tests.cuda_emulator.beam_support import SHAPES, full_mask, run
+from tests.cuda_emulator.beam_support import SHAPES, any_layout, full_mask, run
 from tests.ops.beam_crf_cases import inputs, rows
 from tests.ops.crf_cases import DTYPES, close
 from tests.reference import beam as reference
@@ -109,15 +109,6 @@ def test_what_is_no_number_spoils_its_row_and_no_other(cuda_beam, place, bad, dt
     assert torch.isnan(scores[1])
     assert scores[0] == expected[0]
     assert ((paths >= 0) & (paths < 2000)).all()
-
-
-def any_layout(arguments):
-    return arguments._replace(
-        emissions=arguments.emissions.transpose(0, 1).contiguous().transpose(0, 1),
-        mask=arguments.mask.t().contiguous().t(),
-        left=arguments.left.t().contiguous().t(),
-        dynamic=arguments.dynamic.transpose(2, 3).contiguous().transpose(2, 3),
-    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
