@@ -1,5 +1,5 @@
 // The beam CRF kernels' host launchers on NumPy arrays; see module.cpp.
-#include "beam_crf_log_partition.cuh"
+#include "beam_crf_gradient.cuh"
 #include "beam_crf_viterbi.cuh"
 #include "bindings.h"
 
@@ -68,6 +68,35 @@ py::tuple beam_crf_log_partition(const BeamGiven& in) {
   return result;
 }
 
+// Gradients of the emissions (as bits), left, right, and the matrices where there are any.
+py::tuple beam_crf_log_partition_backward(const BeamGiven& in, const py::array& candidates,
+                                          const py::array& of_log_z, const py::array& of_score) {
+  py::tuple result;
+  in.run([&](auto element, auto real, Arena& arena, ArenaScratch& scratch) {
+    using T = decltype(element);
+    using Real = decltype(real);
+    auto view = in.view<T, Real>(arena);
+    view.candidates = arena.input<int32_t>(candidates, "candidates");
+    const int64_t batch = in.batch(), time = in.time(), vocab = in.vocab(), rank = in.rank();
+    const int64_t steps = std::max<int64_t>(time - 1, 0);
+    const bool dynamic = !in.dynamic.is_none();
+    const pc::BeamGradient<T, Real> gradient{
+        arena.input<Real>(of_log_z, "of_log_z"),
+        in.targets.is_none() ? nullptr : arena.input<Real>(of_score, "of_score"),
+        in.wanted(arena),
+        arena.scratch<T>(batch * time * vocab, "of_emissions"),
+        arena.scratch<Real>(vocab * rank, "of_left"),
+        arena.scratch<Real>(vocab * rank, "of_right"),
+        dynamic ? arena.scratch<Real>(batch * steps * rank * rank, "of_dynamic") : nullptr};
+    pc::beam_crf_log_partition_backward(view, gradient, scratch, nullptr, in.budget_bytes);
+    result = py::make_tuple(
+        download(gradient.emissions, {batch, time, vocab}), download(gradient.left, {vocab, rank}),
+        download(gradient.right, {vocab, rank}),
+        download(gradient.dynamic, {dynamic ? batch : 0, dynamic ? steps : 0, rank, rank}));
+  });
+  return result;
+}
+
 py::tuple beam_crf_viterbi(const BeamGiven& in) {
   py::tuple result;
   in.run([&](auto element, auto real, Arena& arena, ArenaScratch& scratch) {
@@ -94,5 +123,6 @@ PYBIND11_MODULE(cuda_emulator_beam, m) {
                          dynamic,   targets, type, seed,  budget_bytes};
       }));
   m.def("beam_crf_log_partition", &beam_crf_log_partition);
+  m.def("beam_crf_log_partition_backward", &beam_crf_log_partition_backward);
   m.def("beam_crf_viterbi", &beam_crf_viterbi);
 }
