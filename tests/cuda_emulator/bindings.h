@@ -11,6 +11,7 @@
 #include <pybind11/pybind11.h>
 
 #include "common/numeric.cuh"
+#include "common/scratch.cuh"
 #include "emulator/memory.h"
 
 namespace py = pybind11;
@@ -74,6 +75,20 @@ private:
     return buffers_.back().second.get();
   }
   std::vector<std::pair<std::string, std::unique_ptr<Buffer>>> buffers_;
+};
+
+// Scratch in guarded buffers of the call's arena.
+class ArenaScratch : public pc::Scratch {
+public:
+  explicit ArenaScratch(Arena& arena) : arena_(arena) {}
+
+protected:
+  void* bytes(int64_t count, const char* name) override {
+    return arena_.scratch<uint8_t>(count, name);
+  }
+
+private:
+  Arena& arena_;
 };
 
 // Copies a device buffer into a new array of the element type's bits.

@@ -88,6 +88,12 @@ def cuda_crf(built: Callable[..., Path]) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def cuda_beam(built: Callable[..., Path]) -> ModuleType:
+    """Those of the beam CRF kernels."""
+    return load(built, "beam_module.cpp", "cuda_emulator_beam")
+
+
+@pytest.fixture(scope="session")
 def call(built: Callable[..., Path]) -> Callable[..., object]:
     """Calls an operator's CUDA implementation, compiled for the emulator, on CPU tensors."""
     from torch.utils.cpp_extension import include_paths

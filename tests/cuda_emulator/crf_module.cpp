@@ -7,20 +7,6 @@
 
 namespace {
 
-// Scratch in guarded buffers of the call's arena.
-class ArenaScratch : public pc::Scratch {
-public:
-  explicit ArenaScratch(Arena& arena) : arena_(arena) {}
-
-protected:
-  void* bytes(int64_t count, const char* name) override {
-    return arena_.scratch<uint8_t>(count, name);
-  }
-
-private:
-  Arena& arena_;
-};
-
 // The arguments that all CRF launchers begin with. The parameters are float64 with float64
 // emissions.
 struct CrfGiven {

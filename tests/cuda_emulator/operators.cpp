@@ -3,6 +3,8 @@
 // so that the compiled operators can be loaded beside them.
 #define petkit petkit_emulated
 #include "adapter_bank.cu"
+#include "beam_crf_log_partition.cu"
+#include "beam_crf_viterbi.cu"
 #include "crf_kbest.cu"
 #include "crf_log_partition.cu"
 #include "crf_marginals.cu"
