@@ -205,7 +205,7 @@ def test_the_operator_itself_refuses_what_would_read_out_of_bounds(kernels):
 
 
 def test_the_gradient_has_a_gradient(kernels):
-    """A gradient penalty: a linear map has no second derivative in its input, and W is that in the gradient."""
+    """A linear map has no second derivative in its input; its gradient is linear as well, by the same W."""
     x = torch.randn(3, 20, generator=torch.Generator().manual_seed(0)).requires_grad_()
     weight = torch.randn(9, 20, generator=torch.Generator().manual_seed(1))
     packed, shift, scale = lowbit_quantize(weight, 4)
