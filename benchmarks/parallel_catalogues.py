@@ -2,10 +2,10 @@
 
 python benchmarks/parallel_catalogues.py --language de OUT /usr/share/locale
 
-Writes OUT/train.jsonl, valid.jsonl and test.jsonl, rows of source (English), target and id. A source string is
-in one split alone, chosen by its hash, so that more catalogues never move a sentence from one split to another.
-The messages are their translators', under the licences of the programs: make the files where they are used, and
-do not pass them on.
+Writes OUT/train.jsonl, valid.jsonl and test.jsonl, rows of source (English), target and id. A source string
+is in one split alone, chosen by its hash, so that more catalogues never move a sentence from one split to
+another. The messages are their translators', under the licences of the programs: make the files where they
+are used, and do not pass them on.
 """
 
 from __future__ import annotations
