@@ -58,6 +58,11 @@ class Artifact:
         return read_config(self.folder)
 
     @property
+    def tensor_file(self) -> Path:
+        """The file of the tensors."""
+        return self.folder / TENSORS
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tensors, codes with their shift and scale, without names and headers."""
         return sum(m.nbytes for m in self.packed.values()) + sum(t.data.size for t in self.raw_dense.values())
@@ -131,12 +136,15 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return load_yaml(path / CONFIG).data
 
 
-def split_tensors(content: TensorFile, where: str) -> tuple[dict[str, PackedMatrix], dict[str, RawTensor]]:
+def split_tensors(
+    content: TensorFile, where: str, file: str = TENSORS
+) -> tuple[dict[str, PackedMatrix], dict[str, RawTensor]]:
     """Sort the tensors of a file into packed matrices and dense tensors.
 
     Args:
         content: tensors and metadata of `adapter_packed.safetensors`.
         where: the artifact, for messages.
+        file: name of the file, likewise.
 
     Returns:
         Packed matrices by module name, and all remaining tensors by tensor name.
@@ -149,7 +157,7 @@ def split_tensors(content: TensorFile, where: str) -> tuple[dict[str, PackedMatr
     if descriptions.pop("format", None) != FORMAT:
         found = content.metadata.get("format")
         raise ArtifactError(
-            f"{where}: {TENSORS} must have format {FORMAT!r} in its metadata, got {str(found)[:40]!r}"
+            f"{where}: {file} must have format {FORMAT!r} in its metadata, got {str(found)[:40]!r}"
         )
     remaining = dict(content.tensors)
     packed: dict[str, PackedMatrix] = {}

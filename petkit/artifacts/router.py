@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from petkit.artifacts.checks import CHECKS, Check, checks_json
 from petkit.artifacts.dense import to_float32
 from petkit.artifacts.files import write_folder
-from petkit.artifacts.manifest import MAX_MANIFEST, Base, Step
-from petkit.artifacts.reader import CONFIG, MANIFEST, small_file
-from petkit.artifacts.strict_json import parse_json
+from petkit.artifacts.kinds import kind_of, read_kind
+from petkit.artifacts.manifest import Base, Step
+from petkit.artifacts.reader import CONFIG, MANIFEST
 from petkit.artifacts.tensor_file import read_tensor_file
 from petkit.artifacts.writer import check_output
 from petkit.configuration import dump_yaml
-from petkit.errors import ArtifactError, InputError, PetkitError
+from petkit.errors import ArtifactError
 
 # The network of a learned router.
 NETWORK = "router.safetensors"
@@ -79,22 +79,7 @@ def read_router(folder: str | os.PathLike[str]) -> RouterManifest:
         ArtifactError: it is broken, of another kind or of a later version.
         InputError: there is none.
     """
-    path = Path(folder)
-    try:
-        content = parse_json(small_file(path, MANIFEST, MAX_MANIFEST))
-    except FileNotFoundError:
-        raise InputError(f"{path} is no router: it has no {MANIFEST}") from None
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path / MANIFEST} is not valid JSON: {str(error)[:200]}") from error
-    kind = content.get("kind") if isinstance(content, dict) else None
-    if kind != "router":
-        raise ArtifactError(f"{path} must hold a router, its {MANIFEST} says kind {str(kind)[:40]!r}")
-    try:
-        return RouterManifest.model_validate(content)
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        place = ".".join(map(str, fault["loc"]))
-        raise ArtifactError(f"{path / MANIFEST} is broken: {place}: {fault['msg']}") from error
+    return read_kind(Path(folder), "router", RouterManifest)
 
 
 def read_network_file(folder: Path) -> int:
@@ -119,8 +104,4 @@ def read_network_file(folder: Path) -> int:
 
 def is_router(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder says that it is a router, sound or not."""
-    try:
-        content = parse_json(small_file(Path(folder), MANIFEST, MAX_MANIFEST))
-    except (OSError, PetkitError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and content.get("kind") == "router"
+    return kind_of(folder) == "router"

@@ -11,8 +11,9 @@ from typing import Any
 
 from petkit.artifacts.dense import to_float32
 from petkit.artifacts.paths import PICKLE_SUFFIXES, looks_like_pickle, refuse_pickle
-from petkit.artifacts.reader import MANIFEST, TENSORS, Artifact, small_file
+from petkit.artifacts.reader import MANIFEST, Artifact, small_file
 from petkit.artifacts.router import is_router, read_router
+from petkit.artifacts.tagger import TaggerArtifact
 from petkit.errors import ArtifactError, InputError
 
 MAX_SMALL = 2**20
@@ -56,14 +57,14 @@ class Summary:
     file_nbytes: int
 
 
-def summarize(artifact: Artifact) -> Summary:
+def summarize(artifact: Artifact | TaggerArtifact) -> Summary:
     """Return the tensors of an artifact as rows, and its sizes."""
     modules = tuple(sorted(_modules(artifact), key=lambda module: natural(module.name)))
     return Summary(
         modules,
         nbytes=artifact.nbytes,
         float32_nbytes=sum(4 * math.prod(module.shape) for module in modules),
-        file_nbytes=(artifact.folder / TENSORS).stat().st_size,
+        file_nbytes=artifact.tensor_file.stat().st_size,
     )
 
 
@@ -72,7 +73,7 @@ def natural(name: str) -> list[tuple[bool, int, str]]:
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]
 
 
-def _modules(artifact: Artifact) -> Iterator[Module]:
+def _modules(artifact: Artifact | TaggerArtifact) -> Iterator[Module]:
     for name, matrix in artifact.packed.items():
         yield Module(name, matrix.shape, matrix.bits, matrix.nbytes, matrix.shift, matrix.scale)
     for name, raw in artifact.raw_dense.items():
@@ -82,7 +83,7 @@ def _modules(artifact: Artifact) -> Iterator[Module]:
         yield Module(name, raw.shape, bits, raw.data.size, mean, spread)
 
 
-def summary_json(artifact: Artifact, summary: Summary) -> dict[str, Any]:
+def summary_json(artifact: Artifact | TaggerArtifact, summary: Summary) -> dict[str, Any]:
     """Return manifest and summary as plain values."""
     manifest = artifact.manifest.model_dump(mode="json")
     # The object that holds these has a schema_version of its own.

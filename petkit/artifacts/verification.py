@@ -24,6 +24,15 @@ from petkit.artifacts.reader import (
     split_tensors,
 )
 from petkit.artifacts.router import NETWORK, RouterManifest, is_router, read_network_file, read_router
+from petkit.artifacts.tagger import (
+    VOCABULARY,
+    WEIGHTS,
+    TaggerManifest,
+    is_tagger,
+    read_manifest_of,
+    read_vocabulary,
+    read_weights,
+)
 from petkit.artifacts.tensor_file import TensorFile, read_tensor_file
 from petkit.errors import ArtifactError, PetkitError, SafetyError
 
@@ -54,6 +63,8 @@ def verify(
     checks = [*_folder_checks(path)]
     if is_router(path):
         return checks + _router_checks(path, base_sha256)
+    if is_tagger(path):
+        return checks + _tagger_checks(path, base_sha256)
     manifest = _attempt(checks, "petkit.json", lambda: _manifest(path, examine), _describe)
     content = _attempt(checks, "tensor file", lambda: read_tensor_file(path, TENSORS), _describe_file)
     if manifest is not None and content is not None:
@@ -76,6 +87,39 @@ def _router_checks(path: Path, base_sha256: str | None) -> list[Check]:
     if base_sha256 is not None and router is not None:
         checks.append(_same_base(router, base_sha256))
     return checks
+
+
+def _tagger_checks(path: Path, base_sha256: str | None) -> list[Check]:
+    checks: list[Check] = []
+    manifest = _attempt(checks, "petkit.json", lambda: read_manifest_of(path), _describe_tagger)
+    if manifest is not None:
+        _attempt(
+            checks,
+            WEIGHTS,
+            lambda: read_weights(path, manifest),
+            lambda found: (
+                f"{len(found[0]):,} packed matrices and {len(found[1]):,} dense tensors, whole and finite"
+            ),
+        )
+        if manifest.base is None:
+            _attempt(checks, VOCABULARY, lambda: _vocabulary(path), lambda size: f"{size:,} words")
+    _attempt(checks, "config.yaml", lambda: read_config(path), _describe_config)
+    checks += _recorded_checks(path)
+    if base_sha256 is not None and manifest is not None:
+        checks.append(_same_base(manifest, base_sha256))
+    return checks
+
+
+def _describe_tagger(manifest: TaggerManifest) -> str:
+    base = f" for {manifest.base.id}" if manifest.base else ""
+    return f"valid, schema version {manifest.schema_version}: tagger{base} of {len(manifest.labels)} labels"
+
+
+def _vocabulary(path: Path) -> int:
+    content = read_vocabulary(path)
+    if not isinstance(content, dict) or not isinstance(content.get("words"), list):
+        raise ArtifactError(f"{path / VOCABULARY} must hold the words that the tagger knows: copy it again")
+    return len(content["words"])
 
 
 def _attempt(
@@ -189,15 +233,17 @@ def _describe_recorded(checks: Sequence[Check]) -> str:
     return f"{passed} of {len(checks)} checks passed when the artifact was written"
 
 
-def _same_base(manifest: Manifest | RouterManifest, base_sha256: str) -> Check:
-    stated = manifest.base.sha256
+def _same_base(manifest: Manifest | RouterManifest | TaggerManifest, base_sha256: str) -> Check:
+    base = manifest.base
+    if base is None:
+        return Check("base sha256", False, "the tagger has no base: all of its weights are its own")
+    stated = base.sha256
     if stated is None:
         detail = "petkit.json records no hash of the base to compare with: convert again with --base MODEL"
     elif stated == base_sha256:
         detail = f"the given base has the one in petkit.json, {stated}"
     else:
         detail = (
-            f"the given base has {base_sha256}, the adapter was trained on {stated} ({manifest.base.id}): "
-            "use that one"
+            f"the given base has {base_sha256}, the adapter was trained on {stated} ({base.id}): use that one"
         )
     return Check("base sha256", stated == base_sha256, detail)

@@ -34,8 +34,10 @@ def wanted_base(base: str, artifact: Path) -> str:
         return base.lower()
     from petkit.artifacts.reader import read_manifest
     from petkit.artifacts.router import is_router
+    from petkit.artifacts.tagger import is_tagger, read_manifest_of
     from petkit.methods.binary_adapter.recorded import check_sections
     from petkit.methods.edrm.writers import load_language_model
+    from petkit.models.config import ModelConfig
     from petkit.models.loading import relocated
     from petkit.rollout.endpoint import is_endpoint, parse_endpoint
 
@@ -43,6 +45,9 @@ def wanted_base(base: str, artifact: Path) -> str:
         if is_endpoint(base):
             return parse_endpoint(base).sha256
         return load_language_model(base).sha256
+    if is_tagger(artifact):
+        own = ModelConfig(name=read_manifest_of(artifact).tagger["model"]["encoder"])
+        return load_base(base, relocated(own.model_dump(), base), "text_classification").base_sha256
     manifest = read_manifest(artifact)
     check_sections(manifest, artifact)
     section = relocated(manifest.model, base)

@@ -33,6 +33,13 @@ METHODS = (
         "redundancy. ICCV 2023, arXiv:2307.16867",
     ),
     Method(
+        "crf_tagger",
+        "train tagger",
+        "TaggerConfig",
+        "tags for words: a BiLSTM or a transformers encoder with a softmax or a CRF",
+        "Lample et al. Neural architectures for named entity recognition. NAACL 2016, arXiv:1603.01360",
+    ),
+    Method(
         "edrm",
         "route run",
         "RouterConfig",

@@ -41,7 +41,7 @@ def command(
     data: Annotated[
         str | None,
         typer.Option(
-            "--data", metavar="RECIPE|FOLDER", help="Other data than the artifact's own recipe names."
+            "--data", metavar="RECIPE|FOLDER|FILE", help="Other data than the artifact's own recipe names."
         ),
     ] = None,
     base: common.BaseOption = None,
@@ -77,7 +77,12 @@ def command(
     threads: common.ThreadsOption = None,
     as_json: common.JsonFlag = False,
 ) -> None:
-    """Measure an artifact on a data set: accuracy with its 95 % interval, or perplexity, and the rate."""
+    """Measure an artifact on a data set: accuracy with its 95 % interval, or perplexity, and the rate.
+
+    A tagger's --data is a recipe or a file of tagged words, and its spans are scored too.
+    """
+    from petkit.artifacts.tagger import is_tagger
+    from petkit.cli import tagged
     from petkit.methods.binary_adapter import evaluation
     from petkit.methods.binary_adapter.recorded import read_checked
     from petkit.models.loading import load_adapted
@@ -90,6 +95,13 @@ def command(
     chosen_mode = mode or (Mode.DENSE if noise else Mode.PACKED)
     devices.configure(threads, deterministic=False)
     place = devices.resolve_device(device)
+    if is_tagger(artifact):
+        tagged.refuse({"--mode": mode, "--noise": noise, "--skip-bad": skip_bad or None})
+        wanted = tagged.Wanted(batch_size, str(place), dtype.precision, base)
+        result = tagged.evaluate(artifact, data, split.value, settings or (), wanted)
+        output.print_result(output.table(("", ""), tagged.evaluation_rows(result)), result, as_json)
+        _gate(result, min_accuracy, max_loss)
+        return
     config = data_config(read_checked(artifact), data, settings or (), skip_bad, split)
     if min_accuracy is not None and config.task == "causal_lm":
         raise ConfigError("--min-accuracy is for classifiers, and this is a language model: use --max-loss")

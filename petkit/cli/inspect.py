@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,8 +26,16 @@ def command(
 ) -> None:
     """Say what an artifact holds: its base, its history, and every matrix with its bits and bytes."""
     from petkit.artifacts.summary import describe_foreign, summarize, summary_json
+    from petkit.artifacts.tagger import is_tagger, read_tagger
+    from petkit.cli import tagged
     from petkit.methods.binary_adapter.recorded import read_checked
 
+    if is_tagger(artifact):
+        tagger = read_tagger(artifact)
+        summary = summarize(tagger)
+        page = _page(tagged.facts(tagger), summary)
+        output.print_result(page, summary_json(tagger, summary), as_json)
+        return
     foreign = describe_foreign(artifact)
     if foreign is not None:
         kind, sentence = foreign
@@ -34,10 +43,10 @@ def command(
         return
     content = read_checked(artifact)
     summary = summarize(content)
-    output.print_result(_page(content, summary), summary_json(content, summary), as_json)
+    output.print_result(_page(_facts(content), summary), summary_json(content, summary), as_json)
 
 
-def _page(artifact: Artifact, summary: Summary) -> RenderableType:
+def _page(lines: Sequence[str], summary: Summary) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
@@ -45,7 +54,7 @@ def _page(artifact: Artifact, summary: Summary) -> RenderableType:
         (one.name, "x".join(map(str, one.shape)), one.bits, one.nbytes, one.shift, one.scale)
         for one in summary.modules
     ]
-    facts, sizes = ("\n".join(lines) for lines in (_facts(artifact), _sizes(summary)))
+    facts, sizes = ("\n".join(part) for part in (lines, _sizes(summary)))
     return Group(Text(facts), output.table(COLUMNS, rows), Text(sizes))
 
 

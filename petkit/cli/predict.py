@@ -60,7 +60,12 @@ def command(
         bool, typer.Option("--jsonl", help="Print one JSON object a prediction, as they come.")
     ] = False,
 ) -> None:
-    """Predict the classes of pictures or texts, or let a language model write."""
+    """Predict the classes of pictures or texts, let a language model write, or tag words.
+
+    A tagger's inputs are texts, .txt files of a sentence a line (words apart by spaces), or files in columns.
+    """
+    from petkit.artifacts.tagger import is_tagger
+    from petkit.cli import tagged
     from petkit.training import device as devices
 
     if as_json and as_lines:
@@ -69,6 +74,11 @@ def command(
         raise ConfigError("petkit predict needs an ARTIFACT and at least one INPUT, or --bank FOLDER")
     devices.configure(threads, deterministic=False)
     place = str(devices.resolve_device(device))
+    if bank is None and is_tagger(inputs[0]):
+        tagged.refuse({"--top-k": top_k, "--max-new-tokens": max_new_tokens, "--skip-bad": skip_bad or None})
+        settled = tagged.Wanted(batch_size, place, dtype.precision, base)
+        tagged.print_predictions(tagged.predict(Path(inputs[0]), inputs[1:], settled), as_json, as_lines)
+        return
     wanted = _Wanted(top_k, max_new_tokens, batch_size, skip_bad, place, dtype.precision)
     if bank is not None:
         found = _with_bank(bank, inputs, wanted, base)

@@ -1,25 +1,29 @@
-"""`petkit train adapter`: parse, call the recipe, print."""
+"""`petkit train adapter` and `petkit train tagger`: parse, call the recipe, print."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperCommand
 
 from petkit.cli import common, output
+from petkit.cli.grouped import grouped
 from petkit.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
+    from petkit.configuration import Config
     from petkit.training.context import RunContext, StepReport
 
 app = typer.Typer(help="Fit a method to data from a YAML recipe.")
 
 NEWEST = "newest"
+AnyConfig = TypeVar("AnyConfig", bound="Config")
 Recipe = Callable[[Any, "RunContext"], dict[str, Any] | None]
 
 
@@ -75,61 +79,104 @@ DeterministicFlag = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class _Surroundings:
+    """Flags of every method, none of which but the seed, the limits and the precision changes the weights."""
+
+    recipe: common.ConfigArgument = None
+    config: common.ConfigOption = None
+    settings: common.SetOption = None
+    seed: common.SeedOption = None
+    folder: FolderOption = None
+    max_steps: MaxStepsOption = None
+    max_time: MaxTimeOption = None
+    resume: ResumeOption = None
+    dry_run: common.DryRunFlag = False
+    device: common.DeviceOption = "auto"
+    dtype: DtypeOption = None
+    threads: common.ThreadsOption = None
+    deterministic: DeterministicFlag = False
+    overwrite: common.OverwriteFlag = False
+    as_json: common.JsonFlag = False
+
+    def resolve(self, model: type[AnyConfig], **more: Any) -> AnyConfig:
+        """The recipe with the settings and flags put upon it."""
+        from petkit.configuration import resolve
+
+        flags = {
+            "seed": self.seed,
+            "output": None if self.folder is None else str(self.folder),
+            "training.max_steps": self.max_steps,
+            "training.max_time": self.max_time,
+            "training.precision": None if self.dtype is None else self.dtype.precision,
+            **more,
+        }
+        files = common.recipe_files(self.recipe, self.config)
+        resolved = resolve(model, files, self.settings or (), flags)
+        for note in resolved.dropped:
+            output.log(note)
+        return resolved.config
+
+
 @app.command(cls=_OptionalValue)
-def adapter(
-    recipe: common.ConfigArgument = None,
-    config: common.ConfigOption = None,
-    settings: common.SetOption = None,
-    seed: common.SeedOption = None,
-    folder: FolderOption = None,
-    max_steps: MaxStepsOption = None,
-    max_time: MaxTimeOption = None,
-    skip_bad: SkipBadFlag = False,
-    resume: ResumeOption = None,
-    dry_run: common.DryRunFlag = False,
-    device: common.DeviceOption = "auto",
-    dtype: DtypeOption = None,
-    threads: common.ThreadsOption = None,
-    deterministic: DeterministicFlag = False,
-    overwrite: common.OverwriteFlag = False,
-    as_json: common.JsonFlag = False,
-) -> None:
+@grouped
+def adapter(surroundings: _Surroundings, skip_bad: SkipBadFlag = False) -> None:
     """Train low-bit adapters in a frozen model and write them as one artifact folder."""
-    from petkit.configuration import resolve
     from petkit.methods.binary_adapter.config import BinaryAdapterConfig
 
-    flags = {
-        "seed": seed,
-        "output": None if folder is None else str(folder),
-        "training.max_steps": max_steps,
-        "training.max_time": max_time,
-        "training.precision": None if dtype is None else dtype.precision,
-        "data.skip_bad": skip_bad or None,
-    }
-    resolved = resolve(BinaryAdapterConfig, common.recipe_files(recipe, config), settings or (), flags)
-    for note in resolved.dropped:
-        output.log(note)
-    target = Path(resolved.config.output)
-    _check_output(target, overwrite, resume is not None)
+    more = {"data.skip_bad": skip_bad or None}
+    config = surroundings.resolve(BinaryAdapterConfig, **more)
+    _check_output(Path(config.output), surroundings.overwrite, surroundings.resume is not None)
 
-    from petkit.methods.binary_adapter import recipe as binary_adapter
+    from petkit.methods.binary_adapter import recipe
+
+    work = recipe.plan if surroundings.dry_run else recipe.run
+    result = _work(work, config, surroundings)
+    if result is not None:
+        rows = _plan_rows(result) if surroundings.dry_run else _result_rows(result, Path(config.output))
+        _finish(rows, result, Path(config.output), surroundings)
+
+
+@app.command(cls=_OptionalValue)
+@grouped
+def tagger(surroundings: _Surroundings) -> None:
+    """Train a tagger of words, with a softmax or a CRF, and write it as one artifact folder."""
+    from petkit.cli import tagged
+    from petkit.methods.crf_tagger.config import TaggerConfig
+
+    config = surroundings.resolve(TaggerConfig)
+    _check_output(Path(config.output), surroundings.overwrite, surroundings.resume is not None)
+
+    from petkit.methods.crf_tagger import recipe
+
+    work = recipe.plan if surroundings.dry_run else recipe.run
+    result = _work(work, config, surroundings)
+    if result is not None:
+        rows = tagged.plan_rows(result) if surroundings.dry_run else tagged.result_rows(result, config.output)
+        _finish(rows, result, Path(config.output), surroundings)
+
+
+def _work(recipe: Recipe, config: Any, surroundings: _Surroundings) -> dict[str, Any] | None:
+    """Call a recipe on the device and the processes that the flags ask for; None but on the first process."""
     from petkit.training import device as devices
     from petkit.training import distributed
     from petkit.training.context import RunContext
 
-    devices.configure(threads, deterministic)
-    chosen = devices.resolve_device(device)
+    devices.configure(surroundings.threads, surroundings.deterministic)
+    chosen = devices.resolve_device(surroundings.device)
+    target, resume = Path(config.output), surroundings.resume
     checkpoint = None if resume is None else _checkpoint(resume, target)
     world = distributed.start(chosen)
     try:
         with _Bar() as bar:
             restart = resume is not None and checkpoint is None
-            context = RunContext(target, chosen, world, checkpoint, overwrite, restart, watch=bar.watch)
-            result = (binary_adapter.plan if dry_run else binary_adapter.run)(resolved.config, context)
+            context = RunContext(
+                target, chosen, world, checkpoint, surroundings.overwrite, restart, watch=bar.watch
+            )
+            result = recipe(config, context)
     finally:
         distributed.finish(world)
-    if result is not None and world.is_main:
-        _finish(result, target, dry_run, as_json)
+    return result if world.is_main else None
 
 
 class _Bar:
@@ -200,11 +247,13 @@ def _checkpoint(resume: str, folder: Path) -> Path | None:
     return given if (given / "state.json").exists() else checkpoint.newest(given)
 
 
-def _finish(result: Mapping[str, Any], folder: Path, dry_run: bool, as_json: bool) -> None:
-    if not dry_run:
+def _finish(
+    rows: Sequence[tuple[str, str]], result: Mapping[str, Any], folder: Path, surroundings: _Surroundings
+) -> None:
+    if not surroundings.dry_run:
         _report(folder)
-    rows = _plan_rows(result) if dry_run else _result_rows(result, folder)
-    output.print_result(output.table(("", ""), rows), {**result, "folder": str(folder)}, as_json)
+    content = {**result, "folder": str(folder)}
+    output.print_result(output.table(("", ""), rows), content, surroundings.as_json)
 
 
 def _report(folder: Path) -> None:

@@ -23,12 +23,16 @@ def command(
 ) -> int:
     """Check an artifact: 0 all is well, 2 damaged, 3 another base or a failed recorded check, 5 unsafe."""
     from petkit.artifacts.checks import checks_json, exit_code
+    from petkit.artifacts.tagger import is_tagger
     from petkit.artifacts.verification import verify
+    from petkit.cli import tagged
     from petkit.cli.base_model import wanted_base
     from petkit.methods.binary_adapter.recorded import section_faults
 
     wanted = None if base is None else wanted_base(base, artifact)
     checks = verify(artifact, wanted, section_faults)
+    if is_tagger(artifact):
+        checks += tagged.recipe_checks(artifact)
     rows = [("ok" if check.ok else "FAILED", check.name, check.detail) for check in checks]
     payload = {"artifact": str(artifact), **checks_json(checks)}
     output.print_result(output.table(("", "check", "detail"), rows), payload, as_json)

@@ -140,7 +140,7 @@ def test_a_recipe_argument_is_a_file_or_a_shipped_name(tmp_path, monkeypatch):
     [
         ("adapter-smok", "did you mean adapter-smoke?"),
         ("constant-byte", "did you mean constant-bytes?"),
-        ("zzz", "there are adapter-smoke, adapter-demo, "),
+        ("zzz", "there are adapter-smoke, tagger-smoke, adapter-demo, "),
     ],
 )
 def test_an_unknown_name_gets_a_hint(petkit, name, hint):

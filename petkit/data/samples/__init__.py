@@ -1,1 +1,1 @@
-"""Image sets small enough to live inside the package, and the scripts that made them."""
+"""Data sets small enough to live inside the package, and the scripts that made them."""

@@ -1,0 +1,129 @@
+"""Taggers on the command line."""
+
+import json
+
+import pytest
+import torch
+
+SAMPLE = ["train", "tagger", "tagger-smoke", "--threads", "1", "--device", "cpu"]
+SHORT = ["--set", "training.epochs=3", "--set", "training.warmup_epochs=0"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def tagger(petkit, tmp_path):
+    folder = tmp_path / "run"
+    result = petkit(*SAMPLE, *SHORT, "-o", folder, "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["status"] == "completed"
+    return folder
+
+
+def conll(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_the_smoke_recipe_finds_most_names(petkit, tmp_path):
+    result = petkit(*SAMPLE, "-o", tmp_path / "run")
+    assert result.code == 0, result.err
+    assert "test          F1 " in result.out
+    payload = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert payload["spans"]["f1"]["value"] > 0.75
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_eval_measures_the_recipes_split_and_files(petkit, tagger, tmp_path):
+    own = json.loads(petkit("eval", tagger, "--json").out)
+    assert (own["sentences"], own["unit"]) == (120, "words")
+    text = "Anna B-PER\nlives O\nin O\nAston B-LOC\n. O\n"
+    result = petkit("eval", tagger, "--data", conll(tmp_path / "a.conll", text))
+    assert result.code == 0, result.err
+    assert "1 sentences of 5 words" in result.out
+    assert petkit("eval", tagger, "--split", "train", "--json").code == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Anna X\n", "a.conll:1: tag 'X' must be O or B, I with -TYPE in the scheme BIO"),
+        ("Anna B-ORG\n", "a.conll:1: tag 'B-ORG' must be one of the 5 that training has"),
+        ("Anna O\nB O O\n", "a.conll:2 must have 2 columns as line 1 has, got 3"),
+        ("", "a.conll must hold at least one sentence"),
+    ],
+)
+def test_eval_refuses_faulty_files_by_line(petkit, tagger, tmp_path, text, message):
+    result = petkit("eval", tagger, "--data", conll(tmp_path / "a.conll", text))
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
+
+
+def test_eval_reads_columns_as_it_is_told(petkit, tagger, tmp_path):
+    file = conll(tmp_path / "a.conll", "1 Anna x B-PER\n2 lives x O\n")
+    settings = ["--set", "data.word_column=1", "--set", "data.tag_column=3"]
+    result = petkit("eval", tagger, "--data", file, *settings, "--json")
+    assert json.loads(result.out)["n"] == 2, result.err
+    refused = petkit("eval", tagger, "--set", "model.hidden=3")
+    assert (refused.code, "the artifact says what it is" in refused.err) == (2, True)
+
+
+def test_flags_without_effect_are_refused(petkit, tagger):
+    for flags in (["--noise", "0.1"], ["--mode", "dense"], ["--skip-bad"]):
+        result = petkit("eval", tagger, *flags)
+        assert (result.code, "since the artifact is a tagger" in result.err) == (2, True)
+    assert petkit("predict", tagger, "Anna", "--top-k", "2").code == 2
+
+
+def test_a_gate_fails_with_3(petkit, tagger):
+    assert petkit("eval", tagger, "--min-accuracy", "1").code == 3
+    assert petkit("eval", tagger, "--min-accuracy", "0.1").code == 0
+
+
+def test_predict_gives_every_word_a_tag(petkit, tagger, tmp_path):
+    lines = tmp_path / "a.txt"
+    lines.write_text("Anna met Boris .\n\nIt rained .\n")
+    columns = conll(tmp_path / "a.conll", "Anna\nmet\n\nBoris\n")
+    result = petkit("predict", tagger, lines, columns, "She moved to Aston .")
+    assert result.code == 0, result.err
+    sentences = [[row.split(" ") for row in block.splitlines()] for block in result.out.strip().split("\n\n")]
+    words = [[word for word, _ in rows] for rows in sentences]
+    assert words == [
+        ["Anna", "met", "Boris", "."], ["It", "rained", "."], ["Anna", "met"], ["Boris"],
+        ["She", "moved", "to", "Aston", "."],
+    ]  # fmt: skip
+    assert {tag for rows in sentences for _, tag in rows} <= {"O", "B-LOC", "I-LOC", "B-PER", "I-PER"}
+    found = json.loads(petkit("predict", tagger, lines, "--json").out)["predictions"]
+    assert [one["words"] for one in found] == words[:2]
+    assert all(len(one["tags"]) == len(one["words"]) for one in found)
+    rows = petkit("predict", tagger, lines, "--jsonl").out.splitlines()
+    assert [json.loads(row)["words"] for row in rows] == words[:2]
+    assert petkit("predict", tagger, tmp_path / "no.conll").code == 2
+
+
+def test_inspect_and_verify_know_taggers(petkit, tagger):
+    page = petkit("inspect", tagger).out
+    assert "labels   O, B-LOC, I-LOC, B-PER, I-PER" in page
+    assert "crf.transitions" in page
+    assert json.loads(petkit("inspect", tagger, "--json").out)["kind"] == "tagger"
+    assert petkit("verify", tagger).code == 0
+    (tagger / "tagger.safetensors").unlink()
+    assert petkit("verify", tagger).code == 2
+
+
+def test_commands_for_adapters_say_what_it_is(petkit, tagger):
+    result = petkit("diff", tagger, tagger)
+    assert (result.code, "describes a tagger, but an adapter is needed here" in result.err) == (2, True)
+
+
+def test_a_dry_run_prints_the_plan(petkit, tmp_path):
+    result = petkit(*SAMPLE, "--dry-run", "-o", tmp_path / "run")
+    assert result.code == 0, result.err
+    assert "300 train, 120 test" in result.out
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,109 @@
+import json
+
+import pytest
+from transformers import AutoTokenizer
+
+from petkit.data.conll import TaggedSentence
+from petkit.errors import ArtifactError, ConfigError, InputError
+from petkit.methods.crf_tagger.config import TaggerConfig
+from petkit.methods.crf_tagger.inputs import PieceReader, Vocabulary, WordReader, divided
+from petkit.methods.crf_tagger.splits import check_known, labels_of, load_splits
+
+
+@pytest.fixture
+def pieces(bert):
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+    tokenizer.model_max_length = 12
+    return PieceReader(tokenizer)
+
+
+def test_a_vocabulary_holds_frequent_words_and_comes_back():
+    sentences = [("a", "b", "a"), ("b", "a", "ü")]
+    found = Vocabulary.of(sentences, 2, characters=True)
+    assert (found.words, found.characters) == (("a", "b"), ("a", "b", "ü"))
+    assert Vocabulary.from_json(json.loads(found.to_json()), "v.json") == found
+    for broken in ({}, [], {"words": ["a"]}, {"words": ["a", "a"], "characters": []}, None):
+        with pytest.raises(ArtifactError, match=r"v.json must hold lists of different words"):
+            Vocabulary.from_json(broken, "v.json")
+
+
+def test_words_and_characters_by_number():
+    reader = WordReader(Vocabulary(("a", "b"), ("a", "x")))
+    items = [reader.read(["b", "xa"]), reader.read(["a"])]
+    batch = reader.collate(items)
+    assert batch["words"].tolist() == [[3, 1], [2, 0]]
+    assert batch["mask"].tolist() == [[True, True], [True, False]]
+    assert batch["characters"].tolist() == [[[1, 0], [3, 2]], [[2, 0], [0, 0]]]
+
+
+def test_a_word_is_read_at_its_first_piece(pieces):
+    # [CLS] cat ##s sat ##ting . [SEP]
+    batch = pieces.collate([pieces.read(["cats", "satting", "."]), pieces.read(["xyz"])])
+    assert batch["input_ids"].tolist() == [[2, 5, 7, 6, 8, 13, 3], [2, 1, 3, 0, 0, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1] * 7, [1] * 3 + [0] * 4]
+    assert batch["places"].tolist() == [[1, 3, 5], [8, 0, 0]]
+    assert batch["mask"].tolist() == [[True] * 3, [True, False, False]]
+
+
+def test_a_long_sentence_is_divided_between_words(pieces):
+    # Room for 10 pieces: 4 words of 2 pieces and 2 of 1, then the next window.
+    words = ["cats"] * 4 + ["the"] + ["cats"] + ["on"]
+    item = pieces.read(words)
+    assert [len(window) for window in item["windows"]] == [11, 5]
+    assert item["places"] == [(0, 1), (0, 3), (0, 5), (0, 7), (0, 9), (1, 1), (1, 3)]
+    assert divided([item, pieces.read(["on"])]) == 1
+    batch = pieces.collate([pieces.read(["on"]), item])
+    flat = batch["input_ids"].flatten()
+    assert flat[batch["places"][1]].tolist() == [5, 5, 5, 5, 4, 5, 12]
+
+
+def test_of_a_word_longer_than_a_window_the_beginning_is_read(pieces):
+    item = pieces.read(["cat" + "s" * 30, "on"])
+    assert [len(window) for window in item["windows"]] == [12, 3]
+
+
+def test_a_word_of_which_nothing_is_left_is_unknown(pieces):
+    assert pieces.read(["\u00a0"])["windows"] == [[2, 1, 3]]
+
+
+def files(tmp_path, test, **data):
+    (tmp_path / "train.conll").write_text("a B-X\nb I-X\nc O\n\nd O\n")
+    (tmp_path / "test.conll").write_text(test)
+    paths = {name: str(tmp_path / f"{name}.conll") for name in ("train", "test")}
+    return TaggerConfig(output="x", data={**paths, "scheme": "BIO", **data})
+
+
+def test_tags_that_training_does_not_have_are_refused_by_line(tmp_path):
+    with pytest.raises(InputError, match=r"test.conll:3: tag 'B-Y' must be one of the 3 that training has"):
+        load_splits(files(tmp_path, "a O\n\nb B-Y\n"))
+    with pytest.raises(InputError, match=r"test.conll:2: tag I-X breaks the scheme BIO"):
+        load_splits(files(tmp_path, "a O\nb I-X\n"))
+    repaired = load_splits(files(tmp_path, "a O\nb I-X\n", faulty_tags="repair"))
+    assert repaired.test[0].tags == ("O", "B-X")
+
+
+def test_sizes_choose_seeded_sentences(tmp_path):
+    config = files(tmp_path, "a O\n\nb O\n\nc O\n", test_size=2)
+    assert [one.words for one in load_splits(config).test] == [one.words for one in load_splits(config).test]
+    assert len(load_splits(config).test) == 2
+    with pytest.raises(
+        InputError, match=r"data.train_size must be at most 2, the sentences there are, got 3"
+    ):
+        load_splits(files(tmp_path, "a O\n", train_size=3))
+
+
+def test_validation_is_learned_from_unless_it_selects(tmp_path, recipe):
+    assert len(load_splits(recipe()).train) == 40 + 60
+    selecting = load_splits(recipe(training__select="validation"))
+    assert (len(selecting.train), len(selecting.validation)) == (40, 60)
+    config = files(tmp_path, "a O\n").model_copy(
+        update={"training": recipe(training__select="validation").training}
+    )
+    with pytest.raises(ConfigError, match=r"training.select validation needs a validation split"):
+        load_splits(config)
+
+
+def test_labels_are_in_an_order_of_their_own():
+    sentence = TaggedSentence(("w",) * 4, ("I-Y", "B-Y", "O", "B-X"), "f", (1, 2, 3, 4))
+    assert labels_of([sentence]) == ("O", "B-X", "B-Y", "I-Y")
+    check_known([sentence], labels_of([sentence]))
