@@ -337,16 +337,18 @@ def calibrate(
     measured = labelled.measured(model, machine, given_rule, questions)
     records = measured.records
     rule = _fitted(given_rule, read_outcomes(records), objective, learned)
-    result, met = compared(records, rule, objective)
-    payload = {"model": model, "thresholds": vars(rule.thresholds), "limit_met": met, **result}
+    result, reached = compared(records, rule, objective)
+    payload = {"model": model, "thresholds": vars(rule.thresholds), "limit_met": reached.is_met, **result}
     files = {"outcomes.jsonl": _lines(records), "result.json": _pretty(payload)}
     base = Base(id=measured.model, sha256=measured.sha256)
     with _staged(folder, overwrite) as stage:
-        save_router(stage, base, rule, objective, met, labelled.data or (), files)
+        save_router(stage, base, rule, reached, labelled.data or (), files)
         _report(stage, rule.explained(records), records, result, _about(model, labelled.data))
     output.print_result(_policy_table(result["policies"]), payload, as_json)
-    if not met:
-        raise GateError("no thresholds keep the limit on these questions: the nearest were written")
+    if not reached.is_met:
+        raise GateError(
+            f"no thresholds keep the limit on these questions: {reached.text}; the nearest are in {folder}"
+        )
 
 
 @app.command(name="eval")

@@ -91,8 +91,10 @@ def test_prompts_come_from_a_file(
     settings = json.loads(changed.out)["settings"]
     assert settings["prompts"]["standard"] == "{question}\nuser"
     assert json.loads(plain.out)["settings"]["prompts"]["standard"] == "{question}"
-    result = petkit("route", "run", llama, "--router", router, "-c", file, "--question", "the", *FAST[2:])
-    assert result.code == 0, result.err
+    flags = ("--router", router, "-c", file, "--question", "the", *FAST[2:])
+    result = petkit("route", "run", llama, *flags)
+    assert (result.code, result.out) == (2, "")
+    assert "was calibrated with prompts.standard '{question}', got " in result.err
     file.write_text("prompt: {}\n")
     wrong = petkit("route", "run", llama, "-c", file, "--question", "the")
     assert wrong.code == 2
@@ -150,8 +152,33 @@ def test_a_limit_that_cannot_be_kept_gives_3(
     flags = ("--data", questions, "--min-accuracy", "1", "--max-new-tokens", "8", "-o", tmp_path / "r", *FAST)
     result = petkit("route", "calibrate", llama, *flags)
     assert result.code == 3
-    assert "no thresholds keep the limit" in result.err
+    assert "no thresholds keep the limit on these questions: accuracy >= 1, reached 0" in result.err
     assert json.loads((tmp_path / "r" / "checks.json").read_text())["ok"] is False
+    trace = tmp_path / "t.jsonl"
+    trace.write_text('{"entropies": [1, 2, 3, 4]}\n')
+    for command in (("run", llama, "--question", "the"), ("explain", trace)):
+        result = petkit("route", *command, "--router", tmp_path / "r")
+        assert result.code == 0, result.err
+        assert "r did not keep its limit when it was calibrated: accuracy >= 1, reached 0" in result.err
+
+
+def test_a_router_keeps_the_length_of_its_probes(
+    petkit: Petkit, llama: Path, questions: Path, router: Path, tmp_path: Path
+) -> None:
+    trace = tmp_path / "t.jsonl"
+    trace.write_text('{"entropies": [1, 2, 3, 4]}\n')
+    commands = (
+        ("route", "run", llama, "--data", questions, "--router", router),
+        ("route", "eval", llama, "--data", questions, "--router", router),
+        ("route", "explain", trace, "--router", router),
+        ("serve", llama, "--route", router, "--port", "0"),
+    )
+    for command in commands:
+        for flags in (("--probe-tokens", "9"), ("--set", "probe_tokens=9")):
+            result = petkit(*command, *flags)
+            assert (result.code, result.out) == (2, "")
+            assert "probes of 6 tokens, got 9: leave --probe-tokens out" in result.err
+    assert petkit("route", "explain", trace, "--router", router, "--probe-tokens", "6").code == 0
 
 
 @pytest.mark.parametrize(
