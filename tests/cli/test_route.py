@@ -67,6 +67,16 @@ def test_explain_rows_of_any_origin(petkit: Petkit, tmp_path: Path) -> None:
     assert json.loads(changed.out)["items"][0]["decision"] == "direct"
     text = petkit("route", "explain", path).out
     assert "a: cot (convergent)" in text
+    assert "descriptors: cumulative 20.5, spearman -1, von Neumann 0.0" in text
+    assert "thresholds: cumulative 32, spearman 0.07, von Neumann 2" in text
+    found = json.loads(result.out)
+    assert found["thresholds"] == {
+        "cumulative": 32.0,
+        "spearman": 0.07,
+        "von_neumann": 2.0,
+        "overload": "direct",
+    }
+    assert "trajectories" not in found
     assert "█" in text
     assert "overload, falls back to direct" in text
 
@@ -77,6 +87,38 @@ def test_explain_one_question(petkit: Petkit, llama: Path, tmp_path: Path) -> No
     assert result.code == 0, result.err
     assert "over 5 tokens" in result.out
     assert (tmp_path / "e" / "plots" / "traces.png").exists()
+    found = json.loads((tmp_path / "e" / "result.json").read_text())
+    assert found["thresholds"]["cumulative"] == 32
+    (measured,) = found["trajectories"]
+    assert (measured["id"], len(measured["entropies"])) == ("question", 5)
+    assert sum(measured["entropies"]) == pytest.approx(found["items"][0]["cumulative"])
+
+
+def test_explain_leaves_faulty_rows_out(petkit: Petkit, tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"entropies": [1, null]}\n{"entropies": [1, 2, 3]}\n')
+    result = petkit("route", "explain", path)
+    assert (result.code, result.out) == (2, "")
+    assert "repair the line or pass --skip-bad" in result.err
+    result = petkit("route", "explain", path, "--skip-bad", "--json")
+    assert [item["id"] for item in json.loads(result.out)["items"]] == ["2"]
+
+
+def test_calibrate_shows_what_it_fitted(petkit: Petkit, llama: Path, questions: Path, tmp_path: Path) -> None:
+    flags = ("--data", questions, "--max-new-tokens", "8", "--max-tokens", "100", *FAST)
+    kept = ("--outcomes", tmp_path / "o.jsonl")
+    result = petkit("route", "calibrate", llama, *flags, *kept, "-o", tmp_path / "r")
+    assert result.code == 0, result.err
+    page = (tmp_path / "r" / "report.html").read_text()
+    for text in ("fitted thresholds", "cumulative ", "tokens a question <= 100", "(kept)", "measured on the"):
+        assert text in result.out
+    assert str(tmp_path / "r") in result.out
+    assert "tokens a question &lt;= 100" in page
+    assert "measured on the questions it was calibrated on" in page
+    again = petkit("route", "calibrate", llama, *flags, *kept, "-o", tmp_path / "again", "--json")
+    found = json.loads(again.out)
+    assert (found["questions"], found["objective"]["limit"]) == (3, 100)
+    assert found["reached"]["tokens"] <= 100
 
 
 def test_prompts_come_from_a_file(
@@ -91,8 +133,8 @@ def test_prompts_come_from_a_file(
     settings = json.loads(changed.out)["settings"]
     assert settings["prompts"]["standard"] == "{question}\nuser"
     assert json.loads(plain.out)["settings"]["prompts"]["standard"] == "{question}"
-    flags = ("--router", router, "-c", file, "--question", "the", *FAST[2:])
-    result = petkit("route", "run", llama, *flags)
+    routed = ("--router", router, "-c", file, "--question", "the", *FAST[2:])
+    result = petkit("route", "run", llama, *routed)
     assert (result.code, result.out) == (2, "")
     assert "was calibrated with prompts.standard '{question}', got " in result.err
     file.write_text("prompt: {}\n")
