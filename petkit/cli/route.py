@@ -64,7 +64,15 @@ SkipOption = Annotated[bool, typer.Option("--skip-bad", help="Leave faulty lines
 class Settings:
     """What changes the defaults, or a router's own settings."""
 
-    settings: common.SetOption = None
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Set one key, such as thresholds.cumulative=20; may be repeated. All keys: "
+            "`petkit config schema route`.",
+        ),
+    ] = None
     files: FilesOption = None
     probe_tokens: Annotated[
         int | None,

@@ -94,6 +94,23 @@ def test_explain_one_question(petkit: Petkit, llama: Path, tmp_path: Path) -> No
     assert sum(measured["entropies"]) == pytest.approx(found["items"][0]["cumulative"])
 
 
+def test_set_names_a_key_that_exists(petkit: Petkit) -> None:
+    for words in (("route", "run"), ("serve",)):
+        said = " ".join(petkit(*words, "--help").out.replace("│", " ").split())
+        assert "such as thresholds.cumulative=20" in said
+        assert "petkit config schema route" in said
+        assert "training.epochs" not in said
+    result = petkit("config", "schema", "route")
+    assert result.code == 0, result.err
+    assert "thresholds.cumulative" in result.out
+
+
+def test_too_many_stops(petkit: Petkit) -> None:
+    result = petkit("route", "run", "nowhere", "--question", "x", "--set", "stop=[a, b, c, d, e]")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "error: stop must hold at most 4 entries, got 5 (--set)\n"
+
+
 def test_explain_leaves_faulty_rows_out(petkit: Petkit, tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text('{"entropies": [1, null]}\n{"entropies": [1, 2, 3]}\n')
