@@ -170,8 +170,10 @@ template <class Real> Paths kbest(const CrfTensors& in, int64_t k) {
         continue;
       }
       const int64_t found = lists.run(sequence, found_paths.data(), found_scores.data());
-      for (int64_t rank = 0; rank < found; ++rank) {
-        score_row[rank] = Real(parameters.spoiled() ? std::nan("") : found_scores[size_t(rank)]);
+      if (parameters.spoiled())
+        score_row[0] = Real(std::nan(""));
+      for (int64_t rank = 0; rank < found && !parameters.spoiled(); ++rank) {
+        score_row[rank] = Real(found_scores[size_t(rank)]);
         int64_t* path = crf_out<int64_t>(paths) + (row * k + rank) * in.time;
         for (int64_t step = 0; step < sequence.length; ++step)
           path[sequence.positions[step]] = found_paths[size_t(rank * sequence.length + step)];

@@ -38,19 +38,28 @@ template <class T> __device__ inline T block_sum(T value) {
   return total;
 }
 
-// The largest value of a block of whole warps, in every thread; a nan is passed over. Every thread
-// of the block must call it.
-__device__ inline float block_max(float value) {
-  PETKIT_SHARED(float, warps, most_warps);
+// The larger of two values; a nan is passed over.
+__device__ inline float larger(float a, float b) { return fmaxf(a, b); }
+__device__ inline double larger(double a, double b) { return fmax(a, b); }
+
+// The largest value of a warp, in every lane; a nan is passed over.
+template <class T> __device__ inline T warp_max(T value) {
 #pragma unroll
   for (int lanes = warp_threads / 2; lanes > 0; lanes /= 2)
-    value = fmaxf(value, __shfl_xor_sync(~0u, value, lanes));
+    value = larger(value, __shfl_xor_sync(~0u, value, lanes));
+  return value;
+}
+
+// The same over a block of whole warps, in every thread. Every thread of the block must call it.
+template <class T> __device__ inline T block_max(T value) {
+  PETKIT_SHARED(T, warps, most_warps);
+  value = warp_max(value);
   if (lane_index() == 0)
     warps[warp_index()] = value;
   __syncthreads();
-  float highest = warps[0];
+  T highest = warps[0];
   for (int w = 1; w < warp_count(); ++w)
-    highest = fmaxf(highest, warps[w]);
+    highest = larger(highest, warps[w]);
   __syncthreads();
   return highest;
 }

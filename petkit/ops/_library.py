@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from petkit.errors import MissingError
+from petkit.errors import InputError, MissingError
 
 KERNELS_VARIABLE = "PETKIT_CPU_KERNELS"
 
@@ -50,8 +50,24 @@ def define(schema: str, default: Callable[..., Any], fake: Callable[..., Any]) -
     _defaults[name] = default
 
 
+def differentiable_once(name: str, instead: str) -> None:
+    """Refuse a derivative of an operator's gradient, which torch would silently take for zero.
+
+    Args:
+        name: of the operator; its gradient is the operator `name_backward`.
+        instead: what to do, as the end of the message.
+    """
+
+    def refuse(ctx: Any, *_: Any) -> None:
+        raise InputError(f"{name} can be differentiated once: for a gradient of its gradient {instead}")
+
+    torch.library.register_autograd(f"petkit::{name}_backward", refuse)
+
+
 def default_of(name: str) -> Callable[..., Any]:
-    """The pure-torch default of an operator; a peer for benchmarks."""
+    """The pure-torch default of an operator of petkit.ops; a peer for benchmarks."""
+    # Defining it is what its module does when it is imported.
+    import_module(f"petkit.ops.{name}")
     return _defaults[name]
 
 

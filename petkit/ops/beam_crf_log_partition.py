@@ -180,3 +180,4 @@ _library.define(
     _backward_fake,
 )
 torch.library.register_autograd("petkit::beam_crf_log_partition", _backward, setup_context=_setup_context)
+_library.differentiable_once("beam_crf_log_partition", "run the forward recursion in plain torch")

@@ -95,3 +95,4 @@ _library.define(
     _backward_fake,
 )
 torch.library.register_autograd("petkit::crf_log_partition", _backward, setup_context=_setup_context)
+_library.differentiable_once("crf_log_partition", "run the forward recursion in plain torch")

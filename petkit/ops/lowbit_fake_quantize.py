@@ -111,3 +111,4 @@ _library.define(
     _backward_fake,
 )
 torch.library.register_autograd("petkit::lowbit_fake_quantize", _backward, setup_context=_setup_context)
+_library.differentiable_once("lowbit_fake_quantize", "write it in plain torch")

@@ -92,6 +92,24 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, N
     return grad_x, None, None, None, None, None
 
 
+def _setup_context_of_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, packed, shift, scale, levels, ctx.bits, _ = inputs
+    ctx.save_for_backward(packed, shift, scale, levels)
+
+
+def _backward_of_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
+    # The gradient is linear in what it is given, by the transposed weight.
+    return (
+        torch.ops.petkit.lowbit_linear(grad, *ctx.saved_tensors, ctx.bits),
+        None,
+        None,
+        None,
+        None,
+        None,
+        None,
+    )
+
+
 _library.define(
     "lowbit_linear(Tensor x, Tensor packed, Tensor shift, Tensor scale, Tensor levels, int bits) -> Tensor",
     _default,
@@ -104,3 +122,6 @@ _library.define(
     _backward_fake,
 )
 torch.library.register_autograd("petkit::lowbit_linear", _backward, setup_context=_setup_context)
+torch.library.register_autograd(
+    "petkit::lowbit_linear_backward", _backward_of_gradient, setup_context=_setup_context_of_gradient
+)

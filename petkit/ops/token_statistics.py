@@ -221,14 +221,6 @@ def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
     return gradient, None, None, None
 
 
-def _no_second_derivative(ctx: Any, *_: Any) -> None:
-    # Without this rule torch would take the gradient for a constant, and give zeros.
-    raise InputError(
-        "token_statistics can be differentiated once: for a gradient of its gradient compute from "
-        "torch.log_softmax(logits, -1) instead"
-    )
-
-
 _library.define(
     "token_statistics(Tensor logits, Tensor token_ids, int top_k, float temperature) -> (Tensor log_z, "
     "Tensor entropy, Tensor varentropy, Tensor max_prob, Tensor log_prob, Tensor top_log_probs, "
@@ -244,4 +236,4 @@ _library.define(
     _backward_fake,
 )
 torch.library.register_autograd("petkit::token_statistics", _backward, setup_context=_setup_context)
-torch.library.register_autograd("petkit::token_statistics_backward", _no_second_derivative)
+_library.differentiable_once("token_statistics", "compute from torch.log_softmax(logits, -1)")

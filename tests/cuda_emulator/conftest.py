@@ -66,15 +66,31 @@ def built(request: pytest.FixtureRequest) -> Callable[..., Path]:
     return build
 
 
-@pytest.fixture(scope="session")
-def cuda(built: Callable[..., Path]) -> ModuleType:
-    """The kernels' host launchers on NumPy arrays."""
+def load(built: Callable[..., Path], source: str, name: str) -> ModuleType:
     pybind11 = pytest.importorskip("pybind11", reason="the CUDA emulator needs pybind11 (petkit[dev])")
     includes = [f"-isystem{path}" for path in (pybind11.get_include(), sysconfig.get_paths()["include"])]
-    spec = importlib.util.spec_from_file_location("cuda_emulator", built("module.cpp", includes, []))
+    spec = importlib.util.spec_from_file_location(name, built(source, includes, []))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def cuda(built: Callable[..., Path]) -> ModuleType:
+    """The kernels' host launchers on NumPy arrays."""
+    return load(built, "module.cpp", "cuda_emulator")
+
+
+@pytest.fixture(scope="session")
+def cuda_crf(built: Callable[..., Path]) -> ModuleType:
+    """Those of the CRF kernels, which are a module of their own since they take long to compile."""
+    return load(built, "crf_module.cpp", "cuda_emulator_crf")
+
+
+@pytest.fixture(scope="session")
+def cuda_beam(built: Callable[..., Path]) -> ModuleType:
+    """Those of the beam CRF kernels."""
+    return load(built, "beam_module.cpp", "cuda_emulator_beam")
 
 
 @pytest.fixture(scope="session")

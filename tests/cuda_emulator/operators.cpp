@@ -3,6 +3,13 @@
 // so that the compiled operators can be loaded beside them.
 #define petkit petkit_emulated
 #include "adapter_bank.cu"
+#include "beam_crf_log_partition.cu"
+#include "beam_crf_viterbi.cu"
+#include "crf_kbest.cu"
+#include "crf_log_partition.cu"
+#include "crf_marginals.cu"
+#include "crf_sample.cu"
+#include "crf_viterbi.cu"
 #include "library.cpp"
 #include "lowbit_dequantize.cu"
 #include "lowbit_fake_quantize.cu"

@@ -23,14 +23,14 @@ def normal(*shape: int, seed: int = 0, dtype: str = "float32") -> torch.Tensor:
 
 
 def to_bits(tensor: torch.Tensor) -> np.ndarray:
-    """What the emulator takes: float32 as it is, 16-bit types as their bits."""
+    """What the emulator takes: float32 and float64 as they are, 16-bit types as their bits."""
     tensor = tensor.contiguous()
-    return tensor.numpy() if tensor.dtype == torch.float32 else tensor.view(torch.uint16).numpy()
+    return tensor.numpy() if tensor.element_size() > 2 else tensor.view(torch.uint16).numpy()
 
 
 def from_bits(array: np.ndarray, dtype: str) -> np.ndarray:
     """The float64 values of an array that came from the emulator."""
-    if dtype == "float32":
+    if dtype in ("float32", "float64"):
         return array.astype(np.float64)
     return torch.from_numpy(array).view(getattr(torch, dtype)).double().numpy()
 

@@ -9,13 +9,21 @@ from petkit.ops import (
     AdapterBank,
     _library,
     adapter_bank,
+    crf_kbest,
+    crf_log_partition,
+    crf_marginals,
+    crf_sample,
+    crf_viterbi,
     lowbit_dequantize,
     lowbit_fake_quantize,
     lowbit_linear,
     lowbit_quantize,
     token_statistics,
 )
+from tests.cuda_emulator.crf_support import far_below, forbidding
 from tests.cuda_emulator.support import BITS, DTYPES, normal
+from tests.ops.crf_cases import DTYPES as CRF_DTYPES
+from tests.ops.crf_cases import inputs
 
 pytestmark = [
     pytest.mark.gpu,
@@ -107,6 +115,53 @@ def test_token_statistics(shape, dtype):
         results.append((*(part.detach() for part in found), live.grad))
     for on_device, on_cpu in zip(*results, strict=True):
         assert_close(on_device, on_cpu)
+
+
+def crf_results(arguments, device):
+    live = [part.clone().to(device).requires_grad_(part.is_floating_point()) for part in arguments]
+    log_z = crf_log_partition(*live)
+    log_z.sum().backward()
+    still = [part.detach() for part in live]
+    scores = (crf_viterbi(*still)[1], crf_kbest(*still, 3)[1], crf_marginals(*still))
+    return log_z.detach(), *(part.grad for part in live if part.is_floating_point()), *scores
+
+
+CRF_CASES = [inputs(5, 9, 7, dtype) for dtype in CRF_DTYPES]
+CRF_CASES += [inputs(64, 200, 33), inputs(3, 40, 300), inputs(2, 5, 1024), inputs(1, 5000, 4)]
+CRF_CASES += [forbidding(-torch.inf), forbidding(-1e4)]
+
+
+@pytest.mark.parametrize("arguments", CRF_CASES)
+def test_crf(arguments):
+    results = crf_results(arguments, "cuda"), crf_results(arguments, "cpu")
+    for on_device, on_cpu in zip(*results, strict=True):
+        assert on_device.is_cuda
+        # Two results that may each be off by their dtype's rounding and by that of the forward variables.
+        bound = max(torch.finfo(on_cpu.dtype).eps, 1e-5)
+        torch.testing.assert_close(on_device.cpu(), on_cpu, rtol=bound, atol=bound)
+    for one, two in zip(results[0], crf_results(arguments, "cuda"), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_crf_where_likelihoods_change_by_hundreds():
+    for on_device, on_cpu in zip(
+        crf_results(far_below(), "cuda"), crf_results(far_below(), "cpu"), strict=True
+    ):
+        # Scores of 700 have a last digit of 6e-5, which is what probabilities are known to.
+        torch.testing.assert_close(on_device.cpu(), on_cpu, rtol=1e-5, atol=1e-3)
+
+
+def test_crf_sample():
+    arguments = inputs(3, 30, 40)
+    on_device = [part.cuda() for part in arguments]
+    samples = crf_sample(*on_device, 4000, torch.Generator("cuda").manual_seed(0))
+    again = crf_sample(*on_device, 4000, torch.Generator("cuda").manual_seed(0))
+    assert torch.equal(samples, again)
+    assert torch.equal(samples == -1, ~on_device[1].expand_as(samples))
+    frequency = torch.nn.functional.one_hot(samples.clamp_min(0).cpu(), 40).double().mean(0)
+    difference = (frequency - crf_marginals(*arguments))[arguments.mask]
+    # Five standard deviations of a frequency.
+    assert difference.abs().max() < 5 * 0.5 / 4000**0.5
 
 
 def test_kernels_use_the_current_stream():

@@ -118,7 +118,7 @@ def test_learning_finds_what_only_transitions_can_tell(dynamic):
     paths, _ = crf.decode(emissions, hidden=hidden)
     assert paths[0].tolist() in ([0, 1], [2, 3])
     # Two of sixteen paths share the probability.
-    assert float(crf(emissions, targets, hidden=hidden, reduction="mean")) > np.log(0.4)
+    assert crf(emissions, targets, hidden=hidden, reduction="mean").item() > np.log(0.4)
 
 
 def test_autocast_gives_half_emissions_and_sums_in_float32():
@@ -198,12 +198,11 @@ def test_refused_calls():
         dynamic.decode(emissions, hidden=torch.zeros(3, 4, 6))
 
 
-@given(st.integers(1, 4), st.integers(1, 20), st.integers(0, 5))
+@given(st.integers(1, 4), st.integers(3, 20), st.integers(0, 5))
 def test_likelihoods_of_all_sentences_sum_to_one(time, beam, seed):
     torch.manual_seed(seed)
     crf = BeamCRF(3, 2, beam)
     emissions = torch.randn(1, time, 3)
     sentences = torch.tensor(list(itertools.product(range(3), repeat=time)))
     found = crf(emissions.expand(len(sentences), -1, -1), sentences, reduction="none", include_targets=False)
-    if beam >= 3:
-        assert float(found.double().exp().sum()) == pytest.approx(1, abs=1e-5)
+    assert found.double().exp().sum().item() == pytest.approx(1, abs=1e-5)

@@ -13,13 +13,14 @@ PAGE = Path(__file__).resolve().parents[2] / "docs/crf.md"
 
 def test_every_example_of_the_page_runs():
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names = {}
     torch.manual_seed(0)
     for block in blocks:
         exec(block, names)
     assert [len(path) for path in names["paths"]] == [4, 3]
     assert names["loss"].isfinite()
+    assert names["tokens"].shape == (2, 7)
 
 
 def test_the_message_of_the_page_is_the_one_that_comes():

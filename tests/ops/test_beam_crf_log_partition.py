@@ -312,3 +312,12 @@ def test_the_targets_are_one_of_the_paths(shape, beam, seed):
     *call, targets = inputs(*shape, beam, seed=seed)
     log_z, score = log_partition_and_score(*call, targets)
     assert (score <= log_z + 1e-4).all()
+
+
+def test_a_second_derivative_is_refused(kernels):
+    arguments = inputs(2, 4, 9, 2, 4)
+    live = arguments.emissions.clone().requires_grad_()
+    log_z = run(arguments._replace(emissions=live)).sum()
+    (gradient,) = torch.autograd.grad(log_z, live, create_graph=True)
+    with pytest.raises(InputError, match="beam_crf_log_partition can be differentiated once"):
+        (gradient**2).sum().backward()

@@ -314,3 +314,12 @@ def test_reading_backwards_sums_over_the_same_paths(shape):
     emissions, mask, transitions, start, end = arguments
     backwards = crf_log_partition(emissions.flip(1), mask, transitions.t(), end, start)
     np.testing.assert_allclose(backwards.numpy(), crf_log_partition(*arguments).numpy(), rtol=1e-6, atol=1e-5)
+
+
+def test_a_second_derivative_is_refused(kernels):
+    arguments = inputs(2, 4, 3)
+    live = arguments.emissions.clone().requires_grad_()
+    log_z = crf_log_partition(live, *arguments[1:]).sum()
+    (gradient,) = torch.autograd.grad(log_z, live, create_graph=True)
+    with pytest.raises(InputError, match="crf_log_partition can be differentiated once"):
+        (gradient**2).sum().backward()

@@ -180,3 +180,10 @@ def test_refusals():
         lowbit_fake_quantize(normal(3), 1)
     with pytest.raises(InputError, match="kind must be normal_l1 or petl_vit, got 'nf4'"):
         lowbit_fake_quantize(normal(2, 3), 4, "nf4")
+
+
+def test_a_second_derivative_is_refused(kernels):
+    weight = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (gradient,) = torch.autograd.grad((lowbit_fake_quantize(weight, 2) ** 2).sum(), weight, create_graph=True)
+    with pytest.raises(InputError, match="lowbit_fake_quantize can be differentiated once"):
+        gradient.sum().backward()

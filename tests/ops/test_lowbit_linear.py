@@ -202,3 +202,19 @@ def test_the_operator_itself_refuses_what_would_read_out_of_bounds(kernels):
         torch.ops.petkit.lowbit_linear(normal(2, 33), packed, shift, scale, lowbit_codebook(1), 1)
     with pytest.raises(RuntimeError, match="levels"):
         torch.ops.petkit.lowbit_linear(normal(2, 17), packed, shift, scale, lowbit_codebook(1)[:1], 1)
+
+
+def test_the_gradient_has_a_gradient(kernels):
+    """A linear map has no second derivative in its input; its gradient is linear as well, by the same W."""
+    x = torch.randn(3, 20, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    weight = torch.randn(9, 20, generator=torch.Generator().manual_seed(1))
+    packed, shift, scale = lowbit_quantize(weight, 4)
+    dense = lowbit_dequantize(packed, shift, scale, 4, 20)
+
+    def penalty(y):
+        (gradient,) = torch.autograd.grad((y**2).sum(), x, create_graph=True)
+        return torch.autograd.grad((gradient**2).sum(), x)[0]
+
+    got = penalty(lowbit_linear(x, packed, shift, scale, 4))
+    expected = penalty(x @ dense.T)
+    np.testing.assert_allclose(got.numpy(), expected.numpy(), rtol=1e-4, atol=1e-3)

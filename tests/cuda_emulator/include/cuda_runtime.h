@@ -85,4 +85,6 @@ template <class T> T atomicCAS(T* at, T expected, T value) {
 }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline int __clz(int bits) { return bits ? __builtin_clz(unsigned(bits)) : 32; }
 template <class T> T __ldg(const T* at) { return *at; }
