@@ -26,7 +26,8 @@ from petkit.methods.crf_tagger.config import TaggerConfig
 from petkit.methods.crf_tagger.evaluation import tag_words
 from petkit.methods.crf_tagger.recipe import run
 from petkit.methods.crf_tagger.splits import Splits, load_splits
-from petkit.methods.crf_tagger.stored import load_tagger
+from petkit.methods.crf_tagger.stored import LoadedTagger, load_tagger
+from petkit.nn import CRF, bio_constraints
 from petkit.training.context import RunContext
 
 Tags = list[tuple[str, ...]]
@@ -35,7 +36,6 @@ BILSTM = {"encoder": "bilstm", "character_size": 25, "dropout": 0.3}
 HEADS: dict[str, dict[str, Any]] = {
     "softmax": {"kind": "softmax"},
     "crf": {"kind": "crf", "constraints": "none"},
-    "crf, constraints in decoding": {"kind": "crf", "constraints": "decode"},
     "crf, constraints in both": {"kind": "crf", "constraints": "both"},
 }
 
@@ -45,16 +45,22 @@ def main() -> None:
     arguments = parsed()
     torch.set_num_threads(arguments.threads)
     rows: list[dict[str, Any]] = []
-    for name, config in variants(arguments):
-        rows.append({"system": name, **trained(config, load_splits(config), arguments.scheme)})
-        report(rows[-1])
+    for row in measurements(arguments):
+        report(row)
+        rows.append(row)
+        if arguments.save:
+            settings = {name: str(value) for name, value in vars(arguments).items() if name != "save"}
+            arguments.save.write_text(json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n")
+
+
+def measurements(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each system, as they come."""
     if arguments.crfsuite:
         config = next(config for _, config in variants(arguments))
-        rows.append({"system": "python-crfsuite", **crfsuite(load_splits(config), arguments.scheme)})
-        report(rows[-1])
-    if arguments.save:
-        settings = {name: str(value) for name, value in vars(arguments).items() if name != "save"}
-        arguments.save.write_text(json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n")
+        yield {"system": "python-crfsuite", **crfsuite(load_splits(config), arguments.scheme)}
+    for name, config in variants(arguments):
+        for more, row in trained(config, load_splits(config), arguments.scheme):
+            yield {"system": name + more, **row}
 
 
 def parsed() -> argparse.Namespace:
@@ -100,18 +106,38 @@ def variants(arguments: argparse.Namespace) -> Iterator[tuple[str, TaggerConfig]
                 return
 
 
-def trained(config: TaggerConfig, splits: Splits, scheme: str) -> dict[str, Any]:
-    """Train, load the artifact, measure it."""
+def trained(config: TaggerConfig, splits: Splits, scheme: str) -> list[tuple[str, dict[str, Any]]]:
+    """Train, load the artifact, measure it; a CRF without constraints also with constraints in decoding.
+
+    That is what training with `head.constraints: decode` gives, since its loss knows of no constraints.
+    """
     with tempfile.TemporaryDirectory() as folder:
         placed = config.model_copy(update={"output": f"{folder}/run"})
         start = time.perf_counter()
         result = run(placed, RunContext(Path(placed.output)))
         seconds = time.perf_counter() - start
         loaded = load_tagger(Path(placed.output))
-        words = [sentence.words for sentence in splits.test]
-        tags = tag_words(loaded.model, loaded.reader, words, loaded.labels, batch_size=64)
-    sizes = {"bytes": (result or {})["bytes"]["adapter"] + (result or {})["bytes"]["head"]}
-    return {**measured(splits.test, tags, scheme), "seconds": seconds, **sizes}
+    sizes = (result or {})["bytes"]
+    facts = {"seconds": seconds, "bytes": sizes["adapter"] + sizes["head"]}
+    rows = [("", {**measured(splits.test, tags_by(loaded, splits), scheme), **facts})]
+    if loaded.model.crf is not None and scheme != "none" and config.constrain == "none":
+        loaded.model.crf = constrained(loaded.model.crf, loaded.labels, scheme)
+        found = measured(splits.test, tags_by(loaded, splits), scheme)
+        rows.append((", constraints in decoding", {**found, **facts}))
+    return rows
+
+
+def tags_by(loaded: LoadedTagger, splits: Splits) -> Tags:
+    """The tags of the test sentences."""
+    words = [sentence.words for sentence in splits.test]
+    return tag_words(loaded.model, loaded.reader, words, loaded.labels, batch_size=64)
+
+
+def constrained(crf: CRF, labels: Sequence[str], scheme: str) -> CRF:
+    """The same CRF with constraints."""
+    found = CRF(len(labels), batch_first=True, constraints=bio_constraints(list(labels), scheme))
+    found.load_state_dict(crf.state_dict())
+    return found.eval()
 
 
 def measured(gold: Sequence[TaggedSentence], tags: Tags, scheme: str) -> dict[str, Any]:
