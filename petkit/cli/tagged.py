@@ -44,6 +44,8 @@ class Tagged:
     words: tuple[str, ...]
     tags: tuple[str, ...]
     has_spans: bool
+    separator: str = " "
+    """Between the columns of what is printed; as in the files that the tagger learned from."""
 
     def payload(self) -> dict[str, Any]:
         """The same as JSON values; spans as first word, word behind the last, and type."""
@@ -174,6 +176,7 @@ def predict(artifact: Path, inputs: Sequence[str], wanted: Wanted) -> Iterator[T
     from petkit.methods.crf_tagger.stored import load_tagger
 
     loaded = load_tagger(artifact, wanted.device, wanted.base)
+    data = loaded.config.data
     read = [(name, _words(name, loaded)) for name in inputs]
     for name, sentences in read:
         for start in range(0, len(sentences), wanted.batch_size):
@@ -188,7 +191,7 @@ def predict(artifact: Path, inputs: Sequence[str], wanted: Wanted) -> Iterator[T
                 precision=wanted.precision,
             )
             for words, own in zip(chunk, tags, strict=True):
-                yield Tagged(name, words, own, loaded.config.data.scheme != "none")
+                yield Tagged(name, words, own, data.scheme != "none", data.columns().separator or " ")
 
 
 def _words(name: str, loaded: LoadedTagger) -> list[tuple[str, ...]]:
@@ -222,7 +225,7 @@ def print_predictions(found: Iterator[Tagged], as_json: bool, as_lines: bool) ->
         output.print_result("", {"predictions": [one.payload() for one in found]}, True)
         return
     for position, one in enumerate(found):
-        lines = [f"{word} {tag}" for word, tag in zip(one.words, one.tags, strict=True)]
+        lines = [f"{word}{one.separator}{tag}" for word, tag in zip(one.words, one.tags, strict=True)]
         print("\n".join([*([""] if position else []), *lines]), flush=True)
 
 

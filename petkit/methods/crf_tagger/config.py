@@ -197,6 +197,15 @@ class TaggerConfig(Config):
                 raise ValueError(f"data.{name} is required with data.format conll: name the file")
         return self
 
+    @model_validator(mode="after")
+    def _columns_differ(self) -> Self:
+        if self.data.format == "conll" and self.data.word_column == self.data.tag_column:
+            raise ValueError(
+                f"data.tag_column must be another column than data.word_column {self.data.word_column}, got "
+                f"{self.data.tag_column}"
+            )
+        return self
+
     @property
     def is_pretrained(self) -> bool:
         """Whether the encoder is a transformers model."""

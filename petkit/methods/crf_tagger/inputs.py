@@ -142,9 +142,6 @@ class PieceReader:
     def __init__(self, tokenizer: Any) -> None:
         if not tokenizer.is_fast:
             raise InputError(f"model.encoder needs a fast tokenizer, got {type(tokenizer).__name__}")
-        # Byte-level tokenizers otherwise refuse words, or take each for the middle of one.
-        if hasattr(tokenizer, "add_prefix_space"):
-            tokenizer.add_prefix_space = True
         self.tokenizer = tokenizer
         self.before, self.after = _special_tokens(tokenizer)
         self.room = int(tokenizer.model_max_length) - len(self.before) - len(self.after)
@@ -167,12 +164,13 @@ class PieceReader:
 
     def _pieces(self, words: Sequence[str]) -> list[list[int]]:
         """Token numbers of each word; a word of which the tokenizer leaves nothing is an unknown one."""
-        encoded = self.tokenizer(
-            list(words), is_split_into_words=True, add_special_tokens=False, verbose=False
-        )
+        # As one text: byte-level tokenizers take a word without the space before it for the middle of one.
+        text = " ".join(words)
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        word_at = [number for number, word in enumerate(words) for _ in f" {word}"][1:]
         pieces: list[list[int]] = [[] for _ in words]
-        for token, word in zip(encoded["input_ids"], encoded.word_ids(), strict=True):
-            pieces[word].append(token)
+        for token, (_, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            pieces[word_at[max(end - 1, 0)]].append(token)
         return [own or [self._unknown()] for own in pieces]
 
     def _unknown(self) -> int:
@@ -235,13 +233,12 @@ def divided(items: Iterable[Item]) -> int:
 
 def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     """What the tokenizer puts before and after a text."""
-    encoded = tokenizer(["a"], is_split_into_words=True, return_special_tokens_mask=True)
-    marks, tokens = encoded["special_tokens_mask"], encoded["input_ids"]
-    # An unknown word is itself marked as special by some tokenizers, but it belongs to a word.
-    inside = [at for at, word in enumerate(encoded.word_ids()) if word is not None]
-    if not inside or len(marks) != len(tokens):
-        raise InputError(f"model.encoder: {type(tokenizer).__name__} makes no piece of the word 'a'")
-    return tokens[: inside[0]], tokens[inside[-1] + 1 :]
+    bare: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole: list[int] = tokenizer("a")["input_ids"]
+    for start in range(len(whole) - len(bare) + 1):
+        if bare and whole[start : start + len(bare)] == bare:
+            return whole[:start], whole[start + len(bare) :]
+    raise InputError(f"model.encoder: {type(tokenizer).__name__} makes no piece of the word 'a'")
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from petkit.data.spans import checked_tags
 from petkit.errors import ConfigError, InputError
 from petkit.methods.crf_tagger.config import TaggedDataConfig, TaggerConfig
 from petkit.training.seeds import stream
+
+log = logging.getLogger(__name__)
 
 Sentences = list[TaggedSentence]
 
@@ -118,8 +121,18 @@ def read_checked(file: Path, data: TaggedDataConfig) -> Sentences:
         InputError: as `load_splits`.
     """
     repair = data.faulty_tags == "repair"
-    found = read_conll(file, data.columns())
-    return [replace(one, tags=checked_tags(one, data.scheme, repair)) for one in found]
+    read = read_conll(file, data.columns())
+    found = [replace(one, tags=checked_tags(one, data.scheme, repair)) for one in read]
+    repaired = sum(old.tags != new.tags for old, new in zip(read, found, strict=True))
+    if repaired:
+        log.warning(
+            "%s: tags of %d of %d sentences broke %s and are repaired",
+            file,
+            repaired,
+            len(found),
+            data.scheme,
+        )
+    return found
 
 
 def labels_of(sentences: Iterable[TaggedSentence]) -> tuple[str, ...]:

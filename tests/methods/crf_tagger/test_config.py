@@ -43,6 +43,11 @@ def test_files_are_required_and_named(tmp_path):
         resolved(tmp_path, {"output": "x", "data": {"train": "a"}})
 
 
+def test_words_and_tags_are_in_different_columns(tmp_path):
+    with pytest.raises(ConfigError, match=r"data.tag_column must be another column than data.word_column 0"):
+        resolved(tmp_path, FILES, "data.tag_column=0")
+
+
 def test_constraints_apply_to_a_crf_with_a_scheme(tmp_path):
     assert resolved(tmp_path, SAMPLE).constrain == "both"
     assert resolved(tmp_path, SAMPLE, "head.constraints=decode").constrain == "decode"

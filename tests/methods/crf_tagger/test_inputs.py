@@ -62,6 +62,25 @@ def test_of_a_word_longer_than_a_window_the_beginning_is_read(pieces):
     assert [len(window) for window in item["windows"]] == [12, 3]
 
 
+def test_a_byte_level_tokenizer_reads_words_as_in_a_text():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["c", "a", "t", "\u0120", "ca", "cat", "\u0120c", "\u0120a", "\u0120ca", "\u0120cat", "<pad>"]
+    merges = [("c", "a"), ("ca", "t"), ("\u0120", "c"), ("\u0120", "a"), ("\u0120c", "a"), ("\u0120ca", "t")]
+    core = Tokenizer(models.BPE({name: n for n, name in enumerate(names)}, merges))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", model_max_length=16)
+    reader = PieceReader(tokenizer)
+    item = reader.read(["cat", "cat", "att"])
+    tokens = [names[number] for number in item["windows"][0]]
+    assert tokens == tokenizer.convert_ids_to_tokens(tokenizer("cat cat att")["input_ids"])
+    firsts = [tokens[at] for _, at in item["places"]]
+    assert [piece[0] for piece in firsts] == ["c", "\u0120", "\u0120"]
+    # cat | Ġ cat | Ġa t t: c and a join first, so that the second word begins with a piece for its space.
+    assert [at for _, at in item["places"]] == [0, 1, 3]
+
+
 def test_a_word_of_which_nothing_is_left_is_unknown(pieces):
     assert pieces.read(["\u00a0"])["windows"] == [[2, 1, 3]]
 
