@@ -237,17 +237,60 @@ __global__ void __launch_bounds__(product_threads)
     beam_target_rows(at);
 }
 
-// sums[entry] += the rows with that entry. Entries are dealt to the warps of the grid, whose number
-// is `mask` + 1, and each warp looks through all of them.
 constexpr int add_threads = 256;
-constexpr int add_ids = 4; // of a lane at a time
+constexpr int add_ids = 4;   // of a lane at a time
+constexpr int add_ahead = 8; // rows that are read before the first is added
 constexpr int64_t most_add_warps = 2048;
 
+// Rows that a warp has still to add: each lane holds one, in the order of the lanes.
+template <class Real> struct BeamPending {
+  const Real* rows;
+  Real* sums;
+  int64_t rank;
+  int count;
+  int entry;
+  int64_t place;
+
+  // All lanes must call both functions.
+  __device__ void push(int entry_, int64_t place_) {
+    if (lane_index() == count)
+      entry = entry_, place = place_;
+    if (++count == warp_threads)
+      flush();
+  }
+  // A number has the same lane each time, so that it needs no barrier.
+  __device__ void flush() {
+    for (int first = 0; first < count; first += add_ahead) {
+      const Real* from[add_ahead];
+      Real* to[add_ahead];
+#pragma unroll
+      for (int i = 0; i < add_ahead; ++i) {
+        from[i] = rows + __shfl_sync(~0u, place, first + i) * rank;
+        to[i] = sums + int64_t(__shfl_sync(~0u, entry, first + i)) * rank;
+      }
+      for (int64_t k = lane_index(); k < rank; k += warp_threads) {
+        Real own[add_ahead];
+#pragma unroll
+        for (int i = 0; i < add_ahead; ++i)
+          own[i] = first + i < count ? from[i][k] : Real(0);
+#pragma unroll
+        for (int i = 0; i < add_ahead; ++i)
+          if (first + i < count)
+            to[i][k] += own[i];
+      }
+    }
+    count = 0;
+  }
+};
+
+// sums[entry] += the rows with that entry. Entries are dealt to the warps of the grid, whose number
+// is `mask` + 1, and each warp looks through all of them.
 template <class Real>
 __global__ void __launch_bounds__(add_threads)
-    beam_add_kernel(const int32_t* __restrict__ ids, const Real* __restrict__ rows, int64_t count,
-                    int64_t rank, int mask, Real* __restrict__ sums) {
+    beam_add_kernel(const int32_t* __restrict__ ids, const Real* rows, int64_t count, int64_t rank,
+                    int mask, Real* sums) {
   const int warp = int(blockIdx.x) * warp_count() + warp_index();
+  BeamPending<Real> pending{rows, sums, rank, 0, 0, 0};
   for (int64_t base = 0; base < count; base += add_ids * warp_threads) {
     int own[add_ids];
 #pragma unroll
@@ -260,14 +303,11 @@ __global__ void __launch_bounds__(add_threads)
       unsigned found = __ballot_sync(~0u, own[part] >= 0 && (own[part] & mask) == warp);
       for (; found; found &= found - 1) {
         const int lane = __ffs(int(found)) - 1;
-        const int64_t entry = __shfl_sync(~0u, own[part], lane);
-        const Real* row = rows + (base + part * warp_threads + lane) * rank;
-        // A number has the same lane each time, so that it needs no barrier.
-        for (int64_t k = lane_index(); k < rank; k += warp_threads)
-          sums[entry * rank + k] += row[k];
+        pending.push(__shfl_sync(~0u, own[part], lane), base + part * warp_threads + lane);
       }
     }
   }
+  pending.flush();
 }
 
 template <class Real>

@@ -116,7 +116,8 @@ private:
   }
   __device__ void exchange(int size, int run, int step) {
     for (int pair = int(threadIdx.x); pair < size / 2; pair += candidate_threads) {
-      const int low = pair / step * 2 * step + pair % step, high = low + step;
+      // `step` is a power of two.
+      const int low = 2 * pair - (pair & (step - 1)), high = low + step;
       const bool falling = (low & run) == 0;
       const Entry a = entries[low], b = entries[high];
       if (a.below(b) == falling) {

@@ -38,7 +38,7 @@ def routing_tables() -> dict[str, str]:
     for path in sorted((DOCS.parent / "benchmarks/results").glob("routing-*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         found[path.stem] = policies_table(result["policies"])
-        found[f"{path.stem} by set"] = sets_table(result["datasets"])
+        found[f"{path.stem} by set"] = sets_table(result["datasets"], result["dataset_level"])
     return found
 
 
@@ -57,15 +57,29 @@ def policies_table(policies: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def sets_table(datasets: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Accuracy and tokens of each policy on each set."""
+def sets_table(
+    datasets: Mapping[str, Sequence[Mapping[str, Any]]],
+    level: Mapping[str, Mapping[str, Mapping[str, int]]],
+) -> str:
+    """Accuracy and tokens of each policy on each set; and the modes, where choices of questions disagree."""
     names = list(datasets)
     lines = [f"| policy | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
     for index, one in enumerate(datasets[names[0]]):
         cells = [datasets[name][index] for name in names]
-        shown = [f"{cell['accuracy']['mean']:.0%}, {cell['tokens']['mean']:.0f}" for cell in cells]
+        kind = one["policy"].removeprefix("data set, ").replace(" ", "_")
+        shown = [
+            f"{cell['accuracy']['mean']:.0%}, {cell['tokens']['mean']:.0f}"
+            + disagreement(level[name].get(kind, {}))
+            for name, cell in zip(names, cells, strict=True)
+        ]
         lines.append(f"| {one['policy']} | {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
+
+
+def disagreement(counts: Mapping[str, int]) -> str:
+    """How often each mode is chosen for a set as a whole, where it is not always the same."""
+    chosen = [f"{mode} {count}" for mode, count in counts.items() if count]
+    return f" ({', '.join(chosen)} of {sum(counts.values())})" if len(chosen) > 1 else ""
 
 
 def percent(value: Mapping[str, float]) -> str:

@@ -65,6 +65,19 @@ def method_of(command: str) -> Method:
     raise ConfigError(f"no command {command!r} reads a recipe; there are: {known}")
 
 
+def whole_command(command: str) -> str:
+    """A verb with the name that reads its settings, such as `route run` for `route`.
+
+    Args:
+        command: the words after `petkit`.
+
+    Returns:
+        The words themselves where no name is missing, or more than one would do.
+    """
+    found = [method.command for method in METHODS if method.command.startswith(f"{command} ")]
+    return found[0] if len(found) == 1 else command
+
+
 def configuration_of(command: str) -> type[Config]:
     """The configuration class of a command; imports the method's torch-free config module."""
     method = method_of(command)

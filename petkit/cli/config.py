@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from petkit.cli import output
-from petkit.cli.catalog import METHODS, configuration_of
+from petkit.cli.catalog import METHODS, configuration_of, whole_command
 from petkit.cli.common import ConfigArgument, ConfigOption, JsonFlag, SetOption, recipe_files
 from petkit.cli.shipped import header
 from petkit.errors import ConfigError
@@ -69,7 +69,7 @@ def schema(
     as_json: JsonFlag = False,
 ) -> None:
     """Print every key that a command's recipe may hold: as a table, or as a JSON schema."""
-    model = configuration_of(" ".join(words))
+    model = configuration_of(whole_command(" ".join(words)))
     output.print_result(output.table(SCHEMA_COLUMNS, schema_rows(model)), model.model_json_schema(), as_json)
 
 

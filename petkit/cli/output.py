@@ -106,6 +106,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str |
     return built
 
 
+def stacked(*parts: RenderableType) -> RenderableType:
+    """Several results, one below the other."""
+    from rich.console import Group
+
+    return Group(*parts)
+
+
 @contextmanager
 def progress(label: str, total: int | None, unit: str = "steps", done: int = 0) -> Iterator[Advance]:
     """Show how far a loop is, with rate and time left: a bar on a terminal, else a line every ten seconds.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from petkit.cli import common, output
+from petkit.cli import common, output, route_text
 from petkit.cli.grouped import grouped
 from petkit.errors import ConfigError, GateError, InputError
 
@@ -64,7 +64,15 @@ SkipOption = Annotated[bool, typer.Option("--skip-bad", help="Leave faulty lines
 class Settings:
     """What changes the defaults, or a router's own settings."""
 
-    settings: common.SetOption = None
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Set one key, such as thresholds.cumulative=20; may be repeated. All keys: "
+            "`petkit config schema route`.",
+        ),
+    ] = None
     files: FilesOption = None
     probe_tokens: Annotated[
         int | None,
@@ -204,12 +212,13 @@ def probe(
         "model_sha256": router.language_model.sha256,
         "questions": len(records),
         "tokens": sum(one.cost for one in probes),
-        "items": items,
+        **_described(rule, items, records),
     }
     with _staged(folder, overwrite) as stage:
         _write(stage, {"trajectories.jsonl": _lines(records), "result.json": _pretty(result)})
-        _report(stage, items, records, about=_about(model, data))
-    output.print_result(_item_table(items), result, as_json)
+        _report(stage, rule, items, records, about=_about(model, data))
+    _warn_of_bias(rule, items)
+    output.print_result(route_text.item_table(items, vars(rule.thresholds)), result, as_json)
 
 
 @app.command()
@@ -225,6 +234,7 @@ def explain(
         str | None, typer.Option("--model", metavar="MODEL", help="The model that --question is put to.")
     ] = None,
     router: RouterOption = None,
+    skip_bad: SkipOption = False,
     folder: OutOption = None,
     overwrite: common.OverwriteFlag = False,
     as_json: common.JsonFlag = False,
@@ -240,18 +250,42 @@ def explain(
         _check_output(folder, overwrite)
     rule = given.rule(router)
     if file is not None:
-        records = _trajectories(file)
+        records = _trajectories(file, skip_bad)
     else:
         questions = _questions(None, question, False)
         written = machine.router(str(model), rule, folder=router).probe(questions)
         records = [record_of(questions[0], written[0], rule.config.stop)]
     items = rule.explained(records)
+    result = _described(rule, items, records)
+    if file is None:
+        result["trajectories"] = [{"id": one["id"], "entropies": one["entropies"]} for one in records]
     if folder is not None:
         with _staged(folder, overwrite) as stage:
-            _write(stage, {"result.json": _pretty({"items": items})})
-            _report(stage, items, records)
-    text = "\n\n".join(_trace(record, item) for record, item in zip(records, items, strict=True))
-    output.print_result(text or "no trajectory", {"items": items}, as_json)
+            _write(stage, {"result.json": _pretty(result)})
+            _report(stage, rule, items, records)
+    if router is None:
+        _warn_of_bias(rule, items)
+    thresholds = vars(rule.thresholds) if rule.config.rule == "thresholds" else {}
+    pairs = zip(records, items, strict=True)
+    text = "\n\n".join(route_text.trace(record, item, thresholds) for record, item in pairs)
+    output.print_result(text or "no trajectory", result, as_json)
+
+
+def _described(
+    rule: Rule, items: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Items, what they were compared with, and bounds on the error of estimated entropies."""
+    found = {"rule": rule.config.rule, "thresholds": vars(rule.thresholds), "items": items}
+    biases = [record["entropy_bias"] for record in records if "entropy_bias" in record]
+    if biases:
+        mean = sum(one["mean"] for one in biases) / len(biases)
+        found["entropy_bias"] = {"largest": max(one["largest"] for one in biases), "mean": mean}
+    return found
+
+
+def _warn_of_bias(rule: Rule, items: Sequence[Mapping[str, Any]]) -> None:
+    if rule.config.rule == "thresholds":
+        route_text.warn_of_bias(items, rule.thresholds.cumulative)
 
 
 @app.command()
@@ -337,16 +371,29 @@ def calibrate(
     measured = labelled.measured(model, machine, given_rule, questions)
     records = measured.records
     rule = _fitted(given_rule, read_outcomes(records), objective, learned)
-    result, met = compared(records, rule, objective)
-    payload = {"model": model, "thresholds": vars(rule.thresholds), "limit_met": met, **result}
+    result, reached = compared(records, rule, objective)
+    payload = {
+        "model": model,
+        "questions": len(records),
+        "thresholds": vars(rule.thresholds),
+        "objective": vars(objective),
+        "reached": {"accuracy": reached.accuracy, "tokens": reached.tokens},
+        "limit_met": reached.is_met,
+        **result,
+    }
+    fit = route_text.fit_rows(rule, reached, len(records), folder)
     files = {"outcomes.jsonl": _lines(records), "result.json": _pretty(payload)}
     base = Base(id=measured.model, sha256=measured.sha256)
     with _staged(folder, overwrite) as stage:
-        save_router(stage, base, rule, objective, met, labelled.data or (), files)
-        _report(stage, rule.explained(records), records, result, _about(model, labelled.data))
-    output.print_result(_policy_table(result["policies"]), payload, as_json)
-    if not met:
-        raise GateError("no thresholds keep the limit on these questions: the nearest were written")
+        save_router(stage, base, rule, reached, labelled.data or (), files)
+        about = _about(model, labelled.data)
+        _report(stage, rule, rule.explained(records), records, {**result, "fit": fit}, about)
+    tables = output.table(("calibrated", ""), fit), "", route_text.policy_table(result["policies"])
+    output.print_result(output.stacked(*tables), payload, as_json)
+    if not reached.is_met:
+        raise GateError(
+            f"no thresholds keep the limit on these questions: {reached.text}; the nearest are in {folder}"
+        )
 
 
 @app.command(name="eval")
@@ -381,8 +428,8 @@ def evaluate(
     if folder is not None:
         with _staged(folder, overwrite) as stage:
             _write(stage, {"outcomes.jsonl": _lines(records), "result.json": _pretty(payload)})
-            _report(stage, rule.explained(records), records, result, _about(model, labelled.data))
-    output.print_result(_policy_table(result["policies"]), payload, as_json)
+            _report(stage, rule, rule.explained(records), records, result, _about(model, labelled.data))
+    output.print_result(route_text.policy_table(result["policies"]), payload, as_json)
 
 
 def _check_unloaded(model: str, sha256: str, rule: Rule, folder: Path | None) -> None:
@@ -446,7 +493,7 @@ def _questions(
     return found
 
 
-def _trajectories(path: Path) -> list[dict[str, Any]]:
+def _trajectories(path: Path, skip_bad: bool) -> list[dict[str, Any]]:
     from petkit.data.jsonl import placed_rows
 
     def parse(row: dict[str, Any]) -> dict[str, Any]:
@@ -455,18 +502,9 @@ def _trajectories(path: Path) -> list[dict[str, Any]]:
             raise ValueError(f"entropies must be a list of numbers, got {values!r:.60}")
         return row
 
-    rows = placed_rows(path, parse)
+    with _flag_hints():
+        rows = placed_rows(path, parse, skip_bad)
     return [{"id": place.rpartition(":")[2], **row} for place, row in rows]
-
-
-def _trace(record: Mapping[str, Any], item: Mapping[str, Any]) -> str:
-    from petkit.report.sparkline import sparkline
-
-    values = record["entropies"]
-    top = f"entropy 0 to {max(values):.2f} nats over {len(values)} tokens" if values else "no token"
-    return (
-        f"{item['id']}: {item['decision']} ({item['regime']})\n{sparkline(values)}\n{top}; {item['reason']}"
-    )
 
 
 @contextmanager
@@ -485,6 +523,7 @@ def _about(model: str, data: Sequence[Path] | None) -> str:
 
 def _report(
     folder: Path,
+    rule: Rule,
     items: Sequence[Mapping[str, Any]],
     records: Sequence[Mapping[str, Any]],
     result: Mapping[str, Any] | None = None,
@@ -494,34 +533,7 @@ def _report(
     from petkit.report.routing import write_routing_page
 
     traces = [(item["regime"], record["entropies"]) for record, item in zip(records, items, strict=True)]
-    write_routing_page(folder, traces, items, result, about)
-
-
-def _item_table(items: Sequence[Mapping[str, Any]]) -> Any:
-    columns = ("id", "decision", "regime", "cumulative", "spearman", "von_neumann")
-    rows = [
-        [f"{item[name]:.3f}" if isinstance(item[name], float) else item[name] for name in columns]
-        for item in items
-    ]
-    return output.table(columns, rows)
-
-
-def _policy_table(policies: Sequence[Mapping[str, Any]]) -> Any:
-    def cell(value: Mapping[str, float], form: str) -> str:
-        return f"{value['mean']:{form}} ({value['low']:{form}} to {value['high']:{form}})"
-
-    rows = [
-        (
-            one["policy"],
-            cell(one["accuracy"], ".1%"),
-            cell(one["tokens"], ".1f"),
-            cell(one["tokens_saved"], ".1%"),
-            cell(one["accuracy_gain"], "+.1%"),
-        )
-        for one in policies
-    ]
-    columns = ("policy", "accuracy", "tokens a question", "saved against always cot", "accuracy against it")
-    return output.table(columns, rows)
+    write_routing_page(folder, traces, items, result, about, vars(rule.thresholds))
 
 
 def _check_output(folder: Path, overwrite: bool) -> None:

@@ -74,6 +74,9 @@ def invalid(error: ErrorDetails, where: Callable[[KeyPath], str | None], model: 
         return _own_error(path, str(context["error"]), where, model)
     if kind in ("too_short", "string_too_short"):
         return f"{dotted(path)} must not be empty, got {shown(error['input'])}{place(where(key))}"
+    if kind == "too_long":
+        most, count = context["max_length"], context["actual_length"]
+        return f"{dotted(path)} must hold at most {most} entries, got {count}{place(where(key))}"
     if kind == "literal_error":
         expected = str(context["expected"]).replace("'", "")
     elif kind in _BOUNDS:

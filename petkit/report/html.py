@@ -54,6 +54,7 @@ th, td { padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line); t
   vertical-align: top; }
 th { font-weight: 600; color: var(--soft); font-size: .88rem; } th.number, td.number { text-align: right; }
 td { overflow-wrap: anywhere; }
+@media (max-width: 40rem) { td { overflow-wrap: break-word; } }
 figure { margin: .5rem 0 1rem; } img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
 pre { background: var(--panel); padding: .8rem 1rem; border-radius: 6px; overflow-x: auto;
   font-size: .85rem; }

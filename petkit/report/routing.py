@@ -8,13 +8,19 @@ from typing import Any
 
 from petkit.report.html import Section, write_page
 from petkit.report.tables import Table
-from petkit.report.trajectories import draw_frontier, draw_planes, draw_reliability, draw_traces
+from petkit.report.trajectories import (
+    DESCRIPTORS,
+    draw_frontier,
+    draw_planes,
+    draw_reliability,
+    draw_traces,
+)
 
 SHOWN = 200
 CAPTIONS = {
     "frontier.png": "Accuracy against tokens, 95 % intervals; the line joins the best but for the oracle.",
     "traces.png": "Entropy of each token of the probes, and in thick lines the mean of each regime.",
-    "planes.png": "Every question's descriptors, two at a time.",
+    "planes.png": "Every question's descriptors, two at a time; the lines are the thresholds.",
     "reliability.png": "How often the learned router's choice was the best one, against how sure it was.",
 }
 
@@ -25,6 +31,7 @@ def write_routing_page(
     items: Sequence[Mapping[str, Any]],
     result: Mapping[str, Any] | None = None,
     subtitle: str = "",
+    thresholds: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `report.html` and its pictures.
 
@@ -32,14 +39,16 @@ def write_routing_page(
         folder: to write to.
         traces: regime and entropies of each question.
         items: descriptors and decision of each question.
-        result: `policies` and `datasets` of a comparison, if there was one.
+        result: `policies` and `datasets` of a comparison, if there was one; `fit` of a calibration, pairs
+            of name and value.
         subtitle: which model, on what.
+        thresholds: by name, that the descriptors were compared with.
 
     Returns:
         The page.
     """
     plots = folder / "plots"
-    images = [draw_traces(traces, plots / "traces.png"), draw_planes(items, plots / "planes.png")]
+    images = [draw_traces(traces, plots / "traces.png"), draw_planes(items, plots / "planes.png", thresholds)]
     sections = [Section("Trajectories", images=tuple(images), captions=CAPTIONS)]
     if result is not None:
         frontier = draw_frontier(result["policies"], plots / "frontier.png")
@@ -48,8 +57,25 @@ def write_routing_page(
             0, Section("Accuracy and tokens", tables=(table,), images=(frontier,), captions=CAPTIONS)
         )
         sections += _details(result, plots)
-    sections.append(Section("Decisions", tables=(_decisions(items),)))
+        if "fit" in result:
+            sections.insert(
+                0, Section("This router", tables=(Table(("calibrated", ""), tuple(result["fit"])),))
+            )
+    sections.append(Section("Decisions", paragraphs=_notes(items, thresholds), tables=(_decisions(items),)))
     return write_page(folder / "report.html", "Routing by entropy", sections, subtitle)
+
+
+def _notes(items: Sequence[Mapping[str, Any]], thresholds: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """What the table of decisions is to be read with."""
+    notes = []
+    if thresholds:
+        named = (f"{name} {thresholds[name]:.4g}" for name in DESCRIPTORS)
+        notes.append(f"Thresholds: {', '.join(named)}.")
+    biases = [item["entropy_bias"] for item in items if "entropy_bias" in item]
+    if biases:
+        mean = sum(biases) / len(biases)
+        notes.append(f"The entropies are estimates, at most {mean:.3g} nats a token too low on average.")
+    return tuple(notes)
 
 
 def _details(result: Mapping[str, Any], plots: Path) -> list[Section]:
@@ -69,16 +95,21 @@ def _details(result: Mapping[str, Any], plots: Path) -> list[Section]:
 
 
 def _dataset_level(counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Table:
-    columns = ("data set", "by", "direct / standard / cot")
+    columns = ("data set", "by", "direct / standard / cot", "choices")
     body = tuple(
-        (name, kind.replace("_", " "), " / ".join(str(count) for count in modes.values()))
+        (name, kind.replace("_", " "), " / ".join(map(str, modes.values())), _agreement(modes))
         for name, kinds in counts.items()
         for kind, modes in kinds.items()
     )
     note = (
         "How often the router's thresholds choose each mode, over 8 choices of the questions that are probed."
+        " The comparison's rows are of the first choice alone: where the choices differ, so may the row."
     )
     return Table(columns, body, note=note)
+
+
+def _agreement(modes: Mapping[str, int]) -> str:
+    return "agree" if sum(count > 0 for count in modes.values()) == 1 else "differ"
 
 
 def _policies(rows: Sequence[Mapping[str, Any]], title: str) -> Table:

@@ -16,6 +16,9 @@ LABELS = {
     "von_neumann": "von Neumann ratio",
 }
 
+# What an axis shows whatever the points are.
+ORIENTATION = {"cumulative": (0.0,), "spearman": (-0.5, 0.5), "von_neumann": (1.0, 3.0)}
+
 
 def draw_traces(traces: Sequence[tuple[str, Sequence[float]]], out_png: Path) -> Path:
     """Draw every trajectory in its regime's colour, and each regime's mean in a thick line.
@@ -48,12 +51,17 @@ def draw_traces(traces: Sequence[tuple[str, Sequence[float]]], out_png: Path) ->
     return save(figure, out_png)
 
 
-def draw_planes(items: Sequence[Mapping[str, float | str]], out_png: Path) -> Path:
+def draw_planes(
+    items: Sequence[Mapping[str, float | str]],
+    out_png: Path,
+    thresholds: Mapping[str, Any] | None = None,
+) -> Path:
     """Draw the points in the three pairs of descriptors, in the colour of their regimes.
 
     Args:
         items: the three descriptors and `regime` of each question.
         out_png: file to write.
+        thresholds: of the descriptors, by their names; drawn as lines.
 
     Returns:
         The file.
@@ -64,6 +72,8 @@ def draw_planes(items: Sequence[Mapping[str, float | str]], out_png: Path) -> Pa
     need(items, "items")
     figure, panels = new_figure(3)
     pairs = ((0, 1), (1, 2), (0, 2))
+    lines = _threshold_lines(thresholds)
+    limits = {name: _limits([float(item[name]) for item in items], name, lines[name]) for name in DESCRIPTORS}
     for number, (axes, (x, y)) in enumerate(zip(panels, pairs, strict=True)):
         for index, regime in enumerate(REGIMES):
             own = [item for item in items if item["regime"] == regime]
@@ -72,8 +82,33 @@ def draw_planes(items: Sequence[Mapping[str, float | str]], out_png: Path) -> Pa
                 axes.scatter(
                     across, up, s=14, alpha=0.6, color=colour(index), marker=marker(index), label=regime
                 )
+        for draw, name in ((axes.axvline, DESCRIPTORS[x]), (axes.axhline, DESCRIPTORS[y])):
+            for value in lines[name]:
+                draw(value, color="#777777", linewidth=0.9, linestyle="--", zorder=1)
+        axes.set_xlim(*limits[DESCRIPTORS[x]])
+        axes.set_ylim(*limits[DESCRIPTORS[y]])
         finish(axes, LABELS[DESCRIPTORS[x]], LABELS[DESCRIPTORS[y]], legend=number == 0)
     return save(figure, out_png)
+
+
+def _threshold_lines(thresholds: Mapping[str, Any] | None) -> dict[str, list[float]]:
+    """Where the rule's inequalities change, by descriptor; a trend's band has two ends."""
+    if thresholds is None:
+        return {name: [] for name in DESCRIPTORS}
+    band = float(thresholds["spearman"])
+    return {
+        "cumulative": [float(thresholds["cumulative"])],
+        "spearman": [-band, band],
+        "von_neumann": [float(thresholds["von_neumann"])],
+    }
+
+
+def _limits(values: Sequence[float], name: str, lines: Sequence[float]) -> tuple[float, float]:
+    """An axis that shows all points and thresholds, and as much as lets a single point be placed."""
+    shown = [*values, *lines, *ORIENTATION[name]]
+    low, high = min(shown), max(shown)
+    margin = 0.06 * ((high - low) or 1.0)
+    return low - margin, high + margin
 
 
 def draw_frontier(policies: Sequence[Mapping[str, object]], out_png: Path) -> Path:
@@ -131,6 +166,7 @@ def draw_reliability(bins: Sequence[Mapping[str, float]], out_png: Path) -> Path
         s=[20 + 200 * one["n"] / total for one in bins],
         color=colour(0),
         label="choices for held-out questions",
+        clip_on=False,
     )
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)

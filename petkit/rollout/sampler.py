@@ -77,7 +77,8 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     written: dict[int, Written] = {}
     for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+        # In the order of the prompts, so that an error names the first of those it is true of.
+        rows = sorted(order[start : start + batch_size])
         tracker = EntropyTracker(end_tokens(model), names=[names[row] for row in rows] if names else ())
         own = [prompts[row] for row in rows]
         begun = [prompts[row][len(prompts[row]) - answered[row] :] if answered else () for row in rows]

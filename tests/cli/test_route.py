@@ -67,6 +67,16 @@ def test_explain_rows_of_any_origin(petkit: Petkit, tmp_path: Path) -> None:
     assert json.loads(changed.out)["items"][0]["decision"] == "direct"
     text = petkit("route", "explain", path).out
     assert "a: cot (convergent)" in text
+    assert "descriptors: cumulative 20.5, spearman -1, von Neumann 0.0" in text
+    assert "thresholds: cumulative 32, spearman 0.07, von Neumann 2" in text
+    found = json.loads(result.out)
+    assert found["thresholds"] == {
+        "cumulative": 32.0,
+        "spearman": 0.07,
+        "von_neumann": 2.0,
+        "overload": "direct",
+    }
+    assert "trajectories" not in found
     assert "█" in text
     assert "overload, falls back to direct" in text
 
@@ -77,6 +87,55 @@ def test_explain_one_question(petkit: Petkit, llama: Path, tmp_path: Path) -> No
     assert result.code == 0, result.err
     assert "over 5 tokens" in result.out
     assert (tmp_path / "e" / "plots" / "traces.png").exists()
+    found = json.loads((tmp_path / "e" / "result.json").read_text())
+    assert found["thresholds"]["cumulative"] == 32
+    (measured,) = found["trajectories"]
+    assert (measured["id"], len(measured["entropies"])) == ("question", 5)
+    assert sum(measured["entropies"]) == pytest.approx(found["items"][0]["cumulative"])
+
+
+def test_set_names_a_key_that_exists(petkit: Petkit) -> None:
+    for words in (("route", "run"), ("serve",)):
+        said = " ".join(petkit(*words, "--help").out.replace("│", " ").split())
+        assert "such as thresholds.cumulative=20" in said
+        assert "petkit config schema route" in said
+        assert "training.epochs" not in said
+    result = petkit("config", "schema", "route")
+    assert result.code == 0, result.err
+    assert "thresholds.cumulative" in result.out
+
+
+def test_too_many_stops(petkit: Petkit) -> None:
+    result = petkit("route", "run", "nowhere", "--question", "x", "--set", "stop=[a, b, c, d, e]")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "error: stop must hold at most 4 entries, got 5 (--set)\n"
+
+
+def test_explain_leaves_faulty_rows_out(petkit: Petkit, tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"entropies": [1, null]}\n{"entropies": [1, 2, 3]}\n')
+    result = petkit("route", "explain", path)
+    assert (result.code, result.out) == (2, "")
+    assert "repair the line or pass --skip-bad" in result.err
+    result = petkit("route", "explain", path, "--skip-bad", "--json")
+    assert [item["id"] for item in json.loads(result.out)["items"]] == ["2"]
+
+
+def test_calibrate_shows_what_it_fitted(petkit: Petkit, llama: Path, questions: Path, tmp_path: Path) -> None:
+    flags = ("--data", questions, "--max-new-tokens", "8", "--max-tokens", "100", *FAST)
+    kept = ("--outcomes", tmp_path / "o.jsonl")
+    result = petkit("route", "calibrate", llama, *flags, *kept, "-o", tmp_path / "r")
+    assert result.code == 0, result.err
+    page = (tmp_path / "r" / "report.html").read_text()
+    for text in ("fitted thresholds", "cumulative ", "tokens a question <= 100", "(kept)", "measured on the"):
+        assert text in result.out
+    assert str(tmp_path / "r") in result.out
+    assert "tokens a question &lt;= 100" in page
+    assert "measured on the questions it was calibrated on" in page
+    again = petkit("route", "calibrate", llama, *flags, *kept, "-o", tmp_path / "again", "--json")
+    found = json.loads(again.out)
+    assert (found["questions"], found["objective"]["limit"]) == (3, 100)
+    assert found["reached"]["tokens"] <= 100
 
 
 def test_prompts_come_from_a_file(
@@ -91,8 +150,10 @@ def test_prompts_come_from_a_file(
     settings = json.loads(changed.out)["settings"]
     assert settings["prompts"]["standard"] == "{question}\nuser"
     assert json.loads(plain.out)["settings"]["prompts"]["standard"] == "{question}"
-    result = petkit("route", "run", llama, "--router", router, "-c", file, "--question", "the", *FAST[2:])
-    assert result.code == 0, result.err
+    routed = ("--router", router, "-c", file, "--question", "the", *FAST[2:])
+    result = petkit("route", "run", llama, *routed)
+    assert (result.code, result.out) == (2, "")
+    assert "was calibrated with prompts.standard '{question}', got " in result.err
     file.write_text("prompt: {}\n")
     wrong = petkit("route", "run", llama, "-c", file, "--question", "the")
     assert wrong.code == 2
@@ -150,8 +211,33 @@ def test_a_limit_that_cannot_be_kept_gives_3(
     flags = ("--data", questions, "--min-accuracy", "1", "--max-new-tokens", "8", "-o", tmp_path / "r", *FAST)
     result = petkit("route", "calibrate", llama, *flags)
     assert result.code == 3
-    assert "no thresholds keep the limit" in result.err
+    assert "no thresholds keep the limit on these questions: accuracy >= 1, reached 0" in result.err
     assert json.loads((tmp_path / "r" / "checks.json").read_text())["ok"] is False
+    trace = tmp_path / "t.jsonl"
+    trace.write_text('{"entropies": [1, 2, 3, 4]}\n')
+    for command in (("run", llama, "--question", "the"), ("explain", trace)):
+        result = petkit("route", *command, "--router", tmp_path / "r")
+        assert result.code == 0, result.err
+        assert "r did not keep its limit when it was calibrated: accuracy >= 1, reached 0" in result.err
+
+
+def test_a_router_keeps_the_length_of_its_probes(
+    petkit: Petkit, llama: Path, questions: Path, router: Path, tmp_path: Path
+) -> None:
+    trace = tmp_path / "t.jsonl"
+    trace.write_text('{"entropies": [1, 2, 3, 4]}\n')
+    commands = (
+        ("route", "run", llama, "--data", questions, "--router", router),
+        ("route", "eval", llama, "--data", questions, "--router", router),
+        ("route", "explain", trace, "--router", router),
+        ("serve", llama, "--route", router, "--port", "0"),
+    )
+    for command in commands:
+        for flags in (("--probe-tokens", "9"), ("--set", "probe_tokens=9")):
+            result = petkit(*command, *flags)
+            assert (result.code, result.out) == (2, "")
+            assert "probes of 6 tokens, got 9: leave --probe-tokens out" in result.err
+    assert petkit("route", "explain", trace, "--router", router, "--probe-tokens", "6").code == 0
 
 
 @pytest.mark.parametrize(

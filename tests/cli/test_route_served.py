@@ -34,10 +34,21 @@ def test_every_command(
     result = petkit("route", "probe", model, questions, *FAST[:2], "-o", tmp_path / "p", "--json")
     assert result.code == 0, result.err
     assert "the true ones are larger by" in result.err
+    found = json.loads(result.out)
+    assert found["entropy_bias"]["largest"] >= found["entropy_bias"]["mean"] > 0
+    assert all(item["cumulative_bias"] == pytest.approx(4 * item["entropy_bias"]) for item in found["items"])
+    assert "nats a token too low on average" in (tmp_path / "p" / "report.html").read_text()
     lines = (tmp_path / "p" / "trajectories.jsonl").read_text().splitlines()
     assert all(json.loads(line)["entropy_bias"]["largest"] > 0 for line in lines)
     result = petkit("route", "explain", "--model", model, "--question", "why", *FAST[:2])
     assert (result.code, "over 4 tokens" in result.out) == (0, True), result.err
+    assert "nats a token too low on average" in result.out
+    trace = tmp_path / "p" / "trajectories.jsonl"
+    limit = found["items"][0]["cumulative"] + 0.5 * found["items"][0]["cumulative_bias"]
+    near = petkit("route", "explain", trace, "--set", f"thresholds.cumulative={limit}")
+    assert "warning: the entropies are estimates: 3 of 3 sums (1: " in near.err
+    assert f"may lie above the threshold of {limit:g} nats" in near.err
+    assert "warning" not in petkit("route", "explain", trace, "--set", "thresholds.cumulative=999").err
     result = petkit("route", "calibrate", model, "--data", questions, *FAST, "-o", tmp_path / "r")
     assert result.code == 0, result.err
     manifest = json.loads((tmp_path / "r" / "petkit.json").read_text())

@@ -169,7 +169,7 @@ def test_scores_far_apart(cuda_beam):
 
 
 def test_a_long_sequence(cuda_beam):
-    arguments = inputs(1, 150, 20, 2, 6)
+    arguments = inputs(1, 120, 20, 2, 6)
     assert_near(differentiated(cuda_beam, arguments), expected_gradients(arguments, False), torch.float32)
 
 

@@ -9,6 +9,7 @@ from petkit.ops import (
     AdapterBank,
     _library,
     adapter_bank,
+    beam_crf_viterbi,
     crf_kbest,
     crf_log_partition,
     crf_marginals,
@@ -20,8 +21,11 @@ from petkit.ops import (
     lowbit_quantize,
     token_statistics,
 )
+from petkit.ops.beam_crf_log_partition import log_partition_and_score
 from tests.cuda_emulator.crf_support import far_below, forbidding
 from tests.cuda_emulator.support import BITS, DTYPES, normal
+from tests.ops.beam_crf_cases import SHAPES as BEAM_SHAPES
+from tests.ops.beam_crf_cases import inputs as beam_inputs
 from tests.ops.crf_cases import DTYPES as CRF_DTYPES
 from tests.ops.crf_cases import inputs
 
@@ -162,6 +166,36 @@ def test_crf_sample():
     difference = (frequency - crf_marginals(*arguments))[arguments.mask]
     # Five standard deviations of a frequency.
     assert difference.abs().max() < 5 * 0.5 / 4000**0.5
+
+
+def beam_results(arguments, device):
+    emissions, mask, left, right, beam, dynamic, targets = arguments
+    mask, targets = mask.to(device), targets.to(device)
+    live = [part.clone().to(device).requires_grad_() for part in (emissions, left, right, dynamic)]
+    log_z, score = log_partition_and_score(live[0], mask, *live[1:3], beam, live[3], targets)
+    (2 * log_z - score).sum().backward()
+    still = [part.detach() for part in live]
+    best = beam_crf_viterbi(still[0], mask, *still[1:3], beam, still[3])[1]
+    return log_z.detach(), score.detach(), best, *(part.grad for part in live)
+
+
+BEAM_CASES = [((3, 6, 97, 17, 33), dtype) for dtype in CRF_DTYPES]
+BEAM_CASES += [(shape, torch.float32) for shape in BEAM_SHAPES]
+BEAM_CASES += [((16, 50, 32000, 32, 64), torch.bfloat16), ((1, 3, 2000, 4, 1500), torch.float64)]
+BEAM_CASES += [((2, 9, 4000, 64, 256), torch.float32)]
+
+
+@pytest.mark.parametrize(("shape", "dtype"), BEAM_CASES)
+def test_beam_crf(shape, dtype):
+    arguments = beam_inputs(*shape, dtype)
+    results = beam_results(arguments, "cuda"), beam_results(arguments, "cpu")
+    for on_device, on_cpu in zip(*results, strict=True):
+        assert on_device.is_cuda
+        # As of linear chains; transitions are sums over the rank besides.
+        bound = max(torch.finfo(on_cpu.dtype).eps, 2e-5)
+        torch.testing.assert_close(on_device.cpu(), on_cpu, rtol=bound, atol=bound)
+    for one, two in zip(results[0], beam_results(arguments, "cuda"), strict=True):
+        assert torch.equal(one, two)
 
 
 def test_kernels_use_the_current_stream():

@@ -2,6 +2,7 @@ import pytest
 from PIL import Image
 
 from petkit.errors import InputError
+from petkit.report import trajectories
 from petkit.report.figures import colour, marker
 from petkit.report.routing import write_routing_page
 from petkit.report.sparkline import sparkline
@@ -34,6 +35,57 @@ def test_pictures(tmp_path):
             assert image.size[0] > 300
     with pytest.raises(InputError, match="traces must hold at least one"):
         draw_traces([], tmp_path / "d.png")
+
+
+def test_planes_show_the_thresholds_and_a_single_point(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(trajectories, "save", lambda figure, path: figures.append(figure) or path)
+    thresholds = {"cumulative": 32.0, "spearman": 0.07, "von_neumann": 2.0, "overload": "direct"}
+    draw_planes([ITEM], tmp_path / "a.png", thresholds)
+    first, second, third = figures[0].axes
+    for axes in (first, third):
+        low, high = axes.get_xlim()
+        assert -3 < low < 0
+        assert 32 < high < 35
+    low, high = second.get_ylim()
+    assert (low < 0.4, high > 2) == (True, True)
+    found = [sorted(float(line.get_xdata()[0]) for line in axes.lines) for axes in (second,)]
+    assert found == [[-0.07, 0.0, 0.07]]
+    # The two ends of the band, and the other descriptor's threshold.
+    assert [len(axes.lines) for axes in (first, second, third)] == [3, 3, 2]
+    draw_planes([ITEM], tmp_path / "b.png")
+    assert not any(axes.lines for axes in figures[1].axes)
+
+
+def test_points_at_100_per_cent_are_whole(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(trajectories, "save", lambda figure, path: figures.append(figure) or path)
+    draw_reliability([{"n": 3, "confidence": 1.0, "best": 1.0}], tmp_path / "a.png")
+    (dots,) = figures[0].axes[0].collections
+    assert not dots.get_clip_on()
+
+
+def test_the_page_tells_thresholds_estimates_and_the_calibration(tmp_path):
+    result = {
+        "policies": [POLICY],
+        "datasets": {},
+        "dataset_level": {"d": {"mean_point": {"direct": 6, "standard": 0, "cot": 2},
+                                "mean_trajectory": {"direct": 8, "standard": 0, "cot": 0}}},
+        "reliability": None,
+        "fit": [("reached", "34.2 (NOT kept)")],
+    }  # fmt: skip
+    item = {**ITEM, "entropy_bias": 0.82}
+    thresholds = {"cumulative": 32.0, "spearman": 0.07, "von_neumann": 2.0}
+    page = write_routing_page(
+        tmp_path, [("convergent", [1.0])], [item], result, thresholds=thresholds
+    ).read_text()
+    assert "34.2 (NOT kept)" in page
+    assert "Thresholds: cumulative 32, spearman 0.07, von_neumann 2." in page
+    assert "at most 0.82 nats a token too low on average" in page
+    assert "<td>6 / 0 / 2</td><td>differ</td>" in page
+    assert "<td>8 / 0 / 0</td><td>agree</td>" in page
+    # On a narrow screen a table is scrolled and its words stay whole.
+    assert "@media (max-width: 40rem) { td { overflow-wrap: break-word; } }" in page
 
 
 def test_the_frontier_holds_what_nothing_surpasses():

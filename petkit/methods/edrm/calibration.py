@@ -121,11 +121,53 @@ class Objective:
             return (1.0, accuracy, -mean) if mean <= self.limit else (0.0, -mean, accuracy)
         return (1.0, -mean, accuracy) if accuracy >= self.limit else (0.0, accuracy, -mean)
 
-    def is_met(self, correct: Tensor, tokens: Tensor) -> bool:
-        """Whether the limit holds on these questions."""
-        if self.kind == "utility":
-            return True
-        return self.key(correct, tokens)[0] == 1.0
+    def reached(self, correct: Tensor, tokens: Tensor) -> Reached:
+        """What scores and tokens of the questions come to."""
+        return Reached(self, correct.mean().item(), tokens.mean().item())
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What came of an objective on some questions."""
+
+    objective: Objective
+    accuracy: float
+    tokens: float
+    """A question, on average."""
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the limit holds."""
+        limit = self.objective.limit
+        return {
+            "utility": True,
+            "accuracy": self.tokens <= limit,
+            "tokens": self.accuracy >= limit,
+        }[self.objective.kind]
+
+    @property
+    def asked(self) -> str:
+        """What was asked for, in one line."""
+        limit = self.objective.limit
+        return {
+            "utility": f"most accuracy - {self.objective.weight:g} log10(tokens)",
+            "accuracy": f"tokens a question <= {limit:g}",
+            "tokens": f"accuracy >= {limit:g}",
+        }[self.objective.kind]
+
+    @property
+    def value(self) -> str:
+        """What that came to, with digits enough to be told from the limit."""
+        return {
+            "utility": f"accuracy {self.accuracy:.4g}, tokens a question {self.tokens:.4g}",
+            "accuracy": f"{self.tokens:.6g}",
+            "tokens": f"{self.accuracy:.6g}",
+        }[self.objective.kind]
+
+    @property
+    def text(self) -> str:
+        """Both."""
+        return f"{self.asked}, reached {self.value}"
 
 
 def utility(correct: Tensor, tokens: Tensor, weight: float = TOKEN_WEIGHT) -> Tensor:

@@ -21,6 +21,7 @@ from petkit.methods.edrm.calibration import (
     ZERO_SHOT,
     Objective,
     Outcomes,
+    Reached,
     Routed,
     bootstrap,
     bootstrap_saving,
@@ -71,7 +72,7 @@ def read_outcomes(records: Sequence[Mapping[str, Any]]) -> Outcomes:
 
 def compared(
     records: Sequence[Mapping[str, Any]], rule: Rule, objective: Objective = DEFAULT
-) -> tuple[dict[str, Any], bool]:
+) -> tuple[dict[str, Any], Reached]:
     """Compare a router with every other way.
 
     Args:
@@ -81,8 +82,8 @@ def compared(
 
     Returns:
         `policies`; `datasets` with the same for each alone; `dataset_level`, how often each mode was chosen
-        for each data set over 8 choices of its questions; `reliability` of the learned router; and whether
-        the limit holds.
+        for each data set over 8 choices of its questions; `reliability` of the learned router; and what the
+        router itself reached.
     """
     outcomes = read_outcomes(records)
     policies = choices(outcomes, rule.thresholds, objective)
@@ -100,7 +101,7 @@ def compared(
         "dataset_level": dataset_level(outcomes, rule.thresholds),
         "reliability": None if learned is None else reliability(learned),
     }
-    return result, objective.is_met(*_spent(outcomes, name, chosen, rule))
+    return result, objective.reached(*_spent(outcomes, name, chosen, rule))
 
 
 def choices(

@@ -102,7 +102,9 @@ class Rule:
             records: with `id` and `entropies`, of which the first `probe_tokens` count.
 
         Returns:
-            `id`, `decision`, `regime`, the three descriptors and `reason` of each.
+            `id`, `decision`, `regime`, the three descriptors and `reason` of each; of estimates also
+            `entropy_bias` and `cumulative_bias`, how much too low a token's entropy, on average, and the sum
+            may be.
 
         Raises:
             InputError: an entropy that is negative or not finite.
@@ -123,9 +125,18 @@ class Rule:
                 "regime": regime,
                 **dict(zip(Descriptors._fields, point, strict=True)),
                 "reason": decision.reason,
+                **_bias(record, min(len(record["entropies"]), self.config.probe_tokens)),
             }
             for record, point, decision, regime in rows
         ]
+
+
+def _bias(record: Mapping[str, Any], tokens: int) -> dict[str, float]:
+    """Bounds on how much too low a record's entropies are, where they are estimates."""
+    if "entropy_bias" not in record:
+        return {}
+    mean = float(record["entropy_bias"]["mean"])
+    return {"entropy_bias": mean, "cumulative_bias": mean * tokens}
 
 
 def _kept(count: int) -> Decision:

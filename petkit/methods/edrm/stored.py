@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
-from petkit.artifacts.checks import Check
+from petkit.artifacts.checks import CHECKS, MAX_CHECKS, Check, parse_checks
 from petkit.artifacts.manifest import Base
 from petkit.artifacts.provenance import step
 from petkit.artifacts.reader import CONFIG, MANIFEST, small_file
 from petkit.artifacts.router import NETWORK, RouterManifest, read_router, write_router
 from petkit.configuration import load_yaml
 from petkit.configuration.effects import effective
-from petkit.errors import ArtifactError
-from petkit.methods.edrm.calibration import Objective
+from petkit.configuration.messages import shown
+from petkit.errors import ArtifactError, ConfigError
+from petkit.methods.edrm.calibration import Reached
 from petkit.methods.edrm.config import RouterConfig
 from petkit.methods.edrm.learned import MlpRouter, read_network
 from petkit.methods.edrm.rule import Rule
 
+log = logging.getLogger(__name__)
+
 MAX_NETWORK = 2**20
+# What the fitted numbers hold for: sums over other probes, prompts or estimates lie elsewhere.
+FITTED_WITH = (
+    "level",
+    "dataset_point",
+    "chat_template",
+    "stop",
+    "prompts.direct",
+    "prompts.standard",
+    "prompts.cot",
+    "prompts.system",
+    "served.top_log_probs",
+)
 
 
 def save_router(
     folder: Path,
     base: Base,
     rule: Rule,
-    objective: Objective,
-    met: bool,
+    reached: Reached,
     data: Sequence[Path],
     files: Mapping[str, str],
 ) -> None:
@@ -38,8 +54,7 @@ def save_router(
         folder: to write, not there yet or empty.
         base: the model that it was calibrated with.
         rule: its settings, the fitted thresholds or the network among them.
-        objective: what was fitted.
-        met: whether its limit holds on the calibration's own questions.
+        reached: what was fitted, and what came out on the calibration's own questions.
         data: files of the questions.
         files: further files by name.
 
@@ -47,9 +62,11 @@ def save_router(
         InputError: the folder is not empty, or cannot be written.
     """
     own = effective(rule.config)
-    lineage = step("route calibrate", {**own, "objective": vars(objective)}, {p.name: p for p in data})
+    lineage = step(
+        "route calibrate", {**own, "objective": vars(reached.objective)}, {p.name: p for p in data}
+    )
     manifest = RouterManifest(base=base, lineage=(lineage,), router=own)
-    check = Check("limit", met, f"{objective.kind} {objective.limit:g} on the calibration's questions")
+    check = Check("limit", reached.is_met, f"{reached.text} on the calibration's questions")
     content = {name: text.encode() for name, text in files.items()}
     if rule.network is not None:
         content[NETWORK] = rule.network.to_bytes()
@@ -117,6 +134,58 @@ def settings_file(folder: Path) -> Path:
     return path
 
 
+def check_fitted(folder: Path, config: RouterConfig) -> None:
+    """Refuse settings that a router's thresholds, or its network, were not fitted with.
+
+    Args:
+        folder: the router.
+        config: its settings, perhaps changed.
+
+    Raises:
+        ArtifactError: the router is broken.
+        ConfigError: one was changed; with both values.
+        InputError: there is none.
+    """
+    own = stored_config(folder)
+    if own.probe_tokens != config.probe_tokens:
+        raise ConfigError(
+            f"{folder} was calibrated with probes of {own.probe_tokens} tokens, got {config.probe_tokens}: "
+            "leave --probe-tokens out, or calibrate a router with it"
+        )
+    for key in FITTED_WITH:
+        fitted, given = _value(own, key), _value(config, key)
+        if fitted != given:
+            raise ConfigError(
+                f"{folder} was calibrated with {key} {shown(fitted)}, got {shown(given)}: leave it out, or "
+                "calibrate a router with it"
+            )
+
+
+def _value(config: RouterConfig, key: str) -> Any:
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def warn_of_failed_checks(folder: Path) -> None:
+    """Log a warning for what did not hold when a router was calibrated.
+
+    Args:
+        folder: the router.
+
+    Raises:
+        ArtifactError: its `checks.json` is broken.
+    """
+    try:
+        content = small_file(folder, CHECKS, MAX_CHECKS)
+    except FileNotFoundError:
+        return
+    for check in parse_checks(content, str(folder / CHECKS)):
+        if not check.ok:
+            log.warning("%s did not keep its %s when it was calibrated: %s", folder, check.name, check.detail)
+
+
 def read_rule(folder: Path, config: RouterConfig) -> Rule:
     """The rule of a router, with its settings as they were read and perhaps changed.
 
@@ -129,7 +198,10 @@ def read_rule(folder: Path, config: RouterConfig) -> Rule:
 
     Raises:
         ArtifactError: the network is broken, or missing.
+        ConfigError: a setting was changed that it was fitted with.
     """
+    check_fitted(folder, config)
+    warn_of_failed_checks(folder)
     return Rule(config, _network(folder) if config.rule == "learned" else None)
 
 

@@ -68,7 +68,7 @@ def test_a_token_budget_is_kept_and_an_accuracy_is_reached():
     data, _ = outcomes()
     for objective in (Objective("accuracy", limit=120), Objective("tokens", limit=0.6)):
         found = calibration.taken(data, route(data.points, calibrate(data, objective)))
-        assert objective.is_met(*found)
+        assert objective.reached(*found).is_met
     assert found[1].mean() < 180
     cheap = calibration.taken(data, route(data.points, calibrate(data, Objective("accuracy", limit=120))))
     rich = calibration.taken(data, route(data.points, calibrate(data, Objective("accuracy", limit=1000))))
@@ -86,7 +86,7 @@ def test_a_limit_that_cannot_be_met_is_approached():
     data, _ = outcomes()
     objective = Objective("accuracy", limit=1)
     found = calibration.taken(data, route(data.points, calibrate(data, objective)))
-    assert not objective.is_met(*found)
+    assert not objective.reached(*found).is_met
     assert found[1].mean() <= calibration.taken(data, route(data.points))[1].mean()
 
 

@@ -9,7 +9,7 @@ from petkit.configuration import resolve
 from petkit.data.questions import Question
 from petkit.errors import ArtifactError, ConfigError, InputError, PetkitError
 from petkit.methods.edrm.algorithm import MODES
-from petkit.methods.edrm.calibration import Objective
+from petkit.methods.edrm.calibration import Objective, Reached
 from petkit.methods.edrm.config import PromptConfig, RouterConfig, ThresholdConfig
 from petkit.methods.edrm.evaluation import compared, read_outcomes
 from petkit.methods.edrm.learned import train_router
@@ -27,6 +27,7 @@ from petkit.methods.edrm.writers import load_language_model
 from petkit.models.config import AdapterConfig
 from petkit.ops import token_statistics
 from petkit.rollout import entropy
+from petkit.rollout.config import ServedConfig
 from petkit.serving.chat.requests import ChatRequest
 from petkit.serving.chat.routing import Exchange, decide
 from petkit.serving.chat.sources import LocalSource
@@ -40,6 +41,7 @@ QUESTIONS = [
     )
 ]
 CONFIG = RouterConfig(probe_tokens=8, max_new_tokens=20)
+REACHED = Reached(Objective(), 0.5, 20.0)
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +98,8 @@ def test_logits_that_are_not_finite_name_the_question(language_model, monkeypatc
         return found._replace(entropy=torch.where(torch.arange(len(scores)) == 1, torch.nan, found.entropy))
 
     monkeypatch.setattr(entropy, "token_statistics", broken)
-    # The shortest prompts come first, whatever their place in the file.
-    with pytest.raises(PetkitError, match="the logits of question 3 must be finite"):
+    # Whichever prompts are the shortest, rows are in the order of the file.
+    with pytest.raises(PetkitError, match="the logits of question 1 must be finite"):
         Router(language_model, Rule(CONFIG)).probe(QUESTIONS)
 
 
@@ -114,7 +116,7 @@ def test_measuring_and_comparing(language_model):
     assert outcomes.tokens.shape == (4, 3)
     thresholds = ThresholdConfig(cumulative=1.0, spearman=0.5, von_neumann=1.0)
     rule = Rule(CONFIG.model_copy(update={"thresholds": thresholds}))
-    result, met = compared(records, rule, Objective("tokens", 1.0))
+    result, reached = compared(records, rule, Objective("tokens", 1.0))
     names = [one["policy"] for one in result["policies"]]
     assert {"always cot", "oracle", "token signature", "this router", "data set, mean point"} <= set(names)
     assert {"instance, leave one out", "data set, leave one out", "learned, cross-validated"} <= set(names)
@@ -124,7 +126,8 @@ def test_measuring_and_comparing(language_model):
     assert sum(one["n"] for one in result["reliability"]["bins"]) == 4
     assert 0 <= result["reliability"]["error"] <= 1
     assert result["datasets"].keys() == {"a", "b"}
-    assert not met
+    assert not reached.is_met
+    assert reached.text.startswith("accuracy >= 1, reached 0")
     reference = next(one for one in result["policies"] if one["policy"] == "always cot")
     assert reference["accuracy_gain"]["mean"] == reference["tokens_saved"]["mean"] == 0
     items = Rule(CONFIG).explained(records)
@@ -136,7 +139,7 @@ def test_measuring_and_comparing(language_model):
 def test_a_router_is_bound_to_its_model(tmp_path):
     folder = tmp_path / "router"
     base = Base(id="llama", sha256="1" * 64)
-    save_router(folder, base, Rule(CONFIG), Objective(), True, (), {"outcomes.jsonl": ""})
+    save_router(folder, base, Rule(CONFIG), REACHED, (), {"outcomes.jsonl": ""})
     assert stored_config(folder) == CONFIG
     assert resolve(RouterConfig, [settings_file(folder)], environment={}).config == CONFIG
     check_model(folder, "llama", "1" * 64)
@@ -155,12 +158,59 @@ def test_a_router_is_bound_to_its_model(tmp_path):
         stored_config(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"probe_tokens": 32}, "probes of 8 tokens, got 32: leave --probe-tokens out"),
+        (
+            {"prompts": PromptConfig(cot="{question} why")},
+            "with prompts.cot '{question}.*, got '{question} why'",
+        ),
+        ({"prompts": PromptConfig(system="Be brief.")}, "with prompts.system null, got 'Be brief.'"),
+        ({"chat_template": False}, "with chat_template true, got false"),
+        ({"stop": ("x",)}, r"with stop \[\], got \['x'\]"),
+        ({"level": "dataset"}, "with level 'question', got 'dataset'"),
+        ({"served": ServedConfig(top_log_probs=5)}, "with served.top_log_probs 20, got 5"),
+    ],
+)
+def test_settings_that_a_router_was_fitted_with_cannot_be_changed(tmp_path, change, message):
+    folder = tmp_path / "router"
+    save_router(folder, Base(id="m", sha256="1" * 64), Rule(CONFIG), REACHED, (), {})
+    with pytest.raises(ConfigError, match=message):
+        read_rule(folder, CONFIG.model_copy(update=change))
+    kept = {"max_new_tokens": 9, "thresholds": thresholds_for("cot"), "served": ServedConfig(attempts=1)}
+    read_rule(folder, CONFIG.model_copy(update=kept))
+
+
+@pytest.mark.parametrize(
+    ("objective", "detail"),
+    [
+        (Objective("accuracy", 30), "tokens a question <= 30, reached 34.25"),
+        (Objective("tokens", 0.8), "accuracy >= 0.8, reached 0.75"),
+    ],
+)
+def test_a_router_whose_limit_failed_says_so(tmp_path, caplog, objective, detail):
+    folder = tmp_path / "router"
+    reached = Reached(objective, 0.75, 34.25)
+    save_router(folder, Base(id="m", sha256="1" * 64), Rule(CONFIG), reached, (), {})
+    (check,) = json.loads((folder / "checks.json").read_text())["checks"]
+    assert (check["ok"], check["detail"]) == (False, f"{detail} on the calibration's questions")
+    with caplog.at_level("WARNING"):
+        read_rule(folder, CONFIG)
+    assert f"did not keep its limit when it was calibrated: {detail}" in caplog.text
+    caplog.clear()
+    save_router(tmp_path / "kept", Base(id="m", sha256="1" * 64), Rule(CONFIG), REACHED, (), {})
+    (tmp_path / "kept" / "checks.json").unlink()
+    read_rule(tmp_path / "kept", CONFIG)
+    assert not caplog.records
+
+
 def test_a_learned_router_comes_back(language_model, tmp_path):
     records = Router(language_model, Rule(CONFIG)).measure(QUESTIONS)
     outcomes = read_outcomes(records)
     rule = Rule(CONFIG.model_copy(update={"rule": "learned"}), train_router(outcomes))
     folder = tmp_path / "router"
-    save_router(folder, Base(id="m", sha256="1" * 64), rule, Objective(), True, (), {})
+    save_router(folder, Base(id="m", sha256="1" * 64), rule, REACHED, (), {})
     again = read_rule(folder, stored_config(folder))
     chosen = rule.decide(outcomes.points, outcomes.probe)
     assert again.decide(outcomes.points, outcomes.probe) == chosen
@@ -309,7 +359,7 @@ def test_settings_that_were_changed_in_the_folder_are_refused(tmp_path, text):
         update={"stop": ("\nQ:", "é"), "thresholds": ThresholdConfig(spearman=0.1 + 0.2)}
     )
     folder = tmp_path / "router"
-    save_router(folder, Base(id="m", sha256="1" * 64), Rule(config), Objective(), True, (), {})
+    save_router(folder, Base(id="m", sha256="1" * 64), Rule(config), REACHED, (), {})
     assert resolve(RouterConfig, [settings_file(folder)], environment={}).config == config
     (folder / "config.yaml").write_text(text)
     with pytest.raises(ArtifactError, match=r"its config\.yaml is not what its petkit\.json records"):
