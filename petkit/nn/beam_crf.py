@@ -113,12 +113,15 @@ class BeamCRF(nn.Module):
             A scalar, or (batch,) with `none`; float32 or float64, in nats. Differentiable.
 
         Raises:
-            InputError: see the class; and for a target outside the vocabulary, by batch and time.
+            InputError: see the class; for a target outside the vocabulary, and, except that `none` gives its
+            log-likelihood of -inf, for one whose emission is -inf, by batch and time.
         """
         if reduction not in REDUCTIONS:
             raise InputError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
         mask = self._checked_mask(emissions, mask)
         found = self._log_likelihood(emissions, targets, mask, hidden, include_targets)
+        if reduction != "none":
+            _check_possible(found, emissions, targets, mask)
         lengths = mask.sum(1)
         if reduction == "length_mean":
             return (found / lengths).mean()
@@ -138,7 +141,8 @@ class BeamCRF(nn.Module):
 
         Returns:
             Tokens, int64 (batch, time), -1 where the mask is not set; and scores (batch,), sums of emissions
-            and transitions. `log_likelihood` of the tokens compares candidates of different lengths.
+            and transitions. Candidates of different lengths are compared by `forward` of their tokens with
+            `reduction="none"` and `include_targets=False`, divided by their lengths.
 
         Raises:
             InputError: see the class.
@@ -184,7 +188,8 @@ class BeamCRF(nn.Module):
         positions = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
         last = torch.where(mask, positions, torch.zeros_like(positions)).cummax(1).values[:, :-1]
         before = hidden.gather(1, last[:, :, None].expand(-1, -1, width))
-        flat: Tensor = self.dynamic(torch.cat([before, hidden[:, 1:]], dim=-1))
+        both = torch.cat([before, hidden[:, 1:]], dim=-1)
+        flat: Tensor = self.dynamic(both.to(self.left.dtype))
         return flat.view(*flat.shape[:2], self.rank, self.rank)
 
     def _log_likelihood(
@@ -207,6 +212,20 @@ class BeamCRF(nn.Module):
         if mask.is_floating_point():
             raise InputError(f"mask must be bool or integer, got {mask.dtype}")
         return mask.bool()
+
+
+def _check_possible(found: Tensor, emissions: Tensor, targets: Tensor, mask: Tensor) -> None:
+    """Refuse a sentence with a forbidden token: one row's -inf would hide what all others say."""
+    if torch.compiler.is_compiling() or found.device.type != "cpu" or bool(found.isfinite().all()):
+        return
+    chosen = emissions.gather(2, targets.long().masked_fill(~mask, 0)[:, :, None])[:, :, 0]
+    forbidden = ((chosen == -torch.inf) & mask).nonzero()
+    if len(forbidden):
+        row, time = forbidden[0].tolist()
+        raise InputError(
+            f"the target {int(targets[row, time])} of batch {row}, time {time} has an emission of -inf: "
+            'its log-likelihood is -inf; reduction="none" gives it'
+        )
 
 
 def _matrices(hidden_size: int, rank: int) -> nn.Sequential:

@@ -45,6 +45,9 @@ def checked(
     for name, tensor in (named | {"mask": mask}).items():
         if tensor.device != emissions.device:
             raise InputError(f"{name} must be on {emissions.device} like emissions, got {tensor.device}")
+    for name in ("left", "right", "dynamic"):
+        if name in named:
+            _check_finite(name, named[name])
     wide = _crf.computed_in(*named.values())
     if wide == torch.float64:
         emissions = emissions.to(wide)
@@ -70,6 +73,17 @@ def _check_shapes(named: dict[str, Tensor], beam: int) -> None:
             )
     if not isinstance(beam, int) or isinstance(beam, bool) or beam < 1:
         raise InputError(f"beam must be an integer of at least 1, got {beam!r}")
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    """Refuse nan and infinity: a path would avoid them in silence."""
+    # A sum shows both without another tensor of this size; only where it is not finite is a look worth it.
+    if torch.compiler.is_compiling() or tensor.device.type != "cpu" or bool(tensor.sum().isfinite()):
+        return
+    wrong = tensor.isfinite().logical_not().nonzero()
+    if len(wrong):
+        place = wrong[0].tolist()
+        raise InputError(f"{name} must be finite, got {float(tensor[tuple(place)])} at {place}")
 
 
 def check_targets(targets: Tensor, mask: Tensor, vocab: int) -> Tensor:
@@ -100,12 +114,7 @@ def check_paths_exist(scores: Tensor, arguments: Arguments) -> None:
     """Refuse what makes a score nan or infinite, by its place; on a GPU it shows in the result instead."""
     if torch.compiler.is_compiling() or scores.device.type != "cpu" or bool(scores.isfinite().all()):
         return
-    emissions, mask, *factors = arguments
-    for name, tensor in zip(("left", "right", "dynamic"), factors, strict=True):
-        if not bool(tensor.isfinite().all()):
-            place = tensor.isfinite().logical_not().nonzero()[0].tolist()
-            raise InputError(f"{name} must be finite, got {float(tensor[tuple(place)])} at {place}")
-    _crf.check_emissions(emissions, mask)
+    _crf.check_emissions(arguments.emissions, arguments.mask)
     row = int(scores.isfinite().logical_not().nonzero()[0])
     raise InputError(
         f"no path is possible in row {row}: every candidate of a position is -inf; "

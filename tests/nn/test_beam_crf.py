@@ -179,6 +179,26 @@ def test_refused_sizes(arguments, message):
         BeamCRF(**({"vocab_size": 9} | arguments))
 
 
+def test_a_forbidden_target_is_named():
+    crf, emissions, targets, _ = made()
+    emissions[1, 2, targets[1, 2]] = -torch.inf
+    assert crf(emissions, targets, reduction="none").isneginf().tolist() == [False, True, False]
+    with pytest.raises(
+        InputError, match=f"the target {targets[1, 2]} of batch 1, time 2 has an emission of -inf"
+    ):
+        crf(emissions, targets)
+    # What is masked does not count.
+    assert crf(emissions, targets, torch.tensor([[1, 1, 0, 1]] * 3)).isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_modules_of_other_dtypes_take_any_states(dtype):
+    crf, emissions, targets, hidden = made(dynamic=True)
+    wide = crf(emissions, targets, MASK, hidden, reduction="none")
+    found = crf.to(dtype)(emissions, targets, MASK, hidden, reduction="none")
+    assert torch.allclose(found.float(), wide, rtol=0.05, atol=0.05)
+
+
 def test_refused_calls():
     crf, emissions, targets, _ = made()
     with pytest.raises(InputError, match=r"emissions must be \(batch, time, 6\), got \(3, 4, 5\)"):

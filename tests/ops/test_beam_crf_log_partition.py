@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from petkit.errors import InputError
-from petkit.ops import beam_crf_log_partition, crf_log_partition
+from petkit.ops import beam_crf_log_partition, beam_crf_viterbi, crf_log_partition
 from petkit.ops.beam_crf_log_partition import log_partition_and_score
 from tests.ops.beam_crf_cases import SHAPES, Inputs, inputs, rows
 from tests.ops.crf_cases import DTYPES, close
@@ -272,10 +274,16 @@ def test_emissions_that_are_not_numbers_are_named(kernels, bad, place):
 
 
 def test_factors_that_are_not_numbers_are_named(kernels):
-    arguments = inputs(2, 3, 9, 2, 9)
-    arguments.left[4, 1] = torch.nan
-    with pytest.raises(InputError, match=r"left must be finite, got nan at \[4, 1\]"):
-        run(arguments)
+    for name, place in (("left", (4, 1)), ("right", (8, 0)), ("dynamic", (1, 0, 1, 1))):
+        for bad in (torch.nan, torch.inf):
+            # Also where no candidate meets them.
+            arguments = inputs(2, 3, 9, 2, 2)
+            getattr(arguments, name)[place] = bad
+            message = re.escape(f"{name} must be finite, got {bad} at {list(place)}")
+            with pytest.raises(InputError, match=message):
+                run(arguments)
+            with pytest.raises(InputError, match=message):
+                beam_crf_viterbi(*arguments[:-1])
 
 
 def test_a_row_without_a_path_is_named(kernels):
