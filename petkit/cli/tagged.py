@@ -201,8 +201,14 @@ def _words(name: str, loaded: LoadedTagger) -> list[tuple[str, ...]]:
     path = Path(name)
     if path.suffix.lower() == LINES:
         return read_words(path)
-    if path.suffix.lower() in COLUMNS or path.is_file():
+    if path.suffix.lower() in COLUMNS:
         return read_word_column(path, loaded.config.data.columns())
+    if path.is_file():
+        # Sentences read as columns would lose all but their first words.
+        raise ConfigError(
+            f"{name} must end in {LINES} (a sentence a line) or in {', '.join(COLUMNS)} (one word a line), "
+            f"got {path.suffix or 'no ending'}: rename it by what it holds"
+        )
     words = tuple(re.findall(r"[^ \t\r\n]+", name))
     if not words:
         raise ConfigError("an INPUT must hold at least one word, got blanks")

@@ -107,6 +107,16 @@ def test_predict_gives_every_word_a_tag(petkit, tagger, tmp_path):
     assert petkit("predict", tagger, tmp_path / "no.conll").code == 2
 
 
+def test_a_file_of_unknown_shape_is_refused(petkit, tagger, tmp_path):
+    """Read as columns, it would lose every word but the first of each line."""
+    file = tmp_path / "sentences"
+    file.write_text("Anna sleeps\n")
+    result = petkit("predict", tagger, file)
+    assert (result.code, result.out) == (2, "")
+    assert "must end in .txt (a sentence a line) or in .conll" in result.err
+    assert "got no ending: rename it" in result.err
+
+
 def test_inspect_and_verify_know_taggers(petkit, tagger):
     page = petkit("inspect", tagger).out
     assert "labels   O, B-LOC, I-LOC, B-PER, I-PER" in page
