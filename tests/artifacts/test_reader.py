@@ -207,7 +207,7 @@ MANIFEST_DAMAGE = [
     ({"schema_version": "1"}, "must have an integer schema_version"),
     ({"schema_version": 0}, "must have an integer schema_version"),
     ({"schema_version": None}, "must have an integer schema_version"),
-    ({"kind": "router"}, "kind: Input should be 'adapter'"),
+    ({"kind": "router"}, "describes a router, but an adapter is needed here"),
     ({"base": {}}, "base.id: Field required"),
     ({"base": {"id": "x", "sha256": "xyz"}}, "base.sha256"),
     ({"surprise": 1}, "unknown key surprise"),
