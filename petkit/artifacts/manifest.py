@@ -16,7 +16,7 @@ from petkit.errors import ArtifactError
 
 SCHEMA_VERSION = 1
 MAX_MANIFEST = 4 * 2**20
-OTHER_KINDS = ("router", "tagger")
+OTHER_KINDS = ("router", "tagger", "translator")
 
 _Deviation = Annotated[float, Field(gt=0)]
 Sha256 = Field(default=None, pattern=r"^[0-9a-f]{64}$")

@@ -7,16 +7,18 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from petkit.artifacts.dense import to_float32
 from petkit.artifacts.paths import PICKLE_SUFFIXES, looks_like_pickle, refuse_pickle
 from petkit.artifacts.reader import MANIFEST, Artifact, small_file
 from petkit.artifacts.router import is_router, read_router
 from petkit.artifacts.tagger import TaggerArtifact
+from petkit.artifacts.translator import TranslatorArtifact
 from petkit.errors import ArtifactError, InputError
 
 MAX_SMALL = 2**20
+AnyArtifact: TypeAlias = Artifact | TaggerArtifact | TranslatorArtifact
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Summary:
     file_nbytes: int
 
 
-def summarize(artifact: Artifact | TaggerArtifact) -> Summary:
+def summarize(artifact: AnyArtifact) -> Summary:
     """Return the tensors of an artifact as rows, and its sizes."""
     modules = tuple(sorted(_modules(artifact), key=lambda module: natural(module.name)))
     return Summary(
@@ -73,7 +75,7 @@ def natural(name: str) -> list[tuple[bool, int, str]]:
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]
 
 
-def _modules(artifact: Artifact | TaggerArtifact) -> Iterator[Module]:
+def _modules(artifact: AnyArtifact) -> Iterator[Module]:
     for name, matrix in artifact.packed.items():
         yield Module(name, matrix.shape, matrix.bits, matrix.nbytes, matrix.shift, matrix.scale)
     for name, raw in artifact.raw_dense.items():
@@ -83,7 +85,7 @@ def _modules(artifact: Artifact | TaggerArtifact) -> Iterator[Module]:
         yield Module(name, raw.shape, bits, raw.data.size, mean, spread)
 
 
-def summary_json(artifact: Artifact | TaggerArtifact, summary: Summary) -> dict[str, Any]:
+def summary_json(artifact: AnyArtifact, summary: Summary) -> dict[str, Any]:
     """Return manifest and summary as plain values."""
     manifest = artifact.manifest.model_dump(mode="json")
     # The object that holds these has a schema_version of its own.

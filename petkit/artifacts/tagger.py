@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,32 +11,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from petkit.artifacts.dense import to_raw, to_torch
-from petkit.artifacts.files import write_folder
+from petkit.artifacts.dense import to_torch
 from petkit.artifacts.kinds import kind_of, read_kind
 from petkit.artifacts.manifest import Base, Sha256, Step
+from petkit.artifacts.model_folder import read_model_tensors, read_vocabulary, write_model_folder
 from petkit.artifacts.packed import PackedMatrix
-from petkit.artifacts.reader import (
-    CONFIG,
-    MANIFEST,
-    artifact_folder,
-    module_shapes,
-    pair_faults,
-    small_file,
-    split_tensors,
-)
-from petkit.artifacts.strict_json import parse_json
-from petkit.artifacts.tensor_file import RawTensor, read_tensor_file
-from petkit.artifacts.writer import check_output, tensor_bytes
-from petkit.configuration import dump_yaml
+from petkit.artifacts.reader import MANIFEST, artifact_folder, module_shapes
+from petkit.artifacts.tensor_file import RawTensor
 from petkit.errors import ArtifactError
 
 if TYPE_CHECKING:
     import torch
 
 WEIGHTS = "tagger.safetensors"
-VOCABULARY = "vocabulary.json"
-MAX_VOCABULARY = 256 * 2**20
 
 
 class TaggerManifest(BaseModel):
@@ -125,15 +110,7 @@ def write_tagger(
         ArtifactError: the tensors contradict each other.
         InputError: the folder is not empty, or cannot be written.
     """
-    path = Path(folder)
-    tensors = tensor_bytes(packed, {name: to_raw(tensor) for name, tensor in dense.items()})
-    complete = manifest.model_copy(update={"tensors_sha256": hashlib.sha256(tensors).hexdigest()})
-    content = complete.model_dump(mode="json")
-    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    own = {MANIFEST: text.encode(), CONFIG: dump_yaml(manifest.tagger).encode(), WEIGHTS: tensors}
-    check_output(path)
-    write_folder(path, {**files, **own})
-    return path
+    return write_model_folder(folder, manifest, manifest.tagger, WEIGHTS, packed, dense, files)
 
 
 def read_tagger(folder: str | os.PathLike[str]) -> TaggerArtifact:
@@ -180,41 +157,13 @@ def read_weights(
     Raises:
         ArtifactError: the file is missing, damaged, or not the one of the manifest.
     """
-    try:
-        content = read_tensor_file(folder, WEIGHTS)
-    except FileNotFoundError:
-        raise ArtifactError(
-            f"{folder} has no {WEIGHTS}: the tagger was not finished, or not copied whole"
-        ) from None
-    packed, dense = split_tensors(content, str(folder), WEIGHTS)
-    if content.sha256() != manifest.tensors_sha256:
-        raise ArtifactError(
-            f"{folder / WEIGHTS} has sha256 {content.sha256()}, {MANIFEST} says {manifest.tensors_sha256}: "
-            "the file was altered or exchanged"
-        )
-    faults = pair_faults(packed, dense)
+    packed, dense = read_model_tensors(folder, WEIGHTS, manifest.tensors_sha256, "tagger")
     rows = module_shapes(packed, dense).get("head", (0,))[0]
     if rows != len(manifest.labels):
-        faults.append(f"the head has {rows} rows, {MANIFEST} names {len(manifest.labels)} labels")
-    if faults:
-        raise ArtifactError(f"{folder}: {'; '.join(faults[:4])}")
+        raise ArtifactError(
+            f"{folder}: the head has {rows} rows, {MANIFEST} names {len(manifest.labels)} labels"
+        )
     return packed, dense
-
-
-def read_vocabulary(folder: Path) -> Any | None:
-    """The content of vocabulary.json; None where there is none.
-
-    Raises:
-        ArtifactError: it is not valid JSON, or too large.
-    """
-    try:
-        return parse_json(small_file(folder, VOCABULARY, MAX_VOCABULARY))
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, ArtifactError):
-            raise
-        raise ArtifactError(f"{folder / VOCABULARY} is not valid JSON: {str(error)[:200]}") from error
 
 
 def is_tagger(folder: str | os.PathLike[str]) -> bool:

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from petkit.artifacts import translator
 from petkit.artifacts.checks import CHECKS, MAX_CHECKS, Check, parse_checks
 from petkit.artifacts.manifest import Manifest
+from petkit.artifacts.model_folder import VOCABULARY, read_vocabulary
 from petkit.artifacts.paths import PICKLE_SUFFIXES
 from petkit.artifacts.reader import (
     MANIFEST,
@@ -24,16 +26,9 @@ from petkit.artifacts.reader import (
     split_tensors,
 )
 from petkit.artifacts.router import NETWORK, RouterManifest, is_router, read_network_file, read_router
-from petkit.artifacts.tagger import (
-    VOCABULARY,
-    WEIGHTS,
-    TaggerManifest,
-    is_tagger,
-    read_manifest_of,
-    read_vocabulary,
-    read_weights,
-)
+from petkit.artifacts.tagger import WEIGHTS, TaggerManifest, is_tagger, read_manifest_of, read_weights
 from petkit.artifacts.tensor_file import TensorFile, read_tensor_file
+from petkit.artifacts.translator import is_translator
 from petkit.errors import ArtifactError, PetkitError, SafetyError
 
 MAX_ENTRIES = 100_000
@@ -65,6 +60,8 @@ def verify(
         return checks + _router_checks(path, base_sha256)
     if is_tagger(path):
         return checks + _tagger_checks(path, base_sha256)
+    if is_translator(path):
+        return checks + _translator_checks(path, base_sha256)
     manifest = _attempt(checks, "petkit.json", lambda: _manifest(path, examine), _describe)
     content = _attempt(checks, "tensor file", lambda: read_tensor_file(path, TENSORS), _describe_file)
     if manifest is not None and content is not None:
@@ -107,6 +104,29 @@ def _tagger_checks(path: Path, base_sha256: str | None) -> list[Check]:
     checks += _recorded_checks(path)
     if base_sha256 is not None and manifest is not None:
         checks.append(_same_base(manifest, base_sha256))
+    return checks
+
+
+def _translator_checks(path: Path, base_sha256: str | None) -> list[Check]:
+    checks: list[Check] = []
+    manifest = _attempt(
+        checks,
+        "petkit.json",
+        lambda: translator.read_translator_manifest(path),
+        lambda found: f"valid, schema version {found.schema_version}: translator",
+    )
+    if manifest is not None:
+        _attempt(
+            checks,
+            translator.WEIGHTS,
+            lambda: translator.read_weights(path, manifest),
+            lambda found: f"{len(found):,} tensors, whole and finite",
+        )
+    _attempt(checks, VOCABULARY, lambda: translator.required_vocabulary(path), lambda _: "valid JSON")
+    _attempt(checks, "config.yaml", lambda: read_config(path), _describe_config)
+    checks += _recorded_checks(path)
+    if base_sha256 is not None:
+        checks.append(Check("base sha256", False, "a translator has no base: all of its weights are its own"))
     return checks
 
 

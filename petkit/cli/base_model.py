@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petkit.cli import output
-from petkit.errors import PetkitError
+from petkit.errors import ConfigError, PetkitError
 
 if TYPE_CHECKING:
     from petkit.models.loaded import LoadedModel
@@ -35,6 +35,7 @@ def wanted_base(base: str, artifact: Path) -> str:
     from petkit.artifacts.reader import read_manifest
     from petkit.artifacts.router import is_router
     from petkit.artifacts.tagger import is_tagger, read_manifest_of
+    from petkit.artifacts.translator import is_translator
     from petkit.methods.binary_adapter.recorded import check_sections
     from petkit.methods.edrm.writers import load_language_model
     from petkit.models.config import ModelConfig
@@ -45,6 +46,8 @@ def wanted_base(base: str, artifact: Path) -> str:
         if is_endpoint(base):
             return parse_endpoint(base).sha256
         return load_language_model(base).sha256
+    if is_translator(artifact):
+        raise ConfigError(f"--base has no effect on {artifact}: all of a translator's weights are its own")
     if is_tagger(artifact):
         own = ModelConfig(name=read_manifest_of(artifact).tagger["model"]["encoder"])
         return load_base(base, relocated(own.model_dump(), base), "text_classification").base_sha256

@@ -46,6 +46,14 @@ METHODS = (
         "answers directly, plainly or step by step, by the entropy of the first tokens",
         "When Do LLMs Reason? A Dynamical Systems View via Entropy Phase Transitions. arXiv:2605.22873",
     ),
+    Method(
+        "nart_crf",
+        "train nat",
+        "TranslatorConfig",
+        "translation of all tokens at once, with a CRF over the vocabulary, and its teacher",
+        "Sun, Li, Wang, He, Lin, Deng. Fast structured decoding for sequence models. NeurIPS 2019, "
+        "arXiv:1910.11555",
+    ),
 )
 
 

@@ -27,7 +27,8 @@ def command(
     """Say what an artifact holds: its base, its history, and every matrix with its bits and bytes."""
     from petkit.artifacts.summary import describe_foreign, summarize, summary_json
     from petkit.artifacts.tagger import is_tagger, read_tagger
-    from petkit.cli import tagged
+    from petkit.artifacts.translator import is_translator, read_translator
+    from petkit.cli import tagged, translated
     from petkit.methods.binary_adapter.recorded import read_checked
 
     if is_tagger(artifact):
@@ -35,6 +36,12 @@ def command(
         summary = summarize(tagger)
         page = _page(tagged.facts(tagger), summary)
         output.print_result(page, summary_json(tagger, summary), as_json)
+        return
+    if is_translator(artifact):
+        translator = read_translator(artifact)
+        summary = summarize(translator)
+        page = _page(translated.facts(translator), summary)
+        output.print_result(page, summary_json(translator, summary), as_json)
         return
     foreign = describe_foreign(artifact)
     if foreign is not None:

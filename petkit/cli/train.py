@@ -1,10 +1,10 @@
-"""`petkit train adapter` and `petkit train tagger`: parse, call the recipe, print."""
+"""`petkit train adapter|tagger|nat`: parse, call the recipe, print."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -156,6 +156,36 @@ def tagger(surroundings: _Surroundings) -> None:
         _finish(rows, result, Path(config.output), surroundings)
 
 
+TeacherFlag = Annotated[
+    bool,
+    typer.Option(
+        "--teacher",
+        help="Train the autoregressive teacher instead, into the folder that teacher.model names.",
+    ),
+]
+
+
+@app.command(cls=_OptionalValue)
+@grouped
+def nat(surroundings: _Surroundings, teacher: TeacherFlag = False) -> None:
+    """Train a translator that writes all tokens at once, or its teacher, as one artifact folder."""
+    from petkit.cli import translated
+    from petkit.methods.nart_crf.config import TranslatorConfig
+
+    config = surroundings.resolve(TranslatorConfig)
+    if teacher:
+        config = translated.teacher_recipe(config, surroundings.folder)
+    _check_output(Path(config.output), surroundings.overwrite, surroundings.resume is not None)
+
+    from petkit.methods.nart_crf import recipe
+
+    work = recipe.plan if surroundings.dry_run else recipe.run
+    result = _work(work, config, surroundings)
+    if result is not None:
+        make = translated.plan_rows if surroundings.dry_run else translated.result_rows
+        _finish(make(result, config.output), result, Path(config.output), surroundings)
+
+
 def _work(recipe: Recipe, config: Any, surroundings: _Surroundings) -> dict[str, Any] | None:
     """Call a recipe on the device and the processes that the flags ask for; None but on the first process."""
     from petkit.training import device as devices
@@ -171,12 +201,23 @@ def _work(recipe: Recipe, config: Any, surroundings: _Surroundings) -> dict[str,
         with _Bar() as bar:
             restart = resume is not None and checkpoint is None
             context = RunContext(
-                target, chosen, world, checkpoint, surroundings.overwrite, restart, watch=bar.watch
+                target,
+                chosen,
+                world,
+                checkpoint,
+                surroundings.overwrite,
+                restart,
+                watch=bar.watch,
+                stage=_stage,
             )
             result = recipe(config, context)
     finally:
         distributed.finish(world)
     return result if world.is_main else None
+
+
+def _stage(label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    return output.progress(label, total, "sentences")
 
 
 class _Bar:

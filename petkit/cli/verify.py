@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from petkit.cli import output
 from petkit.cli.common import JsonFlag
+
+if TYPE_CHECKING:
+    from petkit.artifacts import Check
 
 
 def command(
@@ -23,17 +26,21 @@ def command(
 ) -> int:
     """Check an artifact: 0 all is well, 2 damaged, 3 another base or a failed recorded check, 5 unsafe."""
     from petkit.artifacts.checks import checks_json, exit_code
-    from petkit.artifacts.tagger import is_tagger
+    from petkit.artifacts.kinds import kind_of
     from petkit.artifacts.verification import verify
-    from petkit.cli import tagged
+    from petkit.cli import tagged, translated
     from petkit.cli.base_model import wanted_base
     from petkit.methods.binary_adapter.recorded import section_faults
 
     wanted = None if base is None else wanted_base(base, artifact)
     checks = verify(artifact, wanted, section_faults)
-    if is_tagger(artifact):
-        checks += tagged.recipe_checks(artifact)
+    recipe_checks = {"tagger": tagged.recipe_checks, "translator": translated.recipe_checks}
+    checks += recipe_checks.get(str(kind_of(artifact)), _nothing)(artifact)
     rows = [("ok" if check.ok else "FAILED", check.name, check.detail) for check in checks]
     payload = {"artifact": str(artifact), **checks_json(checks)}
     output.print_result(output.table(("", "check", "detail"), rows), payload, as_json)
     return exit_code(checks)
+
+
+def _nothing(_: Path) -> list[Check]:
+    return []

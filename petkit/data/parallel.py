@@ -8,9 +8,11 @@ from typing import Any
 
 from petkit.data.files import read_text
 from petkit.data.jsonl import convert, placed_rows
-from petkit.errors import InputError
+from petkit.errors import ConfigError, InputError
 
 KEYS = {"id", "source", "target"}
+# Embedded sets, by the name that recipes give them.
+SAMPLES = {"made-phrases": "made_phrases"}
 
 
 @dataclass(frozen=True)
@@ -92,3 +94,21 @@ def _pair(source: object, target: object, translated: bool) -> SentencePair:
         if not isinstance(text, str) or (not text.strip() and (translated or name == "source")):
             raise ValueError(f"{name} must be a text that is not empty, got {text!r}")
     return SentencePair(" ".join(str(source).split()), " ".join(str(target).split()))
+
+
+def sample_pairs(name: str, split: str) -> Path:
+    """The file of an embedded set.
+
+    Args:
+        name: of the set, such as made-phrases.
+        split: train, validation or test.
+
+    Returns:
+        A JSONL file inside the package.
+
+    Raises:
+        ConfigError: there is no such set.
+    """
+    if name not in SAMPLES:
+        raise ConfigError(f"data.sample must be one of {', '.join(SAMPLES)}, got {name!r}")
+    return Path(__file__).parent / "samples" / SAMPLES[name] / f"{split}.jsonl"

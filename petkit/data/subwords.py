@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from petkit.errors import InputError
@@ -42,9 +41,9 @@ class Subwords:
         found: list[str] = self.tokenizer.decode_batch([list(row) for row in ids])
         return found
 
-    def save(self, path: Path) -> None:
-        """Write the tokenizers library's JSON."""
-        self.tokenizer.save(str(path))
+    def to_json(self) -> bytes:
+        """The tokenizers library's JSON, always the same for the same vocabulary."""
+        return str(self.tokenizer.to_str()).encode()
 
 
 def train_subwords(texts: Iterable[str], vocab_size: int) -> Subwords:
@@ -82,24 +81,29 @@ def train_subwords(texts: Iterable[str], vocab_size: int) -> Subwords:
     return made
 
 
-def load_subwords(path: Path) -> Subwords:
-    """Read what `Subwords.save` wrote.
+def subwords_of(text: str, place: str) -> Subwords:
+    """Read what `Subwords.to_json` gave.
+
+    Args:
+        text: JSON.
+        place: of it, for messages.
+
+    Returns:
+        The vocabulary.
 
     Raises:
-        InputError: the file is missing, no tokenizer, or one without the special tokens at ids 0 to 3.
+        InputError: it is no tokenizer, or one without the special tokens at ids 0 to 3.
     """
     from tokenizers import Tokenizer
 
-    from petkit.data.files import read_text
-
     try:
-        tokenizer = Tokenizer.from_str(read_text(path))
-    except InputError:
-        raise
+        tokenizer = Tokenizer.from_str(text)
     except Exception as error:
         # The library raises plain exceptions.
-        raise InputError(f"{path} is no tokenizer of the tokenizers library: {error}") from error
+        raise InputError(f"{place} is no tokenizer of the tokenizers library: {error}") from error
     found = [tokenizer.token_to_id(token) for token in SPECIAL]
     if found != list(range(len(SPECIAL))):
-        raise InputError(f"{path} must have {', '.join(SPECIAL)} at ids 0 to {len(SPECIAL) - 1}, got {found}")
+        raise InputError(
+            f"{place} must have {', '.join(SPECIAL)} at ids 0 to {len(SPECIAL) - 1}, got {found}"
+        )
     return Subwords(tokenizer)

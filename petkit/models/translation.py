@@ -30,6 +30,7 @@ class TranslationShape:
     max_positions: int = 256
     positional_attention: bool = False
     decoder_input: Literal["unknown", "copy"] = "unknown"
+    predicts_length: bool = True
 
 
 class Attention(nn.Module):
@@ -138,7 +139,7 @@ class NonAutoregressiveTransformer(nn.Module):
         self.decoder = nn.ModuleList(DecoderLayer(shape) for _ in range(shape.decoder_layers))
         self.encoder_norm = nn.LayerNorm(shape.hidden)
         self.decoder_norm = nn.LayerNorm(shape.hidden)
-        self.length = nn.Linear(shape.hidden, 2 * LENGTH_OFFSET)
+        self.length = nn.Linear(shape.hidden, 2 * LENGTH_OFFSET) if shape.predicts_length else None
         self.dropout = nn.Dropout(shape.dropout)
         self.reset_parameters()
 
@@ -166,7 +167,13 @@ class NonAutoregressiveTransformer(nn.Module):
         return states
 
     def length_logits(self, memory: Tensor, source_mask: Tensor) -> Tensor:
-        """Scores of the target's length as a difference to the source's: (batch, 256), the middle is none."""
+        """Scores of the target's length as a difference to the source's: (batch, 256), the middle is none.
+
+        Raises:
+            InputError: the shape has no predictor.
+        """
+        if self.length is None:
+            raise InputError("predicts_length must be true for a length to be predicted, got false")
         weights = source_mask.to(memory.dtype)[:, :, None]
         mean = (memory * weights).sum(1) / weights.sum(1)
         logits: Tensor = self.length(mean)

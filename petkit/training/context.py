@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,10 @@ class StepReport:
 
 def _silent(_: object) -> None:
     return None
+
+
+def _unseen(_: str, __: int) -> AbstractContextManager[Callable[[int], None]]:
+    return nullcontext(_silent)
 
 
 @dataclass(frozen=True)
@@ -50,3 +55,6 @@ class RunContext:
 
     watch: Callable[[StepReport], None] = _silent
     """Called after every optimiser step, for progress bars."""
+
+    stage: Callable[[str, int], AbstractContextManager[Callable[[int], None]]] = _unseen
+    """Opened around work before the first step, by its name and its count; told how much more is done."""

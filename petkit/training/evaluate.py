@@ -70,6 +70,11 @@ class Evaluation:
         """What model selection maximises: the accuracy, or minus the loss of a language model."""
         return -self.loss if self.accuracy is None else self.accuracy
 
+    def record(self) -> dict[str, float]:
+        """What metrics.jsonl keeps of an evaluation."""
+        loss = {"eval_loss": self.loss}
+        return loss if self.accuracy is None else {**loss, "eval_accuracy": self.accuracy}
+
     def payload(self) -> dict[str, Any]:
         """Return the result as JSON-ready values."""
         common = {"n": self.n, "loss": self.loss, "examples_per_second": self.examples_per_second}

@@ -77,7 +77,8 @@ def fit(
     Args:
         model: on the context's device; frozen parameters have `requires_grad` off.
         step: sums of loss and count for one micro-batch.
-        train: map-style data set with a `collate` method.
+        train: map-style data set with a `collate` method; one with `batch_lengths`, a number for each
+            example, has batches of like lengths.
         config: the `training:` section.
         context: folder, device, processes, checkpoint to resume, observers.
         seed: root of the streams `data` and `dropout`.
@@ -137,7 +138,8 @@ class _Loop:
     ) -> None:
         self.model, self.step, self.train, self.config, self.context = model, step, train, config, context
         self.seed, self.identity, self.validate = seed, identity, validate
-        self.plan: BatchPlan = plan_batches(config, len(train), seed, context.world.size)
+        lengths = getattr(train, "batch_lengths", None)
+        self.plan: BatchPlan = plan_batches(config, len(train), seed, context.world.size, lengths)
         self.schedule: Schedule = make_schedule(config, self.plan.steps_per_epoch)
         self.parameters = trainable_parameters(model)
         self.optimizer = make_optimizer(self.parameters, config)
@@ -284,10 +286,7 @@ class _Loop:
             self._save()
 
     def _select(self, evaluation: Evaluation) -> None:
-        record = {"eval_loss": evaluation.loss}
-        if evaluation.accuracy is not None:
-            record["eval_accuracy"] = evaluation.accuracy
-        self._record(record)
+        self._record(evaluation.record())
         self.evaluated_step = self.progress.step
         self._train_mode()
         best = self.progress.best_score

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,6 +11,9 @@ import torch
 from petkit.errors import ConfigError
 from petkit.training.config import TrainingConfig
 from petkit.training.seeds import stream
+
+# Batches among which examples are sorted by length: enough for little padding, few enough to stay mixed.
+STRETCH = 50
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class BatchPlan:
     epochs: int
     drop_last: bool
     seed: int
+    lengths: tuple[int, ...] | None = None
+    """Of the examples, where batches hold examples of like length."""
 
     @property
     def global_batch(self) -> int:
@@ -46,6 +51,11 @@ class BatchPlan:
         start = step % self.steps_per_epoch * self.global_batch
         return min(self.global_batch, self.examples - start)
 
+    def _order(self, epoch: int) -> tuple[int, ...]:
+        if self.lengths is None:
+            return _permutation(self.seed, epoch, self.examples)
+        return _by_length(self.seed, epoch, self.lengths, self.global_batch)
+
     def step_indices(self, step: int, rank: int) -> list[list[int]]:
         """List the micro-batches of one step on one process.
 
@@ -59,7 +69,7 @@ class BatchPlan:
             size would hold.
         """
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = _permutation(self.seed, epoch, self.examples)
+        order = self._order(epoch)
         start = position * self.global_batch
         stop = min(start + self.global_batch, self.examples)
         mine = order[
@@ -75,6 +85,24 @@ def _permutation(seed: int, epoch: int, examples: int) -> tuple[int, ...]:
     return tuple(order)
 
 
+@lru_cache(maxsize=2)
+def _by_length(seed: int, epoch: int, lengths: tuple[int, ...], batch: int) -> tuple[int, ...]:
+    """A permutation whose batches are sorted by length within stretches of some batches.
+
+    Batches stand in random order; a short last batch stays the last.
+    """
+    order = _permutation(seed, epoch, len(lengths))
+    shuffle = stream(seed, "data", "batches", epoch)
+    found: list[int] = []
+    for start in range(0, len(order), batch * STRETCH):
+        stretch = sorted(order[start : start + batch * STRETCH], key=lambda row: lengths[row])
+        full = len(stretch) // batch
+        for place in torch.randperm(full, generator=shuffle).tolist():
+            found += stretch[place * batch : (place + 1) * batch]
+        found += stretch[full * batch :]
+    return tuple(found)
+
+
 class MicroBatches:
     """Every micro-batch of a run from one step on: the `batch_sampler` of a DataLoader."""
 
@@ -88,7 +116,13 @@ class MicroBatches:
             yield from self.plan.step_indices(step, self.rank)
 
 
-def plan_batches(config: TrainingConfig, examples: int, seed: int, processes: int = 1) -> BatchPlan:
+def plan_batches(
+    config: TrainingConfig,
+    examples: int,
+    seed: int,
+    processes: int = 1,
+    lengths: Sequence[int] | None = None,
+) -> BatchPlan:
     """Plan the batches of a run.
 
     Args:
@@ -96,6 +130,7 @@ def plan_batches(config: TrainingConfig, examples: int, seed: int, processes: in
         examples: length of the training split.
         seed: root seed; the order uses its stream `data`.
         processes: number of processes that share a step.
+        lengths: of the examples, for batches of like lengths.
 
     Returns:
         The plan.
@@ -111,6 +146,7 @@ def plan_batches(config: TrainingConfig, examples: int, seed: int, processes: in
         config.epochs,
         config.drop_last,
         seed,
+        None if lengths is None else tuple(lengths),
     )
     if plan.steps_per_epoch == 0:
         raise ConfigError(

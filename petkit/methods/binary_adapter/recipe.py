@@ -8,7 +8,6 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +20,8 @@ from petkit.artifacts import (
     Check,
     Manifest,
     Preprocess,
-    RunDirectory,
     Task,
     atomic_write,
-    open_run,
     staged_in_run,
     step,
     write_artifact,
@@ -34,7 +31,7 @@ from petkit.artifacts import (
 from petkit.configuration.effects import effective
 from petkit.data.loading import Dataset, Splits, list_data
 from petkit.data.tokens import at_targets
-from petkit.errors import ConfigError, GateError, InputError
+from petkit.errors import ConfigError, InputError
 from petkit.methods.binary_adapter.algorithm import insert_adapters, pack_adapters, step_function
 from petkit.methods.binary_adapter.config import BinaryAdapterConfig
 from petkit.models.inserts import Site, set_head
@@ -47,9 +44,16 @@ from petkit.training.distributed import World
 from petkit.training.evaluate import Evaluation, evaluate, to_device
 from petkit.training.fit import Fitted, fit
 from petkit.training.memory import estimate_memory
-from petkit.training.metrics import trainer_state
-from petkit.training.optim import make_schedule, trainable_parameters
+from petkit.training.optim import trainable_parameters
 from petkit.training.outcome import compare_logits, model_card, size_ledger
+from petkit.training.run import (
+    HISTORY,
+    claim_folder,
+    history_file,
+    planned_steps,
+    raise_failed,
+    run_facts,
+)
 from petkit.training.sampler import plan_batches
 from petkit.training.seeds import stream
 
@@ -80,7 +84,7 @@ def run(config: BinaryAdapterConfig, context: RunContext) -> dict[str, Any] | No
         evaluated once, after everything is decided.
     """
     ready = prepare(config, context)
-    with _claim_folder(context) as directory:
+    with claim_folder(context) as directory:
         fitted = fit(
             ready.model,
             step_function(config.task),
@@ -103,7 +107,7 @@ def run(config: BinaryAdapterConfig, context: RunContext) -> dict[str, Any] | No
                 config=effective(config),
                 packed=packed,
                 dense=dense,
-                extra_files={"trainer_state.json": json.dumps(_history(config, fitted), indent=2)},
+                extra_files={HISTORY: history_file(config.training, fitted)},
             )
             reloaded = load_adapted(folder, context.device, mode="packed").model
             check = _same_behaviour(ready, reloaded, context.device)
@@ -115,8 +119,7 @@ def run(config: BinaryAdapterConfig, context: RunContext) -> dict[str, Any] | No
             card = model_card(manifest, result, _licence_of(ready.model))
             atomic_write(folder / "README.md", card.encode())
             write_json(folder / "result.json", result)
-    if not check.ok:
-        raise GateError(f"{check.name}: {check.detail} (see checks.json in {context.folder})")
+    raise_failed([check], context)
     return result
 
 
@@ -134,13 +137,10 @@ def plan(config: BinaryAdapterConfig, context: RunContext) -> dict[str, Any]:
         PetkitError: what would stop the run, too.
     """
     ready = prepare(config, context)
-    batches = plan_batches(config.training, len(ready.train), config.seed, context.world.size)
-    schedule = make_schedule(config.training, batches.steps_per_epoch)
     example = to_device(ready.train.collate([ready.train[0]]), context.device)
     micro_batch = -(-config.training.batch_size // config.training.gradient_accumulation)
     ready.model.train()
     memory = estimate_memory(ready.model, step_function(config.task), example, micro_batch)
-    steps = min(batches.total_steps, config.training.max_steps or batches.total_steps)
     return {
         "status": "plan",
         "output": str(context.folder),
@@ -153,7 +153,7 @@ def plan(config: BinaryAdapterConfig, context: RunContext) -> dict[str, Any]:
         "adapters": [site.name for site in ready.sites],
         "trainable_parameters": sum(p.numel() for p in trainable_parameters(ready.model).values()),
         "bytes": size_ledger(*pack_adapters(ready.model), ready.full_model_bytes),
-        "steps": {"total": steps, "per_epoch": batches.steps_per_epoch, "warmup": schedule.warmup_steps},
+        "steps": planned_steps(config.training, len(ready.train), config.seed, context.world.size),
         "memory_bytes": {
             "weights": memory.weights,
             "optimizer": memory.optimizer,
@@ -334,14 +334,6 @@ def _same_behaviour(ready: Ready, reloaded: nn.Module, device: torch.device) -> 
     return compare_logits(*logits)
 
 
-def _claim_folder(context: RunContext) -> AbstractContextManager[RunDirectory | None]:
-    """Take the output folder, on the first process only."""
-    if not context.world.is_main:
-        return nullcontext()
-    going_on = context.restart or context.resume is not None
-    return open_run(context.folder, context.overwrite, going_on)
-
-
 def _identity(config: BinaryAdapterConfig, ready: Ready, context: RunContext) -> dict[str, Any]:
     """List the settings that a resumed run must share with the run it goes on from."""
     found = {
@@ -391,19 +383,6 @@ def _preprocess(splits: Splits, base: str) -> Preprocess | None:
         ) from error
 
 
-def _history(config: BinaryAdapterConfig, fitted: Fitted) -> dict[str, Any]:
-    """Write the run's history in the shape of trainer_state.json."""
-    return trainer_state(
-        fitted.history,
-        step=fitted.steps,
-        total_steps=fitted.total_steps,
-        epochs=config.training.epochs,
-        batch_size=config.training.batch_size,
-        best_metric=fitted.best_score,
-        best_step=fitted.best_step,
-    )
-
-
 def _summary(
     config: BinaryAdapterConfig, context: RunContext, fitted: Fitted, evaluation: Evaluation, check: Check
 ) -> dict[str, Any]:
@@ -412,20 +391,12 @@ def _summary(
     rate = {"train": fitted.examples_per_second, "eval": measured.pop("examples_per_second")}
     unit = "images" if config.task == "image_classification" else "examples"
     return {
-        "status": "completed" if check.ok else "gate_failed",
-        "stopped": fitted.stopped,
+        **run_facts(context, config.seed, fitted, [check]),
         "task": config.task,
         "split": "test",
         "evaluated": "packed artifact, reloaded",
         **measured,
         f"{unit}_per_second": rate,
-        "steps": fitted.steps,
-        "total_steps": fitted.total_steps,
-        "best_step": fitted.best_step,
-        "trainable_parameters": fitted.trainable,
-        "seed": config.seed,
-        "device": str(context.device),
-        "processes": context.world.size,
     }
 
 

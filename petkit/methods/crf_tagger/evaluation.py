@@ -33,6 +33,10 @@ class TaggerEvaluation(Evaluation):
         """F1 of the spans, or the accuracy of the words."""
         return super().score if self.spans is None else self.spans.f1.value
 
+    def record(self) -> dict[str, float]:
+        """What metrics.jsonl keeps of an evaluation."""
+        return super().record() | ({} if self.spans is None else {"eval_f1": self.spans.f1.value})
+
     def payload(self) -> dict[str, Any]:
         """Return the result as JSON-ready values."""
         spans = None if self.spans is None else self.spans.payload()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +13,15 @@ from torch import Tensor
 from petkit.artifacts import (
     Base,
     Check,
-    RunDirectory,
     atomic_write,
-    open_run,
     staged_in_run,
     step,
     write_checks,
     write_json,
 )
-from petkit.artifacts.tagger import VOCABULARY, TaggerManifest, write_tagger
+from petkit.artifacts.model_folder import VOCABULARY
+from petkit.artifacts.tagger import TaggerManifest, write_tagger
 from petkit.configuration.effects import effective
-from petkit.errors import GateError
 from petkit.methods.crf_tagger.card import tagger_card
 from petkit.methods.crf_tagger.config import TaggerConfig
 from petkit.methods.crf_tagger.evaluation import TaggerEvaluation, evaluate_tagger, tagging_step
@@ -38,9 +34,16 @@ from petkit.training.checkpoint import check_drift, lasting_settings
 from petkit.training.context import RunContext
 from petkit.training.evaluate import to_device
 from petkit.training.fit import Fitted, fit
-from petkit.training.metrics import trainer_state
-from petkit.training.optim import make_schedule, trainable_parameters
+from petkit.training.optim import trainable_parameters
 from petkit.training.outcome import RELATIVE_TOLERANCE, compare_logits, size_ledger
+from petkit.training.run import (
+    HISTORY,
+    claim_folder,
+    history_file,
+    planned_steps,
+    raise_failed,
+    run_facts,
+)
 from petkit.training.sampler import plan_batches
 
 log = logging.getLogger(__name__)
@@ -68,7 +71,7 @@ def run(config: TaggerConfig, context: RunContext) -> dict[str, Any] | None:
         a CRF; Devlin et al. 2019 (arXiv 1810.04805), section 5.3, for tags at the first piece of a word.
     """
     ready = prepare(config, context)
-    with _claim_folder(context) as directory:
+    with claim_folder(context) as directory:
         fitted = fit(
             ready.model,
             tagging_step,
@@ -94,9 +97,7 @@ def run(config: TaggerConfig, context: RunContext) -> dict[str, Any] | None:
             result = _summary(config, context, fitted, evaluation, checks) | {"bytes": sizes}
             atomic_write(folder / "README.md", tagger_card(manifest, config, result).encode())
             write_json(folder / "result.json", result)
-    for check in checks:
-        if not check.ok:
-            raise GateError(f"{check.name}: {check.detail} (see checks.json in {context.folder})")
+    raise_failed(checks, context)
     return result
 
 
@@ -114,9 +115,6 @@ def plan(config: TaggerConfig, context: RunContext) -> dict[str, Any]:
         PetkitError: what would stop the run, too.
     """
     ready = prepare(config, context)
-    batches = plan_batches(config.training, len(ready.train), config.seed, context.world.size)
-    schedule = make_schedule(config.training, batches.steps_per_epoch)
-    steps = min(batches.total_steps, config.training.max_steps or batches.total_steps)
     base = ready.assembled.base
     parts = {"train": ready.train, "validation": ready.validation, "test": ready.test}
     return {
@@ -131,7 +129,7 @@ def plan(config: TaggerConfig, context: RunContext) -> dict[str, Any]:
         "adapters": [site.name for site in ready.assembled.sites],
         "trainable_parameters": sum(p.numel() for p in trainable_parameters(ready.model).values()),
         "bytes": size_ledger(*tensors_of(ready.model, config), ready.full_model_bytes),
-        "steps": {"total": steps, "per_epoch": batches.steps_per_epoch, "warmup": schedule.warmup_steps},
+        "steps": planned_steps(config.training, len(ready.train), config.seed, context.world.size),
     }
 
 
@@ -254,13 +252,6 @@ def _same_paths(crfs: tuple[CRF, CRF], emissions: Sequence[Tensor], mask: Tensor
     return Check("reloaded artifact gives the same tags", differing == 0 or lost <= allowed, detail)
 
 
-def _claim_folder(context: RunContext) -> AbstractContextManager[RunDirectory | None]:
-    """Take the output folder, on the first process only."""
-    if not context.world.is_main:
-        return nullcontext()
-    return open_run(context.folder, context.overwrite, context.restart or context.resume is not None)
-
-
 def _identity(config: TaggerConfig, ready: Ready, context: RunContext) -> dict[str, Any]:
     """List the settings that a resumed run must share with the run it goes on from."""
     base = ready.assembled.base
@@ -287,16 +278,7 @@ def _describe(config: TaggerConfig, ready: Ready) -> TaggerManifest:
 
 def _files(config: TaggerConfig, ready: Ready, fitted: Fitted) -> dict[str, bytes]:
     """The vocabulary, and the run's history in the shape of trainer_state.json."""
-    history = trainer_state(
-        fitted.history,
-        step=fitted.steps,
-        total_steps=fitted.total_steps,
-        epochs=config.training.epochs,
-        batch_size=config.training.batch_size,
-        best_metric=fitted.best_score,
-        best_step=fitted.best_step,
-    )
-    files = {"trainer_state.json": json.dumps(history, indent=2).encode()}
+    files = {HISTORY: history_file(config.training, fitted)}
     if ready.vocabulary is not None:
         files[VOCABULARY] = ready.vocabulary.to_json()
     return files
@@ -313,18 +295,10 @@ def _summary(
     measured = evaluation.payload()
     rate = {"train": fitted.examples_per_second, "eval": measured.pop("examples_per_second")}
     return {
-        "status": "completed" if all(check.ok for check in checks) else "gate_failed",
-        "stopped": fitted.stopped,
+        **run_facts(context, config.seed, fitted, checks),
         "task": "tagging",
         "split": "test",
         "evaluated": "artifact, reloaded",
         **measured,
         "examples_per_second": rate,
-        "steps": fitted.steps,
-        "total_steps": fitted.total_steps,
-        "best_step": fitted.best_step,
-        "trainable_parameters": fitted.trainable,
-        "seed": config.seed,
-        "device": str(context.device),
-        "processes": context.world.size,
     }

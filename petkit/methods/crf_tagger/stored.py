@@ -12,9 +12,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from petkit.artifacts.model_folder import VOCABULARY
 from petkit.artifacts.packed import PackedMatrix
 from petkit.artifacts.reader import MANIFEST
-from petkit.artifacts.tagger import VOCABULARY, TaggerArtifact, read_tagger
+from petkit.artifacts.tagger import TaggerArtifact, read_tagger
 from petkit.errors import ArtifactError, PetkitError
 from petkit.methods.crf_tagger.config import TaggerConfig
 from petkit.methods.crf_tagger.inputs import PieceReader, Reader, Vocabulary, WordReader

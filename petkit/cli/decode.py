@@ -1,0 +1,206 @@
+"""`petkit decode TRANSLATOR INPUT...`: translations, one a line; or how long one takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from petkit.cli import common, output
+from petkit.cli.grouped import grouped
+from petkit.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from petkit.data.parallel import SentencePair
+    from petkit.methods.nart_crf.config import DecodeConfig
+    from petkit.methods.nart_crf.decoding import Found, Translator
+    from petkit.methods.nart_crf.timing import Latency
+
+ROWS, LINES = ".jsonl", ".txt"
+
+
+@dataclass(frozen=True)
+class Search:
+    """How translations are found; what is not given is as the translator's recipe says."""
+
+    candidates: Annotated[
+        int | None,
+        typer.Option(
+            "--candidates",
+            metavar="N",
+            min=1,
+            max=64,
+            help="Lengths to try for each sentence (not of a teacher).",
+        ),
+    ] = None
+    rescore: Annotated[
+        str | None,
+        typer.Option(
+            "--rescore", metavar="TEACHER", help="A teacher's folder, that chooses among candidates."
+        ),
+    ] = None
+    beam: Annotated[
+        int | None, typer.Option("--beam", metavar="N", min=1, max=64, help="Beams of a teacher's search.")
+    ] = None
+    repeats: Annotated[
+        bool | None,
+        typer.Option(
+            "--repeats/--no-repeats", help="Keep tokens that repeat the one before (not of a teacher)."
+        ),
+    ] = None
+
+    def settings(self, own: DecodeConfig, is_teacher: bool) -> DecodeConfig:
+        """The recipe's section with the flags put upon it; a flag without an effect is refused."""
+        given = {"candidates": self.candidates, "rescore": self.rescore, "beam": self.beam}
+        given["deduplicate"] = None if self.repeats is None else not self.repeats
+        flags = {"deduplicate": "--repeats"}
+        for name, value in given.items():
+            if value is not None and (name == "beam") != is_teacher:
+                kind = "an autoregressive translator" if is_teacher else "a translator of all tokens at once"
+                raise ConfigError(f"{flags.get(name, f'--{name}')} has no effect on {kind}: leave it out")
+        return own.model_copy(update={name: value for name, value in given.items() if value is not None})
+
+
+@grouped
+def command(
+    artifact: Annotated[
+        Path, typer.Argument(metavar="TRANSLATOR", help="Folder that `petkit train nat` wrote.")
+    ],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...", help=".jsonl files of source, .txt files of a sentence a line, or sentences."
+        ),
+    ],
+    search: Search,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size", metavar="N", min=1, help="Sentences at once, of like length (default 32)."
+        ),
+    ] = None,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Translate one sentence at a time, and say how long each takes.")
+    ] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave faulty rows out, naming each.")] = False,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="JSONL of id, source and target to write, fit to train on."
+        ),
+    ] = None,
+    device: common.DeviceOption = "auto",
+    threads: common.ThreadsOption = None,
+    overwrite: common.OverwriteFlag = False,
+    as_json: common.JsonFlag = False,
+) -> None:
+    """Translate sentences with what `petkit train nat` made."""
+    from petkit.methods.nart_crf.stored import load_translator, translator_of
+    from petkit.training import device as devices
+
+    if latency and batch_size is not None:
+        raise ConfigError("--latency and --batch-size exclude each other: one sentence at a time, or many")
+    if file is not None:
+        _check_file(file, overwrite)
+    pairs = [pair for name in inputs for pair in _read(name, skip_bad)]
+    devices.configure(threads, deterministic=False)
+    place = devices.resolve_device(device)
+    stored = load_translator(artifact, place)
+    decode = search.settings(stored.config.decode, stored.config.is_teacher)
+    translator = translator_of(stored, decode, place)
+    done = _translate(translator, [pair.source for pair in pairs], batch_size or 32, latency)
+    rows = [
+        {"id": pair.id, "source": pair.source, "target": text}
+        for pair, text in zip(pairs, done.texts, strict=True)
+    ]
+    if file is not None:
+        _write(file, rows)
+    _print(rows, done, as_json)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """Translations and how fast they came."""
+
+    found: list[Found]
+    texts: list[str]
+    seconds: float
+    latency: Latency | None
+
+
+def _translate(translator: Translator, sources: Sequence[str], batch_size: int, alone: bool) -> _Done:
+    import time
+
+    from petkit.methods.nart_crf.timing import one_by_one
+
+    started, times = time.perf_counter(), None
+    with output.progress("decode", len(sources), "sentences") as advance:
+        if alone:
+            found, times = one_by_one(translator, sources, advance)
+        else:
+            found = translator.translate(sources, batch_size, advance)
+    return _Done(found, translator.texts(found), time.perf_counter() - started, times)
+
+
+def _read(name: str, skip_bad: bool) -> Iterator[SentencePair]:
+    """The sentences of a file, or of a text that is no file's name."""
+    from petkit.data.files import read_text
+    from petkit.data.parallel import SentencePair, read_pairs
+
+    path = Path(name)
+    if path.suffix.lower() == ROWS:
+        yield from read_pairs(path, skip_bad, translated=False)
+    elif path.suffix.lower() == LINES:
+        lines = enumerate(read_text(path).splitlines(), start=1)
+        made = [
+            SentencePair(" ".join(line.split()), "", str(number)) for number, line in lines if line.strip()
+        ]
+        if not made:
+            raise InputError(f"{path} must hold at least one sentence, got none")
+        yield from made
+    elif path.is_file():
+        ending = path.suffix or "no ending"
+        raise ConfigError(f"{name} must end in {ROWS} (rows) or {LINES} (a sentence a line), got {ending}")
+    elif name.strip():
+        yield SentencePair(" ".join(name.split()), "")
+    else:
+        raise ConfigError("an INPUT must hold at least one word, got blanks")
+
+
+def _check_file(file: Path, overwrite: bool) -> None:
+    if file.suffix.lower() != ROWS:
+        raise ConfigError(f"--output must end in {ROWS}, got {file}")
+    if file.exists() and not overwrite:
+        raise InputError(f"{file} is there already: choose another name, or --overwrite")
+
+
+def _write(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    from petkit.artifacts import atomic_write
+
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(file, text.encode())
+
+
+def _print(rows: Sequence[dict[str, Any]], done: _Done, as_json: bool) -> None:
+    from petkit.report.rounding import significant
+
+    rate = len(rows) / done.seconds
+    speed = f"{len(rows):,} sentences, {significant(rate)} sentences/s"
+    if done.latency is not None:
+        times = done.latency
+        speed += f"; a sentence alone {significant(times.median)} ms in the median, 90 % below"
+        speed += f" {significant(times.p90)} ms, 99 % below {significant(times.p99)} ms"
+    output.log(speed)
+    items = [
+        {**row, "score": one.score, "candidates": one.candidates}
+        for row, one in zip(rows, done.found, strict=True)
+    ]
+    content: dict[str, Any] = {"items": items, "sentences_per_second": rate}
+    if done.latency is not None:
+        content["latency_ms"] = vars(done.latency)
+    output.print_result("\n".join(row["target"] for row in rows), content, as_json)

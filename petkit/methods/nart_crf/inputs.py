@@ -1,0 +1,113 @@
+"""Sentence pairs as numbers: a map-style data set whose batches are padded to their longest sentence."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from petkit.data.parallel import SentencePair
+from petkit.data.subwords import Subwords
+from petkit.errors import InputError
+
+log = logging.getLogger(__name__)
+
+Item = tuple[list[int], list[int]]
+
+
+@dataclass(frozen=True)
+class Ids:
+    """Rows of numbers with their end, padded on the right."""
+
+    ids: Tensor
+    """int64 (batch, time)."""
+
+    mask: Tensor
+    """bool (batch, time), set where a token is."""
+
+
+class PairDataset:
+    """Sentence pairs, each side with the end of the sentence behind its subwords.
+
+    Args:
+        pairs: at least one.
+        vocabulary: of both sides.
+
+    Attributes:
+        batch_lengths: target lengths, by which the loader puts like sentences together.
+    """
+
+    def __init__(self, pairs: Sequence[SentencePair], vocabulary: Subwords) -> None:
+        self.pairs, self.vocabulary = list(pairs), vocabulary
+        end = vocabulary.eos_id
+        sources = vocabulary.encode([pair.source for pair in self.pairs])
+        targets = vocabulary.encode([pair.target for pair in self.pairs])
+        self.items: list[Item] = [
+            ([*own, end], [*other, end]) for own, other in zip(sources, targets, strict=True)
+        ]
+        self.batch_lengths = tuple(len(source) + len(target) for source, target in self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Item:
+        return self.items[index]
+
+    def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
+        """Make a batch: `source`, `target` int64 (batch, time) and their `_mask`, bool."""
+        source = padded([own for own, _ in items], self.vocabulary.pad_id)
+        target = padded([other for _, other in items], self.vocabulary.pad_id)
+        return {
+            "source": source.ids,
+            "source_mask": source.mask,
+            "target": target.ids,
+            "target_mask": target.mask,
+        }
+
+    def longest(self) -> int:
+        """Subwords of the longest side of a pair, its end included."""
+        return max(max(map(len, item)) for item in self.items)
+
+
+def padded(rows: Sequence[Sequence[int]], value: int) -> Ids:
+    """Pad rows of numbers to the longest.
+
+    Args:
+        rows: none empty.
+        value: that fills.
+    """
+    lengths = torch.tensor([len(row) for row in rows])
+    time = int(lengths.max())
+    ids = torch.tensor([[*row, *[value] * (time - len(row))] for row in rows], dtype=torch.int64)
+    return Ids(ids, torch.arange(time) < lengths[:, None])
+
+
+def short_enough(pairs: Sequence[SentencePair], vocabulary: Subwords, max_length: int) -> list[SentencePair]:
+    """The pairs of which no side has more subwords than are allowed.
+
+    Args:
+        pairs: of the training split.
+        vocabulary: counts.
+        max_length: the most subwords, the end not counted.
+
+    Returns:
+        The pairs that are kept; the log says how many are not.
+
+    Raises:
+        InputError: none is kept.
+    """
+    both = (vocabulary.encode([getattr(pair, side) for pair in pairs]) for side in ("source", "target"))
+    longest = [max(len(own), len(other)) for own, other in zip(*both, strict=True)]
+    kept = [pair for pair, length in zip(pairs, longest, strict=True) if length <= max_length]
+    if not kept:
+        raise InputError(
+            f"data.max_length {max_length} leaves no training pair, since the shortest has {min(longest)} "
+            "subwords: raise it"
+        )
+    if len(kept) < len(pairs):
+        left = len(pairs) - len(kept)
+        log.info("%d of %d training pairs are longer than data.max_length and left out", left, len(pairs))
+    return kept
