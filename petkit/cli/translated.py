@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from petkit.errors import ArtifactError, ConfigError
+from petkit.errors import ArtifactError, ConfigError, PetkitError
 
 if TYPE_CHECKING:
     from petkit.artifacts import Check
@@ -92,7 +92,7 @@ def recipe_checks(artifact: Path) -> list[Check]:
 
     try:
         translator = read_translator(artifact)
-    except (ArtifactError, FileNotFoundError):
+    except (PetkitError, FileNotFoundError):
         return []
     try:
         config = stored_config(translator.manifest, artifact)

@@ -137,3 +137,11 @@ def test_a_dry_run_prints_the_plan(petkit, tmp_path):
     assert result.code == 0, result.err
     assert "300 train, 120 test" in result.out
     assert not (tmp_path / "run").exists()
+
+
+def test_a_link_that_leads_out_is_a_failed_check(petkit, tagger, tmp_path):
+    (tagger / "vocabulary.json").rename(tmp_path / "vocabulary.json")
+    (tagger / "vocabulary.json").symlink_to(tmp_path / "vocabulary.json")
+    result = petkit("verify", tagger)
+    assert result.code == 5
+    assert "no symlink leads out" in result.out
