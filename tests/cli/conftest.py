@@ -45,14 +45,13 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an autoregressive translator; to be left as it is."""
-    folder = tmp_path_factory.mktemp("teacher") / "teacher"
-    return tiny.trained(folder, model__kind="autoregressive", training__epochs=4)
+    return tiny.teacher(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a nart-crf of the teacher's vocabulary; to be left as it is."""
-    return tiny.trained(tmp_path_factory.mktemp("student") / "student", training__epochs=4)
+    return tiny.student(tmp_path_factory)
 
 
 @pytest.fixture

@@ -53,21 +53,19 @@ def batch(subwords: Subwords) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an autoregressive translator."""
-    folder = tmp_path_factory.mktemp("teacher") / "teacher"
-    return tiny.trained(folder, model__kind="autoregressive", training__epochs=4)
+    return tiny.teacher(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def nart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a nart without a teacher, of the teacher's vocabulary."""
-    return tiny.trained(tmp_path_factory.mktemp("nart") / "nart", model__kind="nart", training__epochs=4)
+    return tiny.nart(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
-def student(tmp_path_factory: pytest.TempPathFactory, teacher: Path, nart: Path) -> Path:
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a nart-crf that began as the nart and learned from the teacher."""
-    folder = tmp_path_factory.mktemp("student") / "student"
-    return tiny.trained(folder, start=str(nart), teacher={"model": str(teacher), "beam": 2})
+    return tiny.student(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from petkit.methods.nart_crf.config import TranslatorConfig
 from petkit.methods.nart_crf.inputs import PairDataset, padded, short_enough
 from petkit.methods.nart_crf.splits import load_splits, measured_split, pairs_sha256
 
-PAIRS = [SentencePair("the dog", "der Hund sieht"), SentencePair("the", "die"), SentencePair("xyz", "x")]
+PAIRS = [SentencePair("dog cat", "Hund sieht Katze"), SentencePair("cat", "Katze"), SentencePair("xyz", "x")]
 
 
 def test_both_sides_have_an_end(subwords):

@@ -15,6 +15,7 @@ from petkit.methods.nart_crf.evaluation import evaluate_translator
 from petkit.methods.nart_crf.recipe import plan, prepare, run
 from petkit.methods.nart_crf.splits import load_splits
 from petkit.methods.nart_crf.stored import load_translator, translator_of
+from petkit.training import checkpoint
 from tests.methods.nart_crf import tiny
 
 WARM_START = "a CRF learns slowly beside a decoder that begins at random"
@@ -37,7 +38,7 @@ def same_tensors(first, second):
     ids=lambda changes: changes["model__kind"],
 )
 def test_a_model_is_trained_and_comes_back(recipe, changes):
-    config = recipe(**changes)
+    config = recipe(**tiny.PHRASES, **changes)
     planned = plan(config, tiny.context(config))
     assert not Path(config.output).exists()
     result = run(config, tiny.context(config))
@@ -94,9 +95,9 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(recipe, tmp_path, k
 
 def test_a_resumed_run_shares_its_settings(recipe, student, nart, teacher):
     own = {"start": str(nart), "teacher": {"model": str(teacher), "beam": 2}}
-    checkpoint = student / "checkpoint-10"
+    saved = checkpoint.newest(student)
     same = recipe(output=student, **own)
-    prepare(same, tiny.context(same, resume=checkpoint))
+    prepare(same, tiny.context(same, resume=saved))
     for changes, message in (
         ({"crf__rank": 5}, r"crf.rank: 4 -> 5"),
         ({"teacher": {"model": str(teacher), "distill": False}}, r"teacher.distill: True -> False"),
@@ -106,7 +107,7 @@ def test_a_resumed_run_shares_its_settings(recipe, student, nart, teacher):
     ):
         other = recipe(output=student, **own | changes)
         with pytest.raises(ConfigError, match=message):
-            plan(other, tiny.context(other, resume=checkpoint))
+            plan(other, tiny.context(other, resume=saved))
 
 
 def test_validation_selects_by_bleu(recipe):
@@ -130,11 +131,11 @@ def test_a_vocabulary_is_the_teachers(recipe, teacher, nart):
     for changes in ({"teacher": {"model": str(teacher), "beam": 2}}, {"start": str(nart)}):
         config = recipe(vocabulary__size=300, **changes)
         with pytest.raises(
-            ConfigError, match=r"vocabulary.size must be 320, that of .*, got 300: leave it out"
+            ConfigError, match=r"vocabulary.size must be 340, that of .*, got 300: leave it out"
         ):
             plan(config, tiny.context(config))
         config = recipe(vocabulary={}, **changes)
-        assert plan(config, tiny.context(config))["model"]["vocabulary"] == 320
+        assert plan(config, tiny.context(config))["model"]["vocabulary"] == 340
 
 
 def test_a_crf_without_a_start_is_worth_a_warning(recipe, nart, caplog):
@@ -180,9 +181,9 @@ def test_sentences_that_cannot_be_measured_are_refused_before_training(recipe, t
         row = json.dumps({"source": "ab", "target": text}) + "\n"
         (tmp_path / f"{name}.jsonl").write_text(row * 20)
         paths[name] = str(tmp_path / f"{name}.jsonl")
-    config = recipe(data={**paths, "max_length": 47}, vocabulary={"size": 260})
+    config = recipe(data={**paths, "max_length": 15}, vocabulary={"size": 260})
     with pytest.raises(
-        InputError, match=r"a sentence has \d+ subwords with its end, the model has 48 positions"
+        InputError, match=r"a sentence has \d+ subwords with its end, the model has 16 positions"
     ):
         work(config, tiny.context(config))
     assert not Path(config.output).exists()
