@@ -105,6 +105,12 @@ def test_set_names_a_key_that_exists(petkit: Petkit) -> None:
     assert "thresholds.cumulative" in result.out
 
 
+def test_a_malformed_set_gets_an_example_that_the_command_knows(petkit: Petkit) -> None:
+    result = petkit("route", "run", "nowhere", "--question", "x", "--set", "foo")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "error: --set must be KEY=VALUE, such as thresholds.cumulative=32, got 'foo'\n"
+
+
 def test_too_many_stops(petkit: Petkit) -> None:
     result = petkit("route", "run", "nowhere", "--question", "x", "--set", "stop=[a, b, c, d, e]")
     assert (result.code, result.out) == (2, "")
