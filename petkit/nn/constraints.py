@@ -65,7 +65,7 @@ def bio_constraints(labels: Sequence[str], scheme: str = "BIO") -> Constraints:
         Ramshaw and Marcus 1995 (IOB1); Tjong Kim Sang and Veenstra 1999 (IOB2); Ratinov and Roth 2009
         (BILOU).
     """
-    if scheme not in _SCHEMES:
+    if not isinstance(scheme, str) or scheme not in _SCHEMES:
         raise InputError(f"scheme must be one of {', '.join(_SCHEMES)}, got {scheme!r}")
     letters, types = _parsed(labels, scheme)
     opens, carries, continues, closes = (

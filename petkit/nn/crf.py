@@ -14,6 +14,7 @@ from petkit.nn._crf_likelihood import Parameters
 from petkit.nn.constraints import Constraints
 from petkit.nn.constraints import checked as checked_constraints
 from petkit.ops import crf_kbest, crf_log_partition, crf_marginals, crf_sample, crf_viterbi
+from petkit.ops._checks import whole_number
 
 
 class CRF(nn.Module):
@@ -60,12 +61,11 @@ class CRF(nn.Module):
         constraints: Constraints | None = None,
         constrain: Literal["both", "decode"] = "both",
     ) -> None:
-        if not hasattr(num_tags, "__index__") or num_tags < 1:
-            raise InputError(f"num_tags must be an integer of at least 1, got {num_tags!r}")
+        num_tags = whole_number("num_tags", num_tags, 1)
         if constrain not in ("both", "decode"):
             raise InputError(f"constrain must be both or decode, got {constrain!r}")
         super().__init__()
-        self.num_tags = int(num_tags)
+        self.num_tags = num_tags
         self.batch_first = batch_first
         self.constrain = constrain
         self.start_transitions = nn.Parameter(torch.empty(num_tags))

@@ -334,10 +334,18 @@ def test_batch_and_time_are_named_whatever_comes_first():
         crf.decode(E[0])
 
 
-@pytest.mark.parametrize("number", [0, -3, 2.0, "4", None])
+@pytest.mark.parametrize("number", [0, -3, 2.0, "4", None, True, np.True_, torch.tensor(True)])
 def test_refused_numbers_of_tags(number):
     with pytest.raises(InputError, match="num_tags must be an integer of at least 1, got"):
         CRF(number)
+
+
+def test_numbers_may_be_of_numpy():
+    two = np.int64(2)
+    crf = CRF(np.uint8(4), batch_first=True)
+    assert type(crf.num_tags) is int
+    assert crf.kbest(E, two)[0].shape == (2, 2, 3)
+    assert crf.sample(E, two).shape == (2, 2, 3)
 
 
 def test_other_refusals():
@@ -348,6 +356,11 @@ def test_other_refusals():
         crf.kbest(E, 0)
     with pytest.raises(InputError, match="num_samples must be an integer of at least 0, got -1"):
         crf.sample(E, -1)
+    for wrong in (True, 1.0):
+        with pytest.raises(InputError, match=f"k must be an integer of at least 1, got {wrong}"):
+            crf.kbest(E, wrong)
+        with pytest.raises(InputError, match=f"num_samples must be an integer of at least 0, got {wrong}"):
+            crf.sample(E, wrong)
     with pytest.raises(InputError, match="got nan at batch 1, time 2"):
         crf.entropy(NAN)
     with pytest.raises(ValueError, match="got nan at batch 1, time 2"), torch.no_grad():
