@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from petkit.errors import InputError
+from petkit.nn._crf_checks import check_reduction
 from petkit.ops import beam_crf_viterbi
 from petkit.ops._checks import check_tensor, whole_number
 from petkit.ops.beam_crf_log_partition import log_partition_and_score
@@ -112,12 +113,12 @@ class BeamCRF(nn.Module):
             A scalar, or (batch,) with `none`; float32 or float64, in nats. Differentiable.
 
         Raises:
-            InputError: see the class; for a target outside the vocabulary, and, except that `none` gives its
-            log-likelihood of -inf, for one whose emission is -inf, by batch and time.
+            InputError: see the class; for a mean over nothing; for a target outside the vocabulary, and,
+                except that `none` gives its log-likelihood of -inf, for one whose emission is -inf, by batch
+                and time.
         """
-        if reduction not in REDUCTIONS:
-            raise InputError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
         mask = self._checked_mask(emissions, mask)
+        check_reduction(reduction, REDUCTIONS, mask)
         found = self._log_likelihood(emissions, targets, mask, hidden, include_targets)
         if reduction != "none":
             _check_possible(found, emissions, targets, mask)

@@ -115,15 +115,15 @@ class CRF(nn.Module):
             A scalar, or (batch,) with `none`; float32 or float64, in nats. Differentiable.
 
         Raises:
-            InputError: see the class; and for a sequence that constraints or scores of -inf forbid, by batch
-                and time, except that `none` gives its log-likelihood of -inf.
+            InputError: see the class; for a mean over nothing; and for a sequence that constraints or scores
+                of -inf forbid, by batch and time, except that `none` gives its log-likelihood of -inf.
 
         Source:
             See `petkit.nn._crf_likelihood` for partial labels and weights.
         """
         emissions, mask = self._inputs(emissions, mask)
         tags = self._checked_tags(tags, emissions, mask)
-        _crf_checks.check_reduction(reduction)
+        _crf_checks.check_reduction(reduction, _crf_checks.REDUCTIONS, mask)
         if weights is not None:
             _crf_checks.check_weights(weights, self.num_tags)
             weights = weights.to(emissions.device)

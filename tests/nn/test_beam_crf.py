@@ -188,6 +188,25 @@ def test_sizes_may_be_numbers_of_numpy():
     assert crf(emissions, torch.zeros(2, 3, dtype=torch.int64), None, hidden).isfinite()
 
 
+@pytest.mark.parametrize(
+    ("shape", "refused"),
+    [
+        ((0, 4), ["mean", "token_mean", "length_mean"]),
+        ((2, 0), ["token_mean", "length_mean"]),
+    ],
+)
+def test_a_mean_over_nothing_is_refused(shape, refused):
+    crf, emissions, targets = BeamCRF(6), torch.zeros(*shape, 6), torch.zeros(shape, dtype=torch.int64)
+    for reduction in refused:
+        expected = (
+            f"^reduction {reduction} needs something to average, got batch {shape[0]}, time {shape[1]}:"
+        )
+        with pytest.raises(InputError, match=expected):
+            crf(emissions, targets, reduction=reduction)
+    assert crf(emissions, targets) == 0
+    assert crf(emissions, targets, reduction="none").tolist() == [0] * shape[0]
+
+
 @pytest.mark.parametrize("name", ["emissions", "targets", "mask", "hidden"])
 def test_lists_are_no_tensors(name):
     crf, emissions, targets, hidden = made(dynamic=True)

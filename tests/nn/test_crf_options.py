@@ -340,6 +340,19 @@ def test_refused_numbers_of_tags(number):
         CRF(number)
 
 
+@pytest.mark.parametrize(("shape", "refused"), [((0, 4), ["mean", "token_mean"]), ((2, 0), ["token_mean"])])
+def test_a_mean_over_nothing_is_refused(shape, refused):
+    crf, emissions = CRF(4, batch_first=True), torch.zeros(*shape, 4)
+    tags = torch.zeros(shape, dtype=torch.int64)
+    for reduction in refused:
+        expected = (
+            f"^reduction {reduction} needs something to average, got batch {shape[0]}, time {shape[1]}:"
+        )
+        with pytest.raises(InputError, match=expected):
+            crf(emissions, tags, reduction=reduction)
+    assert crf(emissions, tags) == 0
+
+
 def test_numbers_may_be_of_numpy():
     two = np.int64(2)
     crf = CRF(np.uint8(4), batch_first=True)
