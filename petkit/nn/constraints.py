@@ -21,6 +21,12 @@ class Constraints(NamedTuple):
     end: Tensor
     """(tags,), as the last tag."""
 
+    def __repr__(self) -> str:
+        if not all(type(part) is Tensor and not part.is_meta for part in self):
+            return f"{type(self).__name__}(...)"
+        pairs, first, last = (f"{int(part.sum())} of {part.numel()}" for part in self)
+        return f"{type(self).__name__}({pairs} transitions, {first} first tags, {last} last tags)"
+
 
 class _Scheme(NamedTuple):
     """What the letters of a scheme do. `O`, outside of all chunks, is part of every scheme."""

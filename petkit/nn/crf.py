@@ -84,8 +84,11 @@ class CRF(nn.Module):
             nn.init.uniform_(parameter, -0.1, 0.1)
 
     def __repr__(self) -> str:
-        constrained = "" if self.transitions_allowed is None else f", constrain={self.constrain!r}"
-        return f"{type(self).__name__}(num_tags={self.num_tags}{constrained})"
+        sizes, (transitions, start, end) = f"num_tags={self.num_tags}", self._allowed
+        if transitions is None or start is None or end is None:
+            return f"{type(self).__name__}({sizes})"
+        allowed = Constraints(transitions, start, end)
+        return f"{type(self).__name__}({sizes}, constraints={allowed}, constrain={self.constrain!r})"
 
     def forward(
         self,
@@ -338,13 +341,16 @@ class CRF(nn.Module):
         """Swap the first two axes unless batch comes first, there or back."""
         return tensor if self.batch_first else tensor.transpose(0, 1)
 
+    @property
+    def _allowed(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        return self.transitions_allowed, self.start_allowed, self.end_allowed
+
     def _scores(self, constrained: bool) -> Parameters:
         found = (self.transitions, self.start_transitions, self.end_transitions)
-        allowed = (self.transitions_allowed, self.start_allowed, self.end_allowed)
         if not constrained:
             return found
         transitions, start, end = (
             scores if part is None else scores.masked_fill(~part, -math.inf)
-            for scores, part in zip(found, allowed, strict=True)
+            for scores, part in zip(found, self._allowed, strict=True)
         )
         return transitions, start, end
