@@ -144,14 +144,13 @@ def evaluation_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     Returns:
         Names and texts.
     """
-    from petkit.methods.crf_tagger.card import measured
+    from petkit.methods.crf_tagger.card import measured, ranged
     from petkit.report.rounding import significant
 
     rows = [("artifact", result["artifact"]), (result["data"] or result["split"], measured(result))]
     if result["spans"] is not None:
         for name in ("precision", "recall"):
-            low, high = result["spans"][name]["interval"]
-            rows.append((name, f"{result['spans'][name]['value']:.1%} ({low:.1%} to {high:.1%})"))
+            rows.append((name, ranged(**result["spans"][name])))
         for kind, own in result["spans"]["per_type"].items():
             numbers = f"F1 {own['f1']:.1%}, precision {own['precision']:.1%}, recall {own['recall']:.1%}"
             rows.append((kind or "spans", f"{numbers}, {own['gold']} spans"))

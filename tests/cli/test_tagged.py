@@ -46,7 +46,10 @@ def test_eval_measures_the_recipes_split_and_files(petkit, tagger, tmp_path):
     text = "Anna B-PER\nlives O\nin O\nAston B-LOC\n. O\n"
     result = petkit("eval", tagger, "--data", conll(tmp_path / "a.conll", text))
     assert result.code == 0, result.err
-    assert "1 sentences of 5 words" in result.out
+    assert "1 sentence of 5 words; an interval needs at least 2 sentences" in " ".join(result.out.split())
+    assert " to " not in result.out
+    one = json.loads(petkit("eval", tagger, "--data", tmp_path / "a.conll", "--json").out)
+    assert [one["interval"], *(one["spans"][name]["interval"] for name in ("f1", "recall"))] == [None] * 3
     assert petkit("eval", tagger, "--split", "train", "--json").code == 0
 
 
