@@ -101,6 +101,16 @@ def test_tags_that_training_does_not_have_are_refused_by_line(tmp_path):
     assert repaired.test[0].tags == ("O", "B-X")
 
 
+def test_tags_that_look_like_spans_are_hinted_at_once(tmp_path, caplog):
+    caplog.set_level("INFO", logger="petkit")
+    load_splits(files(tmp_path, "a O\n\nb B-X\n", scheme="none"))
+    hint = "data.scheme is none, but the tags look like BIO: data.scheme=BIO would score spans"
+    assert caplog.messages == [hint]
+    caplog.clear()
+    load_splits(files(tmp_path, "a O\n\nb B-X\n"))
+    assert caplog.messages == []
+
+
 def test_sizes_choose_seeded_sentences(tmp_path):
     config = files(tmp_path, "a O\n\nb O\n\nc O\n", test_size=2)
     assert [one.words for one in load_splits(config).test] == [one.words for one in load_splits(config).test]
