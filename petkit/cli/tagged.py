@@ -90,13 +90,14 @@ def evaluate(
         PetkitError: the artifact, its encoder or the data cannot be used, by kind.
     """
     from petkit.methods.crf_tagger.evaluation import evaluate_tagger
-    from petkit.methods.crf_tagger.inputs import TaggedSentences
+    from petkit.methods.crf_tagger.inputs import TaggedSentences, warn_of_divided
     from petkit.methods.crf_tagger.splits import check_known
     from petkit.methods.crf_tagger.stored import load_tagger
 
     loaded = load_tagger(artifact, wanted.device, wanted.base)
     sentences = _sentences(loaded, data, split, settings)
     check_known(sentences, loaded.labels)
+    warn_of_divided(data or split, [sentence.words for sentence in sentences], loaded.reader)
     evaluation = evaluate_tagger(
         loaded.model,
         TaggedSentences(sentences, loaded.labels, loaded.reader),
@@ -172,11 +173,14 @@ def predict(artifact: Path, inputs: Sequence[str], wanted: Wanted) -> Iterator[T
         PetkitError: the artifact, its encoder or an input cannot be used, by kind.
     """
     from petkit.methods.crf_tagger.evaluation import tag_words
+    from petkit.methods.crf_tagger.inputs import warn_of_divided
     from petkit.methods.crf_tagger.stored import load_tagger
 
     loaded = load_tagger(artifact, wanted.device, wanted.base)
     data = loaded.config.data
     read = [(name, _words(name, loaded)) for name in inputs]
+    for name, sentences in read:
+        warn_of_divided(name, sentences, loaded.reader)
     for name, sentences in read:
         for start in range(0, len(sentences), wanted.batch_size):
             chunk = sentences[start : start + wanted.batch_size]

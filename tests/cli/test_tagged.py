@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 
+from tests.serving.text_models import save_bert
+
 SAMPLE = ["train", "tagger", "tagger-smoke", "--threads", "1", "--device", "cpu"]
 SHORT = ["--set", "training.epochs=3", "--set", "training.warmup_epochs=0"]
 
@@ -140,3 +142,19 @@ def test_a_dry_run_prints_the_plan(petkit, tmp_path):
     assert result.code == 0, result.err
     assert "300 train, 120 test" in result.out
     assert not (tmp_path / "run").exists()
+
+
+def test_eval_and_predict_say_that_long_sentences_go_in_parts(petkit, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"output: {tmp_path / 'run'}\nmodel: {{encoder: {save_bert(tmp_path / 'bert')}, tune: frozen}}\n"
+        "data: {format: sample, scheme: BIO, train_size: 20, test_size: 20}\n"
+        "training: {epochs: 1, batch_size: 20, warmup_epochs: 0, max_steps: 1}\n"
+    )
+    assert petkit("train", "tagger", recipe).code == 0
+    # The encoder has 32 positions.
+    file = conll(tmp_path / "long.conll", "cat O\n" * 40 + "\ncat O\n")
+    counted = f"warning: {file}: sentences that are longer than the encoder reads, and go in parts: 1 of 2\n"
+    for words in (("eval", tmp_path / "run", "--data", file), ("predict", tmp_path / "run", file)):
+        result = petkit(*words)
+        assert (result.code, result.err) == (0, counted)
