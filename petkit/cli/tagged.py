@@ -41,6 +41,8 @@ class Tagged:
     """The tags of one sentence, and the input that it came from."""
 
     name: str
+    line: int | None
+    """Of the file, where the sentence begins; None for a text."""
     words: tuple[str, ...]
     tags: tuple[str, ...]
     has_spans: bool
@@ -49,7 +51,10 @@ class Tagged:
 
     def payload(self) -> dict[str, Any]:
         """The same as JSON values; spans as first word, word behind the last, and type."""
-        found: dict[str, Any] = {"input": self.name, "words": list(self.words), "tags": list(self.tags)}
+        found: dict[str, Any] = {"input": self.name}
+        if self.line is not None:
+            found["row"] = f"{self.name}:{self.line}"
+        found |= {"words": list(self.words), "tags": list(self.tags)}
         if self.has_spans:
             from petkit.data.spans import spans_of
 
@@ -180,25 +185,26 @@ def predict(artifact: Path, inputs: Sequence[str], wanted: Wanted) -> Iterator[T
     data = loaded.config.data
     read = [(name, _words(name, loaded)) for name in inputs]
     for name, sentences in read:
-        warn_of_divided(name, sentences, loaded.reader)
+        warn_of_divided(name, [words for words, _ in sentences], loaded.reader)
     for name, sentences in read:
         for start in range(0, len(sentences), wanted.batch_size):
             chunk = sentences[start : start + wanted.batch_size]
+            words = [own for own, _ in chunk]
             tags = tag_words(
                 loaded.model,
                 loaded.reader,
-                chunk,
+                words,
                 loaded.labels,
                 batch_size=wanted.batch_size,
                 device=wanted.device,
                 precision=wanted.precision,
             )
-            for words, own in zip(chunk, tags, strict=True):
-                yield Tagged(name, words, own, data.scheme != "none", data.columns().separator or " ")
+            for (own, line), found in zip(chunk, tags, strict=True):
+                yield Tagged(name, line, own, found, data.scheme != "none", data.columns().separator or " ")
 
 
-def _words(name: str, loaded: LoadedTagger) -> list[tuple[str, ...]]:
-    """The sentences of a file, or of a text that is no file's name."""
+def _words(name: str, loaded: LoadedTagger) -> Sequence[tuple[tuple[str, ...], int | None]]:
+    """The sentences of a file with their lines, or of a text that is no file's name."""
     from petkit.data.conll import read_word_column, read_words
 
     path = Path(name)
@@ -215,7 +221,7 @@ def _words(name: str, loaded: LoadedTagger) -> list[tuple[str, ...]]:
     words = tuple(re.findall(r"[^ \t\r\n]+", name))
     if not words:
         raise ConfigError("an INPUT must hold at least one word, got blanks")
-    return [words]
+    return [(words, None)]
 
 
 def print_predictions(found: Iterator[Tagged], as_json: bool, as_lines: bool) -> None:

@@ -107,6 +107,9 @@ def test_predict_gives_every_word_a_tag(petkit, tagger, tmp_path):
     found = json.loads(petkit("predict", tagger, lines, "--json").out)["predictions"]
     assert [one["words"] for one in found] == words[:2]
     assert all(len(one["tags"]) == len(one["words"]) for one in found)
+    assert [one["row"] for one in found] == [f"{lines}:1", f"{lines}:3"]
+    found = json.loads(petkit("predict", tagger, columns, "It rained", "--json").out)["predictions"]
+    assert [one.get("row") for one in found] == [f"{columns}:1", f"{columns}:4", None]
     rows = petkit("predict", tagger, lines, "--jsonl").out.splitlines()
     assert [json.loads(row)["words"] for row in rows] == words[:2]
     assert petkit("predict", tagger, tmp_path / "no.conll").code == 2
