@@ -52,7 +52,14 @@ class Examples:
         ),
     ] = None
     split: Annotated[Split, typer.Option("--split", help="Which part of the data.")] = Split.TEST
-    settings: common.SetOption = None
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Set a key of the data, such as data.test_size=100; may be repeated.",
+        ),
+    ] = None
     skip_bad: SkipBadFlag = False
 
 
@@ -89,11 +96,29 @@ class Limits:
 
     min_accuracy: Annotated[
         float | None,
-        typer.Option("--min-accuracy", metavar="X", min=0.0, max=1.0, help="Exit with 3 below this."),
+        typer.Option(
+            "--min-accuracy",
+            metavar="X",
+            min=0.0,
+            max=1.0,
+            help="Exit with 3 below this; of a tagger the accuracy of words.",
+        ),
+    ] = None
+    min_f1: Annotated[
+        float | None,
+        typer.Option(
+            "--min-f1",
+            metavar="X",
+            min=0.0,
+            max=1.0,
+            help="Taggers of spans: exit with 3 where the F1 of spans is below this.",
+        ),
     ] = None
     max_loss: Annotated[
         float | None,
-        typer.Option("--max-loss", metavar="X", min=0.0, help="Nats an example or token; exit with 3 above."),
+        typer.Option(
+            "--max-loss", metavar="X", min=0.0, help="Nats an example, token or word; exit with 3 above."
+        ),
     ] = None
 
     def check(self, result: Mapping[str, Any]) -> None:
@@ -104,6 +129,10 @@ class Limits:
             faults.append(
                 f"accuracy must be at least {self.min_accuracy:g} (--min-accuracy), got {accuracy:.4f}"
             )
+        spans = result.get("spans")
+        if self.min_f1 is not None and spans is not None and spans["f1"]["value"] < self.min_f1:
+            found = spans["f1"]["value"]
+            faults.append(f"F1 of spans must be at least {self.min_f1:g} (--min-f1), got {found:.4f}")
         # Written so that a loss that is no number fails too.
         if self.max_loss is not None and not loss <= self.max_loss:
             faults.append(f"loss must be at most {self.max_loss:g} nats (--max-loss), got {loss:.4f}")
@@ -142,13 +171,17 @@ def command(
 ) -> None:
     """Measure an artifact on a data set: accuracy with its 95 % interval, or perplexity, and the rate.
 
-    A tagger's --data is a recipe or a file of tagged words, and its spans are scored too.
+    A tagger gets the accuracy of its words, and precision, recall and F1 of spans unless its scheme is none.
+    Its --data is a recipe or a file in columns: one word a line with its tag, a blank line between sentences.
+    Columns are those of the tagger's recipe; --set data.word_column=1 says otherwise, and so do
+    data.tag_column, data.separator, data.comment and data.docstart. --mode, --noise and --skip-bad have no
+    effect on taggers.
     """
     from petkit.artifacts.tagger import is_tagger
 
     mode, place = weights.chosen_mode(), machine.place()
     if is_tagger(artifact):
-        result, rows = _measure_tagger(artifact, examples, weights, machine, place)
+        result, rows = _measure_tagger(artifact, examples, weights, limits, machine, place)
     else:
         result, rows = _measure_adapter(artifact, examples, weights, limits, machine, place, mode)
     output.print_result(output.table(("", ""), rows), result, as_json)
@@ -156,12 +189,19 @@ def command(
 
 
 def _measure_tagger(
-    artifact: Path, examples: Examples, weights: Weights, machine: Machine, place: torch.device
+    artifact: Path,
+    examples: Examples,
+    weights: Weights,
+    limits: Limits,
+    machine: Machine,
+    place: torch.device,
 ) -> Measured:
     from petkit.cli import tagged
 
     skip_bad = examples.skip_bad or None
     tagged.refuse({"--mode": weights.mode, "--noise": weights.noise, "--skip-bad": skip_bad})
+    if limits.min_f1 is not None:
+        tagged.check_has_spans(artifact, "--min-f1")
     wanted = tagged.Wanted(machine.batch_size, str(place), machine.dtype.precision, machine.base)
     settings = examples.settings or ()
     result = tagged.evaluate(artifact, examples.data, examples.split.value, settings, wanted)
@@ -184,6 +224,9 @@ def _measure_adapter(
     split, dtype = examples.split, machine.dtype
     settings = examples.settings or ()
     config = data_config(read_checked(artifact), examples.data, settings, examples.skip_bad, split)
+    if limits.min_f1 is not None:
+        instead = "--max-loss" if config.task == "causal_lm" else "--min-accuracy"
+        raise ConfigError(f"--min-f1 is for taggers, and this is for {config.task}: use {instead}")
     if limits.min_accuracy is not None and config.task == "causal_lm":
         raise ConfigError("--min-accuracy is for classifiers, and this is a language model: use --max-loss")
     adapted = load_adapted(artifact, place, mode.value, machine.base)

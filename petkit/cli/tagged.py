@@ -76,6 +76,26 @@ def refuse(flags: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name} has no effect, since the artifact is a tagger: leave it out")
 
 
+def check_has_spans(artifact: Path, flag: str) -> None:
+    """Refuse a flag about spans for a tagger whose tags write none.
+
+    Args:
+        artifact: the tagger's folder.
+        flag: what was given.
+
+    Raises:
+        ArtifactError: the artifact is damaged.
+        ConfigError: its scheme is none.
+    """
+    from petkit.artifacts.tagger import read_tagger
+    from petkit.methods.crf_tagger.stored import stored_config
+
+    if stored_config(read_tagger(artifact)).data.scheme == "none":
+        raise ConfigError(
+            f"{flag} needs a tagger of spans, and {artifact} has data.scheme none: use --min-accuracy"
+        )
+
+
 def evaluate(
     artifact: Path, data: str | None, split: str, settings: Sequence[str], wanted: Wanted
 ) -> dict[str, Any]:

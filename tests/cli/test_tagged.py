@@ -91,6 +91,29 @@ def test_a_gate_fails_with_3(petkit, tagger):
     assert petkit("eval", tagger, "--min-accuracy", "0.1").code == 0
 
 
+def test_a_gate_on_the_f1_of_spans(petkit, tagger):
+    result = petkit("eval", tagger, "--min-f1", "1", "--json")
+    f1 = json.loads(result.out)["spans"]["f1"]["value"]
+    assert (result.code, result.err) == (
+        3,
+        f"error: F1 of spans must be at least 1 (--min-f1), got {f1:.4f}\n",
+    )
+    assert petkit("eval", tagger, "--min-f1", f1).code == 0
+    both = petkit("eval", tagger, "--min-f1", "1", "--min-accuracy", "1")
+    assert both.err.count("error: ") == 2
+
+
+def test_a_tagger_without_spans_has_no_f1(petkit, tmp_path):
+    folder = tmp_path / "run"
+    assert petkit(*SAMPLE, *SHORT, "--set", "data.scheme=none", "-o", folder).code == 0
+    result = petkit("eval", folder, "--min-f1", "0.5")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == (
+        f"error: --min-f1 needs a tagger of spans, and {folder} has data.scheme none: use --min-accuracy\n"
+    )
+    assert petkit("eval", folder, "--min-accuracy", "0.1").code == 0
+
+
 def test_predict_gives_every_word_a_tag(petkit, tagger, tmp_path):
     lines = tmp_path / "a.txt"
     lines.write_text("Anna met Boris .\n\nIt rained .\n")
