@@ -15,7 +15,7 @@ from petkit.errors import ArtifactError, ConfigError
 if TYPE_CHECKING:
     from petkit.artifacts import Check
     from petkit.artifacts.tagger import TaggerArtifact
-    from petkit.data.conll import TaggedSentence
+    from petkit.data.conll import Columns, TaggedSentence
     from petkit.methods.crf_tagger.config import TaggerConfig
     from petkit.methods.crf_tagger.stored import LoadedTagger
     from petkit.training.config import Precision
@@ -24,6 +24,9 @@ RECIPES = (".yaml", ".yml")
 LINES = ".txt"
 COLUMNS = (".conll", ".conllu", ".tsv", ".bio", ".iob", ".iob2")
 SHOWN_LABELS = 20
+# The keys of `data` that say how a line without tags divides, and a column that no word is in.
+DIVIDES = ("word_column", "separator", "comment", "docstart")
+NO_COLUMN = 2**31
 
 
 @dataclass(frozen=True)
@@ -141,22 +144,30 @@ def _sentences(
     from petkit.methods.crf_tagger.splits import measured_split, read_checked
 
     folder = loaded.artifact.folder
+    why = dict.fromkeys(("output", "training"), "petkit eval reads data and seed alone")
     if data is not None and Path(data).suffix not in RECIPES and Path(data).is_file():
         if split != "test":
             raise ConfigError("--split has no effect, since --data names one file: leave it out")
-        flags = {"data.format": "conll", "data.train": data, "data.test": data}
-        return read_checked(Path(data), _resolved(folder, folder / "config.yaml", settings, flags).data)
+        config = _resolved(folder, folder / "config.yaml", settings, _only_file(data), why)
+        return read_checked(Path(data), config.data)
     file = folder / "config.yaml" if data is None else common.recipe_files([data], None)[0]
-    return measured_split(_resolved(folder, file, settings, {}), split)
+    return measured_split(_resolved(folder, file, settings, {}, why), split)
 
 
-def _resolved(folder: Path, file: Path, settings: Sequence[str], flags: Mapping[str, Any]) -> TaggerConfig:
+def _only_file(name: str) -> dict[str, str]:
+    """Flags that put one file in the place of a recipe's sentences."""
+    return {"data.format": "conll", "data.train": name, "data.test": name}
+
+
+def _resolved(
+    folder: Path, file: Path, settings: Sequence[str], flags: Mapping[str, Any], ignored: Mapping[str, str]
+) -> TaggerConfig:
     """The recipe that says where sentences are; what the artifact is, it says itself."""
     from petkit.configuration import resolve
     from petkit.methods.crf_tagger.config import TaggerConfig
 
-    ignored = dict.fromkeys(("model", "head", "adapter", "data.scheme"), "the artifact says what it is")
-    ignored |= dict.fromkeys(("output", "training"), "petkit eval reads data and seed alone")
+    own = dict.fromkeys(("model", "head", "adapter", "data.scheme"), "the artifact says what it is")
+    ignored = {**ignored, **own}
     given = {"output": str(folder), **flags}
     return resolve(TaggerConfig, [file], settings, given, ignored=ignored).config
 
@@ -183,12 +194,15 @@ def evaluation_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [*rows, ("rate", f"{significant(result['examples_per_second'])} sentences/s")]
 
 
-def predict(artifact: Path, inputs: Sequence[str], wanted: Wanted) -> Iterator[Tagged]:
+def predict(
+    artifact: Path, inputs: Sequence[str], settings: Sequence[str], wanted: Wanted
+) -> Iterator[Tagged]:
     """Tag the words of every input.
 
     Args:
         artifact: the tagger's folder.
         inputs: files and texts.
+        settings: values of `--set`: how files in columns divide where not as the tagger's recipe says.
         wanted: flags.
 
     Yields:
@@ -202,8 +216,8 @@ def predict(artifact: Path, inputs: Sequence[str], wanted: Wanted) -> Iterator[T
     from petkit.methods.crf_tagger.stored import load_tagger
 
     loaded = load_tagger(artifact, wanted.device, wanted.base)
-    data = loaded.config.data
-    read = [(name, _words(name, loaded)) for name in inputs]
+    columns, has_spans = _columns(loaded, inputs, settings), loaded.config.data.scheme != "none"
+    read = [(name, _words(name, columns)) for name in inputs]
     for name, sentences in read:
         warn_of_divided(name, [words for words, _ in sentences], loaded.reader)
     for name, sentences in read:
@@ -220,10 +234,27 @@ def predict(artifact: Path, inputs: Sequence[str], wanted: Wanted) -> Iterator[T
                 precision=wanted.precision,
             )
             for (own, line), found in zip(chunk, tags, strict=True):
-                yield Tagged(name, line, own, found, data.scheme != "none", data.columns().separator or " ")
+                yield Tagged(name, line, own, found, has_spans, columns.separator or " ")
 
 
-def _words(name: str, loaded: LoadedTagger) -> Sequence[tuple[tuple[str, ...], int | None]]:
+def _columns(loaded: LoadedTagger, inputs: Sequence[str], settings: Sequence[str]) -> Columns:
+    """How the files in columns divide: as the tagger's recipe says, changed by --set."""
+    if not settings:
+        return loaded.config.data.columns()
+    file = next((name for name in inputs if Path(name).suffix.lower() in COLUMNS), None)
+    if file is None:
+        raise ConfigError(
+            f"--set has no effect, since no INPUT is a file in columns ({', '.join(COLUMNS)}): leave it out"
+        )
+    # The words' column may be any, since no tags are read.
+    flags = {**_only_file(file), "data.tag_column": NO_COLUMN}
+    ignored = {f"data.{name}" for name in type(loaded.config.data).model_fields if name not in DIVIDES}
+    why = dict.fromkeys((*ignored, "output", "seed", "training"), "petkit predict reads words alone")
+    folder = loaded.artifact.folder
+    return _resolved(folder, folder / "config.yaml", settings, flags, why).data.columns()
+
+
+def _words(name: str, columns: Columns) -> Sequence[tuple[tuple[str, ...], int | None]]:
     """The sentences of a file with their lines, or of a text that is no file's name."""
     from petkit.data.conll import read_word_column, read_words
 
@@ -231,7 +262,7 @@ def _words(name: str, loaded: LoadedTagger) -> Sequence[tuple[tuple[str, ...], i
     if path.suffix.lower() == LINES:
         return read_words(path)
     if path.suffix.lower() in COLUMNS:
-        return read_word_column(path, loaded.config.data.columns())
+        return read_word_column(path, columns)
     if path.is_file():
         # Sentences read as columns would lose all but their first words.
         raise ConfigError(

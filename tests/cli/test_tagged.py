@@ -138,6 +138,58 @@ def test_predict_gives_every_word_a_tag(petkit, tagger, tmp_path):
     assert petkit("predict", tagger, tmp_path / "no.conll").code == 2
 
 
+def test_predict_reads_columns_as_it_is_told(petkit, tagger, tmp_path):
+    file = conll(tmp_path / "a.conll", "# said\n1,Anna,x\n2,lives,x\n")
+    columns = ["--set", "data.separator=,", "--set", "data.comment=#", "--set"]
+    result = petkit("predict", tagger, file, *columns, "data.word_column=1")
+    assert result.code == 0, result.err
+    assert [row.split(",")[0] for row in result.out.splitlines()] == ["Anna", "lives"]
+    # The last column, which the recipe has for tags.
+    found = json.loads(petkit("predict", tagger, file, *columns, "data.word_column=-1", "--json").out)
+    assert found["predictions"][0]["words"] == ["x", "x"]
+    result = petkit("predict", tagger, file, *columns, "data.word_column=3")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == f"error: {file}:2 must have a column 3 (data.word_column), got 3 columns\n"
+
+
+def test_predict_takes_the_columns_of_the_recipe(petkit, tmp_path):
+    train = conll(tmp_path / "train.conll", "1\tAnna\tB-PER\n2\tsleeps\tO\n")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"output: {tmp_path / 'run'}\nmodel: {{word_size: 4, hidden: 4}}\n"
+        f"data: {{train: {train}, test: {train}, word_column: 1, scheme: BIO}}\n"
+        "training: {epochs: 1, batch_size: 1, warmup_epochs: 0}\n"
+    )
+    assert petkit("train", "tagger", recipe).code == 0
+    predict = ["predict", tmp_path / "run", train, "--json"]
+    found = json.loads(petkit(*predict).out)
+    assert found["predictions"][0]["words"] == ["Anna", "sleeps"]
+    found = json.loads(petkit(*predict, "--set", "data.word_column=0").out)
+    assert found["predictions"][0]["words"] == ["1", "2"]
+
+
+SETTINGS = [
+    ("data.tag_column=1", "data.tag_column has no effect: petkit predict reads words alone (--set); "),
+    ("seed=1", "seed has no effect: petkit predict reads words alone (--set); "),
+    ("head.kind=softmax", "head.kind has no effect: the artifact says what it is (--set); "),
+    ("data.word_colum=1", "unknown key data.word_colum (--set); did you mean data.word_column?"),
+]
+
+
+def test_predict_refuses_settings_without_effect(petkit, tagger, tmp_path):
+    file = conll(tmp_path / "a.conll", "Anna\n")
+    for setting, message in SETTINGS:
+        result = petkit("predict", tagger, file, "--set", setting)
+        assert (result.code, result.out) == (2, "")
+        assert result.err.startswith(f"error: {message}")
+
+
+def test_columns_need_a_file_in_columns(petkit, tagger):
+    result = petkit("predict", tagger, "Anna sleeps", "--set", "data.word_column=1")
+    assert (result.code, result.out) == (2, "")
+    assert "error: --set has no effect, since no INPUT is a file in columns (.conll, " in result.err
+
+
 def test_a_file_of_unknown_shape_is_refused(petkit, tagger, tmp_path):
     """Read as columns, it would lose every word but the first of each line."""
     file = tmp_path / "sentences"
