@@ -171,11 +171,11 @@ def command(
 ) -> None:
     """Measure an artifact on a data set: accuracy with its 95 % interval, or perplexity, and the rate.
 
-    A tagger gets the accuracy of its words, and precision, recall and F1 of spans unless its scheme is none.
-    Its --data is a recipe or a file in columns: one word a line with its tag, a blank line between sentences.
-    Columns are those of the tagger's recipe; --set data.word_column=1 says otherwise, and so do
-    data.tag_column, data.separator, data.comment and data.docstart. --mode, --noise and --skip-bad have no
-    effect on taggers.
+    A tagger gets the accuracy of its words, and unless its scheme is none the F1 of its spans.
+    Its --data is a recipe, or a file in columns: a word and its tag a line, sentences apart by
+    blank lines. Columns are those of its recipe, or what --set says: data.word_column=1,
+    data.tag_column, data.separator, data.comment, data.docstart. --mode, --noise and --skip-bad
+    have no effect on it.
     """
     from petkit.artifacts.tagger import is_tagger
 

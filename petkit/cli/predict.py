@@ -72,8 +72,9 @@ def command(
 ) -> None:
     """Predict the classes of pictures or texts, let a language model write, or tag words.
 
-    A tagger's inputs are texts, .txt files of a sentence a line (words apart by spaces), or files in columns
-    (.conll, .conllu, .tsv, .bio, .iob, .iob2), of which the column that its recipe names holds the words.
+    A tagger's inputs are texts, .txt files of a sentence a line (words apart by spaces), or files
+    in columns (.conll, .conllu, .tsv, .bio, .iob, .iob2), whose words are in the column that its
+    recipe names or --set says.
     """
     from petkit.artifacts.tagger import is_tagger
     from petkit.cli import tagged
