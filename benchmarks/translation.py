@@ -1,8 +1,8 @@
 """Train a teacher and three students on parallel sentences, and measure quality, latency and throughput.
 
     python benchmarks/parallel_catalogues.py --language de data /usr/share/locale unpacked
-    python benchmarks/translation.py train --data data --runs runs        # hours; goes on where it was stopped
-    python benchmarks/translation.py measure --data data --runs runs --save benchmarks/results/translation.json
+    python benchmarks/translation.py train --data data --runs runs    # hours; goes on where it was stopped
+    python benchmarks/translation.py measure --data data --runs runs --save FILE.json
 
 The students learn from the teacher's translations; both CRFs begin as the trained nart. Every system is
 measured on the whole test split; latencies are taken sentence by sentence in turn, so that whatever else the

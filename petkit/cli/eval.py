@@ -114,6 +114,12 @@ class Limits:
             help="Taggers of spans: exit with 3 where the F1 of spans is below this.",
         ),
     ] = None
+    min_bleu: Annotated[
+        float | None,
+        typer.Option(
+            "--min-bleu", metavar="X", min=0.0, max=100.0, help="Translators: exit with 3 below this BLEU."
+        ),
+    ] = None
     max_loss: Annotated[
         float | None,
         typer.Option(
@@ -133,6 +139,9 @@ class Limits:
         if self.min_f1 is not None and spans is not None and spans["f1"]["value"] < self.min_f1:
             found = spans["f1"]["value"]
             faults.append(f"F1 of spans must be at least {self.min_f1:g} (--min-f1), got {found:.4f}")
+        bleu = result.get("bleu")
+        if self.min_bleu is not None and bleu is not None and bleu["value"] < self.min_bleu:
+            faults.append(f"BLEU must be at least {self.min_bleu:g} (--min-bleu), got {bleu['value']:.2f}")
         # Written so that a loss that is no number fails too.
         if self.max_loss is not None and not loss <= self.max_loss:
             faults.append(f"loss must be at most {self.max_loss:g} nats (--max-loss), got {loss:.4f}")
@@ -176,12 +185,20 @@ def command(
     blank lines. Columns are those of its recipe, or what --set says: data.word_column=1,
     data.tag_column, data.separator, data.comment, data.docstart. --mode, --noise and --skip-bad
     have no effect on it.
-    """
-    from petkit.artifacts.tagger import is_tagger
 
+    A translator gets BLEU and chrF. Its --data is a recipe, or a .jsonl file of source and target;
+    --set also says how it translates: decode.candidates=9, decode.rescore=TEACHER, decode.beam=1.
+    """
+    from petkit.artifacts.kinds import kind_of
+
+    kind = kind_of(artifact)
     mode, place = weights.chosen_mode(), machine.place()
-    if is_tagger(artifact):
+    if limits.min_bleu is not None and kind != "translator":
+        raise ConfigError("--min-bleu is for translators, which `petkit train nat` makes: leave it out")
+    if kind == "tagger":
         result, rows = _measure_tagger(artifact, examples, weights, limits, machine, place)
+    elif kind == "translator":
+        result, rows = _measure_translator(artifact, examples, weights, limits, machine, place)
     else:
         result, rows = _measure_adapter(artifact, examples, weights, limits, machine, place, mode)
     output.print_result(output.table(("", ""), rows), result, as_json)
@@ -206,6 +223,25 @@ def _measure_tagger(
     settings = examples.settings or ()
     result = tagged.evaluate(artifact, examples.data, examples.split.value, settings, wanted)
     return result, tagged.evaluation_rows(result)
+
+
+def _measure_translator(
+    artifact: Path,
+    examples: Examples,
+    weights: Weights,
+    limits: Limits,
+    machine: Machine,
+    place: torch.device,
+) -> Measured:
+    from petkit.cli import translated
+
+    skip_bad = examples.skip_bad or None
+    flags: dict[str, Any] = {"--mode": weights.mode, "--noise": weights.noise, "--base": machine.base}
+    flags |= {"--min-accuracy": limits.min_accuracy, "--min-f1": limits.min_f1}
+    translated.refuse(flags)
+    data = translated.Data(examples.data, examples.split.value, examples.settings or (), skip_bad)
+    result = translated.evaluate(artifact, data, machine.batch_size, place, machine.dtype.precision)
+    return result, translated.evaluation_rows(result)
 
 
 def _measure_adapter(
