@@ -105,6 +105,12 @@ def test_set_names_a_key_that_exists(petkit: Petkit) -> None:
     assert "thresholds.cumulative" in result.out
 
 
+def test_a_malformed_set_gets_an_example_that_the_command_knows(petkit: Petkit) -> None:
+    result = petkit("route", "run", "nowhere", "--question", "x", "--set", "foo")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "error: --set must be KEY=VALUE, such as thresholds.cumulative=32, got 'foo'\n"
+
+
 def test_too_many_stops(petkit: Petkit) -> None:
     result = petkit("route", "run", "nowhere", "--question", "x", "--set", "stop=[a, b, c, d, e]")
     assert (result.code, result.out) == (2, "")
@@ -214,7 +220,7 @@ def test_a_limit_that_cannot_be_kept_gives_3(
     assert "no thresholds keep the limit on these questions: accuracy >= 1, reached 0" in result.err
     assert json.loads((tmp_path / "r" / "checks.json").read_text())["ok"] is False
     trace = tmp_path / "t.jsonl"
-    trace.write_text('{"entropies": [1, 2, 3, 4]}\n')
+    trace.write_text('{"entropies": [1, 2, 3, 4], "finished": true}\n')
     for command in (("run", llama, "--question", "the"), ("explain", trace)):
         result = petkit("route", *command, "--router", tmp_path / "r")
         assert result.code == 0, result.err
@@ -225,7 +231,7 @@ def test_a_router_keeps_the_length_of_its_probes(
     petkit: Petkit, llama: Path, questions: Path, router: Path, tmp_path: Path
 ) -> None:
     trace = tmp_path / "t.jsonl"
-    trace.write_text('{"entropies": [1, 2, 3, 4]}\n')
+    trace.write_text('{"entropies": [1, 2, 3, 4], "finished": true}\n')
     commands = (
         ("route", "run", llama, "--data", questions, "--router", router),
         ("route", "eval", llama, "--data", questions, "--router", router),
@@ -238,6 +244,36 @@ def test_a_router_keeps_the_length_of_its_probes(
             assert (result.code, result.out) == (2, "")
             assert "probes of 6 tokens, got 9: leave --probe-tokens out" in result.err
     assert petkit("route", "explain", trace, "--router", router, "--probe-tokens", "6").code == 0
+
+
+@pytest.mark.parametrize(
+    ("length", "more", "got"),
+    [
+        (4, {"finished": False}, "4 of an answer that is not finished"),
+        (4, {}, "4 of an answer that is not finished"),
+        (7, {"finished": False}, "7"),
+        (7, {"finished": True}, "7"),
+    ],
+)
+def test_explain_refuses_probes_of_another_length(
+    petkit: Petkit, router: Path, tmp_path: Path, length: int, more: dict[str, bool], got: str
+) -> None:
+    trace = tmp_path / "t.jsonl"
+    rows = [{"id": "fits", "entropies": [1.0] * 6}, {"id": "odd", "entropies": [1.0] * length, **more}]
+    trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = petkit("route", "explain", trace, "--router", router)
+    assert (result.code, result.out) == (2, "")
+    expected = f"{router} was calibrated with probes of 6 tokens, got {got} in {trace}, id odd: probe with "
+    assert result.err == f"error: {expected}--probe-tokens 6, or calibrate a router with it\n"
+    assert petkit("route", "explain", trace).code == 0
+
+
+def test_explain_judges_the_probes_of_its_router(
+    petkit: Petkit, llama: Path, questions: Path, router: Path, tmp_path: Path
+) -> None:
+    assert petkit("route", "probe", llama, questions, "-o", tmp_path / "p", *FAST).code == 0
+    file = tmp_path / "p" / "trajectories.jsonl"
+    assert petkit("route", "explain", file, "--router", router).code == 0
 
 
 @pytest.mark.parametrize(
@@ -254,6 +290,7 @@ def test_a_router_keeps_the_length_of_its_probes(
         (["explain"], "either FILE or --question"),
         (["explain", "--question", "x"], "--question and --model MODEL go together"),
         (["explain", "BROKEN"], "broken.jsonl:1: entropies must be a list of numbers"),
+        (["explain", "UNSURE"], "unsure.jsonl:1: finished must be true or false, got 'no'"),
         (["explain", "NAN"], "got nan in row 0 at token 1"),
         (["explain", "NEGATIVE"], "at least 0, got -1.0 in row 0 at token 1"),
         (["calibrate", "MODEL", "--data", "DATA", "-o", "FULL"], "is not empty"),
@@ -274,6 +311,7 @@ def test_wrong_usage_gives_2(
         "EMPTY": "\n",
         "UNLABELLED": '{"question": "?"}\n',
         "BROKEN": '{"entropies": "x"}\n',
+        "UNSURE": '{"entropies": [1], "finished": "no"}\n',
         "NAN": '{"entropies": [1, NaN]}\n',
         "NEGATIVE": '{"entropies": [1, -1]}\n',
     }
@@ -363,7 +401,7 @@ def test_a_learned_router_answers(petkit: Petkit, llama: Path, questions: Path, 
     result = petkit("route", "run", llama, "--data", questions, *flags)
     assert "sure, by the network" in json.loads(result.out)["items"][0]["reason"]
     trace = tmp_path / "t.jsonl"
-    trace.write_text('{"entropies": [1, 2, 3, 4]}\n')
+    trace.write_text('{"entropies": [1, 2, 3, 4], "finished": true}\n')
     explained = petkit("route", "explain", trace, *flags[:2], "--json")
     assert "sure, by the network" in json.loads(explained.out)["items"][0]["reason"]
     assert "a network decides" in petkit("inspect", tmp_path / "router").out

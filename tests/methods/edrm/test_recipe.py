@@ -1,5 +1,7 @@
 import asyncio
 import json
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from petkit.methods.edrm.rule import Rule
 from petkit.methods.edrm.stored import (
     NETWORK,
     check_model,
+    check_probes,
     read_rule,
     save_router,
     settings_file,
@@ -364,3 +367,27 @@ def test_settings_that_were_changed_in_the_folder_are_refused(tmp_path, text):
     (folder / "config.yaml").write_text(text)
     with pytest.raises(ArtifactError, match=r"its config\.yaml is not what its petkit\.json records"):
         settings_file(folder)
+
+
+@pytest.mark.parametrize(
+    ("most", "length", "finished", "fits"),
+    [
+        (20, 8, False, True),
+        (20, 7, False, False),
+        (20, 7, None, False),
+        (20, 7, True, True),
+        (20, 9, True, False),
+        # Answers that are cut at 5 tokens have probes of 5.
+        (5, 5, False, True),
+        (5, 4, False, False),
+    ],
+)
+def test_trajectories_are_as_long_as_the_probes_of_their_router(tmp_path, most, length, finished, fits):
+    folder, config = tmp_path / "router", CONFIG.model_copy(update={"max_new_tokens": most})
+    save_router(folder, Base(id="m", sha256="1" * 64), Rule(config), REACHED, (), {})
+    record = {"id": "a", "entropies": [1.0] * length} | ({} if finished is None else {"finished": finished})
+    expected = (
+        rf"router was calibrated with probes of 8 tokens, got {length}\b.* in t\.jsonl, id a: probe with"
+    )
+    with nullcontext() if fits else pytest.raises(InputError, match=expected):
+        check_probes(folder, [record], Path("t.jsonl"))
