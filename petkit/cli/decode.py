@@ -110,6 +110,10 @@ def command(
         raise ConfigError("--latency and --batch-size exclude each other: one sentence at a time, or many")
     if file is not None:
         _check_file(file, overwrite)
+    elif overwrite:
+        raise ConfigError("--overwrite has no effect without --output: leave it out")
+    if skip_bad and not any(Path(name).suffix.lower() == ROWS for name in inputs):
+        raise ConfigError(f"--skip-bad has no effect without a {ROWS} file: leave it out")
     pairs = [pair for name in inputs for pair in _read(name, skip_bad)]
     devices.configure(threads, deterministic=False)
     place = devices.resolve_device(device)
@@ -123,6 +127,7 @@ def command(
     ]
     if file is not None:
         _write(file, rows)
+        _warn_of_empty(rows)
     _print(rows, done, as_json)
 
 
@@ -194,6 +199,12 @@ def _write(file: Path, rows: Sequence[dict[str, Any]]) -> None:
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     file.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(file, text.encode())
+
+
+def _warn_of_empty(rows: Sequence[dict[str, Any]]) -> None:
+    empty = sum(not row["target"] for row in rows)
+    if empty:
+        output.warn(f"{empty} translations are empty: to learn from the file, set data.skip_bad")
 
 
 def _print(rows: Sequence[dict[str, Any]], done: _Done, as_json: bool) -> None:

@@ -260,3 +260,10 @@ def test_help_names_every_option(petkit):
     for name in ("--candidates", "--rescore", "--beam", "--repeats", "--latency", "--output", "--overwrite"):
         assert name in result.out
     assert "decode" in petkit("--help").out
+
+
+@pytest.mark.parametrize("flag", ["--overwrite", "--skip-bad"])
+def test_flags_without_a_file_are_refused(decode, flag):
+    done = decode("a b", flag)
+    assert (done.code, done.out) == (2, "")
+    assert f"{flag} has no effect without" in done.err

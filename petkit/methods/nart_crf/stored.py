@@ -77,6 +77,9 @@ def load_translator(folder: Path, device: torch.device | str = "cpu") -> Stored:
     """
     artifact = read_translator(folder)
     config, vocabulary = stored_config(artifact.manifest, folder), stored_vocabulary(artifact)
+    # Without memory, in case the settings are not those of the tensors.
+    with torch.device("meta"):
+        _check_tensors(new_model(config, vocabulary), artifact)
     model = assemble(config, vocabulary)
     _fill(model, artifact)
     ready = model.requires_grad_(False).eval().to(device)
@@ -224,9 +227,8 @@ def vocabulary_sha256(vocabulary: Subwords) -> str:
     return hashlib.sha256(vocabulary.to_json()).hexdigest()
 
 
-@torch.no_grad()
-def _fill(model: nn.Module, artifact: TranslatorArtifact) -> None:
-    """Copy the artifact's tensors into the model; each must be there, and fit."""
+def _check_tensors(model: nn.Module, artifact: TranslatorArtifact) -> None:
+    """Refuse tensors that are not those of the model."""
     wanted = dict(model.named_parameters())
     odd = sorted(wanted.keys() ^ artifact.dense.keys())
     odd += [
@@ -239,5 +241,9 @@ def _fill(model: nn.Module, artifact: TranslatorArtifact) -> None:
             f"{artifact.folder} does not hold the tensors of its settings: {', '.join(odd[:4])} is missing, "
             "unexpected or of another shape"
         )
-    for name, tensor in wanted.items():
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, artifact: TranslatorArtifact) -> None:
+    for name, tensor in model.named_parameters():
         tensor.copy_(artifact.dense[name])
