@@ -104,7 +104,7 @@ def command(
 
     key = api_key()
     check_host(address.host, key)
-    rule = _rule(route, given)
+    rule = _rule(route, given, capacity.max_new_tokens)
     # The address is taken before the model is loaded, so that one in use is told at once.
     with bind(address.host, address.port) as held:
         source = _source(model, route, rule, machine, capacity)
@@ -113,13 +113,13 @@ def command(
         serve(service, held, lambda: _ready(url_of(held, address.host), service, route, as_json))
 
 
-def _rule(route: str | None, settings: Settings) -> Rule | None:
-    """The router's rule, changed by --set; None without a router."""
+def _rule(route: str | None, settings: Settings, max_new_tokens: int) -> Rule | None:
+    """The router's rule, changed by --set and the server's own limit; None without a router."""
     if route is None:
         if any(vars(settings).values()):
             raise ConfigError("--set, --config and --probe-tokens change a router: they need --route")
         return None
-    rule = settings.rule(None if route == ZERO_SHOT else Path(route))
+    rule = settings.rule(None if route == ZERO_SHOT else Path(route), max_new_tokens)
     if not rule.config.chat_template:
         raise ConfigError("chat_template must be true: a chat server puts messages by the model's template")
     if rule.config.level != "question":

@@ -240,6 +240,39 @@ def test_a_router_keeps_the_length_of_its_probes(
     assert petkit("route", "explain", trace, "--router", router, "--probe-tokens", "6").code == 0
 
 
+def test_an_answer_shorter_than_its_probe_is_refused(
+    petkit: Petkit, llama: Path, questions: Path, router: Path, tmp_path: Path
+) -> None:
+    data, out = ("--data", questions), ("-o", tmp_path / "x")
+    short = ("--max-new-tokens", "5", *FAST[:2])
+    commands = (
+        ("route", "calibrate", llama, *data, *out, *short),
+        ("route", "run", llama, *data, *short),
+        ("route", "run", "http://127.0.0.1:9/v1#m", *data, *short),
+        ("route", "eval", llama, *data, *short),
+        ("route", "probe", llama, questions, *out, "--set", "max_new_tokens=5", *FAST[:2]),
+        ("route", "run", llama, *data, "--router", router, *short[:2]),
+        ("serve", llama, "--route", router, "--port", "0", *short[:2]),
+        ("serve", llama, "--route", "zero-shot", "--port", "0", *short),
+    )
+    for command in commands:
+        result = petkit(*command)
+        assert (result.code, result.out) == (2, ""), command
+        origin = "--max-new-tokens" if "--max-new-tokens" in command else "--set"
+        assert result.err == (
+            "error: max_new_tokens must be at least probe_tokens, 6, got 5: raise max_new_tokens, or lower "
+            f"probe_tokens ({origin})\n"
+        )
+    # As routers were calibrated before: their thresholds are those of shorter probes.
+    manifest = router / "petkit.json"
+    content = json.loads(manifest.read_text())
+    content["router"]["max_new_tokens"] = 5
+    manifest.write_text(json.dumps(content))
+    result = petkit("route", "run", llama, *data, "--router", router, "--max-new-tokens", "70")
+    assert result.code == 2
+    assert "has broken settings: max_new_tokens must be at least probe_tokens" in result.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -110,8 +110,10 @@ def stored_config(folder: Path) -> RouterConfig:
         return RouterConfig.model_validate(read_router(folder).router)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        place = ".".join(map(str, fault["loc"]))
-        raise ArtifactError(f"{folder} has broken settings: {place}: {fault['msg']}") from error
+        # What is wrong of settings taken together has no place of its own.
+        message = fault["msg"].removeprefix("Value error, ")
+        told = ": ".join(filter(None, (".".join(map(str, fault["loc"])), message)))
+        raise ArtifactError(f"{folder} has broken settings: {told}") from error
 
 
 def settings_file(folder: Path) -> Path:

@@ -3,6 +3,7 @@ import json
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from petkit.artifacts.manifest import Base
 from petkit.configuration import resolve
@@ -103,10 +104,20 @@ def test_logits_that_are_not_finite_name_the_question(language_model, monkeypatc
         Router(language_model, Rule(CONFIG)).probe(QUESTIONS)
 
 
-def test_a_limit_below_the_probe_is_kept(language_model):
-    config = CONFIG.model_copy(update={"max_new_tokens": 5, "thresholds": thresholds_for("standard")})
+def test_an_answer_of_its_probe_alone(language_model):
+    config = CONFIG.model_copy(update={"max_new_tokens": 8, "thresholds": thresholds_for("standard")})
     for answer in Router(language_model, Rule(config)).run(QUESTIONS):
-        assert answer.tokens <= 5
+        assert answer.tokens <= 8
+
+
+def test_an_answer_shorter_than_its_probe_is_refused():
+    message = (
+        r"max_new_tokens must be at least probe_tokens, 64, got 8: raise max_new_tokens, or lower "
+        r"probe_tokens"
+    )
+    with pytest.raises(ValidationError, match=message):
+        RouterConfig(max_new_tokens=8)
+    assert RouterConfig(max_new_tokens=64).probe_tokens == 64
 
 
 def test_measuring_and_comparing(language_model):

@@ -244,9 +244,10 @@ def test_only_the_last_message_is_put_otherwise(source):
 
 def test_no_room_for_a_probe(source):
     with running(source, rule=Rule(CONFIG)) as routed, client(routed.url) as chat:
-        answer = ask(chat, max_tokens=8)
-        assert answer.petkit["reason"] == "8 tokens leave no room behind a probe of 8"
-        assert (answer.petkit["probe_tokens"], answer.petkit["tokens"]) == (0, 8)
+        answer = ask(chat, max_tokens=7)
+        assert answer.petkit["reason"] == "7 tokens leave no room for a probe of 8"
+        assert (answer.petkit["probe_tokens"], answer.petkit["tokens"]) == (0, 7)
+        assert ask(chat, max_tokens=8).petkit["probe_tokens"] == 8
 
 
 def test_a_sampled_answer_begins_anew_behind_its_probe(source):
