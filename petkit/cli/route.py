@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -500,6 +501,11 @@ def _trajectories(path: Path, skip_bad: bool) -> list[dict[str, Any]]:
         values = row.get("entropies")
         if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
             raise ValueError(f"entropies must be a list of numbers, got {values!r:.60}")
+        # An integer beyond the largest float is no entropy either.
+        wrong = [place for place, value in enumerate(values) if not 0 <= value <= sys.float_info.max]
+        if wrong:
+            got = f"{values[wrong[0]]!r:.60} at token {wrong[0]}"
+            raise ValueError(f"entropies must be finite and at least 0, got {got}")
         return row
 
     with _flag_hints():

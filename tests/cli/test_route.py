@@ -113,10 +113,10 @@ def test_too_many_stops(petkit: Petkit) -> None:
 
 def test_explain_leaves_faulty_rows_out(petkit: Petkit, tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
-    path.write_text('{"entropies": [1, null]}\n{"entropies": [1, 2, 3]}\n')
+    path.write_text('{"entropies": [1, null]}\n{"entropies": [1, 2, 3]}\n{"entropies": [1, Infinity]}\n')
     result = petkit("route", "explain", path)
     assert (result.code, result.out) == (2, "")
-    assert "repair the line or pass --skip-bad" in result.err
+    assert "repair the 2 lines or pass --skip-bad" in result.err
     result = petkit("route", "explain", path, "--skip-bad", "--json")
     assert [item["id"] for item in json.loads(result.out)["items"]] == ["2"]
 
@@ -287,8 +287,9 @@ def test_an_answer_shorter_than_its_probe_is_refused(
         (["explain"], "either FILE or --question"),
         (["explain", "--question", "x"], "--question and --model MODEL go together"),
         (["explain", "BROKEN"], "broken.jsonl:1: entropies must be a list of numbers"),
-        (["explain", "NAN"], "got nan in row 0 at token 1"),
-        (["explain", "NEGATIVE"], "at least 0, got -1.0 in row 0 at token 1"),
+        (["explain", "NAN"], "nan.jsonl:2: entropies must be finite and at least 0, got nan at token 1; repair"),
+        (["explain", "NEGATIVE"], "negative.jsonl:1: entropies must be finite and at least 0, got -1 at token 1"),
+        (["explain", "HUGE"], "huge.jsonl:1: entropies must be finite and at least 0, got 1000"),
         (["calibrate", "MODEL", "--data", "DATA", "-o", "FULL"], "is not empty"),
         (
             ["calibrate", "MODEL", "--data", "DATA", "-o", "x", "--max-tokens", "9", "--min-accuracy", "1"],
@@ -307,7 +308,8 @@ def test_wrong_usage_gives_2(
         "EMPTY": "\n",
         "UNLABELLED": '{"question": "?"}\n',
         "BROKEN": '{"entropies": "x"}\n',
-        "NAN": '{"entropies": [1, NaN]}\n',
+        "NAN": '{"entropies": [1, 2]}\n{"entropies": [1, NaN]}\n',
+        "HUGE": f'{{"entropies": [{10**400}]}}\n',
         "NEGATIVE": '{"entropies": [1, -1]}\n',
     }
     names = {"MODEL": str(llama), "DATA": str(questions), "FULL": str(full)}
