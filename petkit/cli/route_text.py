@@ -48,7 +48,8 @@ def trace(record: Mapping[str, Any], item: Mapping[str, Any], thresholds: Mappin
     if thresholds:
         lines.append(f"thresholds: {thresholds_text(thresholds)}")
     if "entropy_bias" in item:
-        lines.append(f"estimates: at most {item['entropy_bias']:.3g} nats a token too low on average")
+        bound = f"at most {item['entropy_bias']:.3g} nats a token too low on average"
+        lines.append(f"estimates: {bound}; spearman and von Neumann have no bound")
     return "\n".join(lines)
 
 

@@ -37,12 +37,14 @@ def test_every_command(
     found = json.loads(result.out)
     assert found["entropy_bias"]["largest"] >= found["entropy_bias"]["mean"] > 0
     assert all(item["cumulative_bias"] == pytest.approx(4 * item["entropy_bias"]) for item in found["items"])
-    assert "nats a token too low on average" in (tmp_path / "p" / "report.html").read_text()
+    page = (tmp_path / "p" / "report.html").read_text()
+    assert "nats a token too low on average" in page
+    assert "spearman and von_neumann, have no bound" in page
     lines = (tmp_path / "p" / "trajectories.jsonl").read_text().splitlines()
     assert all(json.loads(line)["entropy_bias"]["largest"] > 0 for line in lines)
     result = petkit("route", "explain", "--model", model, "--question", "why", *FAST[:2])
     assert (result.code, "over 4 tokens" in result.out) == (0, True), result.err
-    assert "nats a token too low on average" in result.out
+    assert "nats a token too low on average; spearman and von Neumann have no bound" in result.out
     trace = tmp_path / "p" / "trajectories.jsonl"
     limit = found["items"][0]["cumulative"] + 0.5 * found["items"][0]["cumulative_bias"]
     near = petkit("route", "explain", trace, "--set", f"thresholds.cumulative={limit}")
