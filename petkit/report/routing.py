@@ -75,8 +75,8 @@ def _notes(items: Sequence[Mapping[str, Any]], thresholds: Mapping[str, Any] | N
     if biases:
         mean = sum(biases) / len(biases)
         notes.append(
-            f"The entropies are estimates, at most {mean:.3g} nats a token too low on average. Their ranks and "
-            "steps, and with them spearman and von_neumann, have no bound."
+            f"The entropies are estimates, at most {mean:.3g} nats a token too low on average. Their ranks "
+            "and steps, and with them spearman and von_neumann, have no bound."
         )
     return tuple(notes)
 

@@ -154,6 +154,13 @@ def test_prompts_come_from_a_file(
     result = petkit("route", "run", llama, *routed)
     assert (result.code, result.out) == (2, "")
     assert "was calibrated with prompts.standard '{question}', got " in result.err
+    late = f"{{question}} {'Think before you answer. ' * 4}"
+    made = ("--data", questions, *FAST, "--max-new-tokens", "12", "-o", tmp_path / "late")
+    assert petkit("route", "calibrate", llama, *made, "--set", f"prompts.cot={late}Yes?").code == 0
+    routed = ("--router", tmp_path / "late", "--question", "the", *FAST[2:])
+    result = petkit("route", "run", llama, *routed, "--set", f"prompts.cot={late}No?")
+    assert result.code == 2
+    assert "with prompts.cot ... before you answer. Yes?', got ... before you answer. No?'" in result.err
     file.write_text("prompt: {}\n")
     wrong = petkit("route", "run", llama, "-c", file, "--question", "the")
     assert wrong.code == 2

@@ -16,7 +16,7 @@ from petkit.artifacts.reader import CONFIG, MANIFEST, small_file
 from petkit.artifacts.router import NETWORK, RouterManifest, read_router, write_router
 from petkit.configuration import load_yaml
 from petkit.configuration.effects import effective
-from petkit.configuration.messages import shown
+from petkit.configuration.messages import shown_apart
 from petkit.errors import ArtifactError, ConfigError
 from petkit.methods.edrm.calibration import Reached
 from petkit.methods.edrm.config import RouterConfig
@@ -157,8 +157,9 @@ def check_fitted(folder: Path, config: RouterConfig) -> None:
     for key in FITTED_WITH:
         fitted, given = _value(own, key), _value(config, key)
         if fitted != given:
+            own_text, given_text = shown_apart(fitted, given)
             raise ConfigError(
-                f"{folder} was calibrated with {key} {shown(fitted)}, got {shown(given)}: leave it out, or "
+                f"{folder} was calibrated with {key} {own_text}, got {given_text}: leave it out, or "
                 "calibrate a router with it"
             )
 
