@@ -276,12 +276,11 @@ def _described(
     rule: Rule, items: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Items, what they were compared with, and bounds on the error of estimated entropies."""
+    from petkit.methods.edrm.rule import entropy_bias
+
     found = {"rule": rule.config.rule, "thresholds": vars(rule.thresholds), "items": items}
-    biases = [record["entropy_bias"] for record in records if "entropy_bias" in record]
-    if biases:
-        mean = sum(one["mean"] for one in biases) / len(biases)
-        found["entropy_bias"] = {"largest": max(one["largest"] for one in biases), "mean": mean}
-    return found
+    bias = entropy_bias(records)
+    return found if bias is None else {**found, "entropy_bias": bias}
 
 
 def _warn_of_bias(rule: Rule, items: Sequence[Mapping[str, Any]]) -> None:
@@ -536,10 +535,11 @@ def _report(
     about: str = "",
 ) -> None:
     """Pictures, and one page that holds them."""
+    from petkit.methods.edrm.rule import entropy_bias
     from petkit.report.routing import write_routing_page
 
     traces = [(item["regime"], record["entropies"]) for record, item in zip(records, items, strict=True)]
-    write_routing_page(folder, traces, items, result, about, vars(rule.thresholds))
+    write_routing_page(folder, traces, items, result, about, vars(rule.thresholds), entropy_bias(records))
 
 
 def _check_output(folder: Path, overwrite: bool) -> None:

@@ -32,6 +32,7 @@ def write_routing_page(
     result: Mapping[str, Any] | None = None,
     subtitle: str = "",
     thresholds: Mapping[str, Any] | None = None,
+    bias: Mapping[str, float] | None = None,
 ) -> Path:
     """Write `report.html` and its pictures.
 
@@ -43,6 +44,8 @@ def write_routing_page(
             of name and value.
         subtitle: which model, on what.
         thresholds: by name, that the descriptors were compared with.
+        bias: `largest` and `mean` over all tokens of how much too low the entropies may be; None where they
+            are exact.
 
     Returns:
         The page.
@@ -61,22 +64,21 @@ def write_routing_page(
             sections.insert(
                 0, Section("This router", tables=(Table(("calibrated", ""), tuple(result["fit"])),))
             )
-    sections.append(Section("Decisions", paragraphs=_notes(items, thresholds), tables=(_decisions(items),)))
+    sections.append(Section("Decisions", paragraphs=_notes(thresholds, bias), tables=(_decisions(items),)))
     return write_page(folder / "report.html", "Routing by entropy", sections, subtitle)
 
 
-def _notes(items: Sequence[Mapping[str, Any]], thresholds: Mapping[str, Any] | None) -> tuple[str, ...]:
+def _notes(thresholds: Mapping[str, Any] | None, bias: Mapping[str, float] | None) -> tuple[str, ...]:
     """What the table of decisions is to be read with."""
     notes = []
     if thresholds:
         named = (f"{name} {thresholds[name]:.4g}" for name in DESCRIPTORS)
         notes.append(f"Thresholds: {', '.join(named)}.")
-    biases = [item["entropy_bias"] for item in items if "entropy_bias" in item]
-    if biases:
-        mean = sum(biases) / len(biases)
+    if bias is not None:
         notes.append(
-            f"The entropies are estimates, at most {mean:.3g} nats a token too low on average. Their ranks "
-            "and steps, and with them spearman and von_neumann, have no bound."
+            f"The entropies are estimates: the true ones are larger by {bias['largest']:.3g} nats at most, "
+            f"{bias['mean']:.3g} on average over all tokens. Their ranks and steps, and with them spearman "
+            "and von_neumann, have no bound."
         )
     return tuple(notes)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -187,6 +187,20 @@ class BoundedEntropy:
 def bias_summary(biases: Sequence[float]) -> dict[str, float]:
     """How much too low a trajectory's estimates may be: the largest and the mean of at least one bound."""
     return {"largest": max(biases), "mean": sum(biases) / len(biases)}
+
+
+def pooled_bias(summaries: Sequence[Mapping[str, float]], tokens: Sequence[int]) -> dict[str, float]:
+    """The bounds of several trajectories as one.
+
+    Args:
+        summaries: of each, as `bias_summary` gives them; at least one.
+        tokens: of each.
+
+    Returns:
+        The largest, and the mean over the tokens of all: a long trajectory counts for more than a short one.
+    """
+    total = sum(one["mean"] * count for one, count in zip(summaries, tokens, strict=True))
+    return {"largest": max(one["largest"] for one in summaries), "mean": total / max(sum(tokens), 1)}
 
 
 def entropy_from_top(top_log_probs: Sequence[float], vocab: int) -> BoundedEntropy:

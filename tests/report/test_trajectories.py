@@ -74,14 +74,12 @@ def test_the_page_tells_thresholds_estimates_and_the_calibration(tmp_path):
         "reliability": None,
         "fit": [("reached", "34.2 (NOT kept)")],
     }  # fmt: skip
-    item = {**ITEM, "entropy_bias": 0.82}
     thresholds = {"cumulative": 32.0, "spearman": 0.07, "von_neumann": 2.0}
-    page = write_routing_page(
-        tmp_path, [("convergent", [1.0])], [item], result, thresholds=thresholds
-    ).read_text()
+    told = {"thresholds": thresholds, "bias": {"largest": 4.43, "mean": 0.521}}
+    page = write_routing_page(tmp_path, [("convergent", [1.0])], [ITEM], result, **told).read_text()
     assert "34.2 (NOT kept)" in page
     assert "Thresholds: cumulative 32, spearman 0.07, von_neumann 2." in page
-    assert "at most 0.82 nats a token too low on average" in page
+    assert "the true ones are larger by 4.43 nats at most, 0.521 on average over all tokens." in page
     assert "<td>6 / 0 / 2</td><td>differ</td>" in page
     assert "<td>8 / 0 / 0</td><td>agree</td>" in page
     # On a narrow screen a table is scrolled and its words stay whole.

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from petkit.errors import InputError, PetkitError
-from petkit.rollout.entropy import EntropyTracker, entropy_from_top
+from petkit.rollout.entropy import EntropyTracker, bias_summary, entropy_from_top, pooled_bias
 from tests.reference import token_statistics as reference
 
 VOCAB, EOS, PAD = 40, 1, 0
@@ -120,6 +120,13 @@ def test_the_truth_lies_within_the_bound(values, k):
     truth = float(-(np.exp(log_p) * log_p).sum())
     found = entropy_from_top(list(top), len(values))
     assert found.estimate - 1e-9 <= truth <= found.estimate + found.bias + 1e-9
+
+
+def test_the_mean_bound_is_over_tokens():
+    rows = [[0.5, 0.1], [0.2] * 8]
+    pooled = pooled_bias(list(map(bias_summary, rows)), list(map(len, rows)))
+    assert pooled == pytest.approx(bias_summary([value for row in rows for value in row]))
+    assert pooled_bias([{"largest": 0.0, "mean": 0.0}], [0]) == {"largest": 0.0, "mean": 0.0}
 
 
 def test_a_whole_vocabulary_leaves_no_doubt():

@@ -217,7 +217,8 @@ def _tell_bias(trajectories: Sequence[Trajectory]) -> None:
     biases = [value for one in trajectories for value in one.bias]
     if biases:
         log.info(
-            "entropies are estimates: the true ones are larger by %.3g nats at most, %.3g on average",
+            "entropies are estimates: the true ones are larger by %.3g nats at most, %.3g on average "
+            "over all tokens",
             max(biases),
             sum(biases) / len(biases),
         )
