@@ -215,10 +215,12 @@ def probe(
         "tokens": sum(one.cost for one in probes),
         **_described(rule, items, records),
     }
+    warning = _bias_warning(rule, items)
     with _staged(folder, overwrite) as stage:
         _write(stage, {"trajectories.jsonl": _lines(records), "result.json": _pretty(result)})
-        _report(stage, rule, items, records, about=_about(model, data))
-    _warn_of_bias(rule, items)
+        _report(stage, rule, items, records, about=_about(model, data), warning=warning)
+    if warning:
+        output.warn(warning)
     output.print_result(route_text.item_table(items, vars(rule.thresholds)), result, as_json)
 
 
@@ -260,12 +262,14 @@ def explain(
     result = _described(rule, items, records)
     if file is None:
         result["trajectories"] = [{"id": one["id"], "entropies": one["entropies"]} for one in records]
+    # A router's own thresholds were fitted to such estimates.
+    warning = _bias_warning(rule, items) if router is None else ""
     if folder is not None:
         with _staged(folder, overwrite) as stage:
             _write(stage, {"result.json": _pretty(result)})
-            _report(stage, rule, items, records)
-    if router is None:
-        _warn_of_bias(rule, items)
+            _report(stage, rule, items, records, warning=warning)
+    if warning:
+        output.warn(warning)
     thresholds = vars(rule.thresholds) if rule.config.rule == "thresholds" else {}
     pairs = zip(records, items, strict=True)
     text = "\n\n".join(route_text.trace(record, item, thresholds) for record, item in pairs)
@@ -283,9 +287,11 @@ def _described(
     return found if bias is None else {**found, "entropy_bias": bias}
 
 
-def _warn_of_bias(rule: Rule, items: Sequence[Mapping[str, Any]]) -> None:
-    if rule.config.rule == "thresholds":
-        route_text.warn_of_bias(items, rule.thresholds.cumulative)
+def _bias_warning(rule: Rule, items: Sequence[Mapping[str, Any]]) -> str:
+    """What to be told of thresholds that were not fitted to estimates; empty where there is nothing."""
+    if rule.config.rule != "thresholds":
+        return ""
+    return route_text.bias_warning(items, rule.thresholds.cumulative) or ""
 
 
 @app.command()
@@ -533,13 +539,15 @@ def _report(
     records: Sequence[Mapping[str, Any]],
     result: Mapping[str, Any] | None = None,
     about: str = "",
+    warning: str = "",
 ) -> None:
     """Pictures, and one page that holds them."""
     from petkit.methods.edrm.rule import entropy_bias
-    from petkit.report.routing import write_routing_page
+    from petkit.report.routing import Estimates, write_routing_page
 
     traces = [(item["regime"], record["entropies"]) for record, item in zip(records, items, strict=True)]
-    write_routing_page(folder, traces, items, result, about, vars(rule.thresholds), entropy_bias(records))
+    estimates = Estimates(entropy_bias(records), warning)
+    write_routing_page(folder, traces, items, result, about, vars(rule.thresholds), estimates)
 
 
 def _check_output(folder: Path, overwrite: bool) -> None:

@@ -111,21 +111,25 @@ def policy_table(policies: Sequence[Mapping[str, Any]]) -> Any:
     return output.table(columns, rows)
 
 
-def warn_of_bias(items: Sequence[Mapping[str, Any]], limit: float) -> None:
-    """Warn where a sum of estimates lies below a threshold, and the true one may lie above.
+def bias_warning(items: Sequence[Mapping[str, Any]], limit: float) -> str | None:
+    """What to be told where a sum of estimates lies below a threshold, and the true one may lie above.
 
     Args:
         items: as `Rule.explained` has them.
         limit: the threshold of the sum.
+
+    Returns:
+        One line; None where no sum does.
     """
     near = [
         item
         for item in items
         if item["cumulative"] <= limit < item["cumulative"] + item.get("cumulative_bias", 0.0)
     ]
-    if near:
-        output.warn(
-            f"the entropies are estimates: {len(near)} of {len(items)} sums ({near[0]['id']}: "
-            f"{near[0]['cumulative']:.4g}, up to {near[0]['cumulative_bias']:.3g} too low) may lie above the "
-            f"threshold of {limit:g} nats; calibrate a router with the served model"
-        )
+    if not near:
+        return None
+    return (
+        f"the entropies are estimates: {len(near)} of {len(items)} sums ({near[0]['id']}: "
+        f"{near[0]['cumulative']:.4g}, up to {near[0]['cumulative_bias']:.3g} too low) may lie above the "
+        f"threshold of {limit:g} nats; calibrate a router with the served model"
+    )

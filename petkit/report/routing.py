@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,23 @@ CAPTIONS = {
 }
 
 
+@dataclass(frozen=True)
+class Estimates:
+    """What is known of the error of entropies.
+
+    Args:
+        bias: `largest`, and `mean` over all tokens, of how much too low they may be; None where they are
+            exact.
+        warning: what to be told where that reaches a threshold.
+    """
+
+    bias: Mapping[str, float] | None = None
+    warning: str = ""
+
+
+EXACT = Estimates()
+
+
 def write_routing_page(
     folder: Path,
     traces: Sequence[tuple[str, Sequence[float]]],
@@ -32,7 +50,7 @@ def write_routing_page(
     result: Mapping[str, Any] | None = None,
     subtitle: str = "",
     thresholds: Mapping[str, Any] | None = None,
-    bias: Mapping[str, float] | None = None,
+    estimates: Estimates = EXACT,
 ) -> Path:
     """Write `report.html` and its pictures.
 
@@ -44,8 +62,7 @@ def write_routing_page(
             of name and value.
         subtitle: which model, on what.
         thresholds: by name, that the descriptors were compared with.
-        bias: `largest` and `mean` over all tokens of how much too low the entropies may be; None where they
-            are exact.
+        estimates: what is known of the entropies' error.
 
     Returns:
         The page.
@@ -64,22 +81,27 @@ def write_routing_page(
             sections.insert(
                 0, Section("This router", tables=(Table(("calibrated", ""), tuple(result["fit"])),))
             )
-    sections.append(Section("Decisions", paragraphs=_notes(thresholds, bias), tables=(_decisions(items),)))
+    sections.append(
+        Section("Decisions", paragraphs=_notes(thresholds, estimates), tables=(_decisions(items),))
+    )
     return write_page(folder / "report.html", "Routing by entropy", sections, subtitle)
 
 
-def _notes(thresholds: Mapping[str, Any] | None, bias: Mapping[str, float] | None) -> tuple[str, ...]:
+def _notes(thresholds: Mapping[str, Any] | None, estimates: Estimates) -> tuple[str, ...]:
     """What the table of decisions is to be read with."""
     notes = []
     if thresholds:
         named = (f"{name} {thresholds[name]:.4g}" for name in DESCRIPTORS)
         notes.append(f"Thresholds: {', '.join(named)}.")
+    bias = estimates.bias
     if bias is not None:
         notes.append(
             f"The entropies are estimates: the true ones are larger by {bias['largest']:.3g} nats at most, "
-            f"{bias['mean']:.3g} on average over all tokens. Their ranks and steps, and with them spearman "
-            "and von_neumann, have no bound."
+            f"{bias['mean']:.3g} on average over all tokens; entropy_bias is that average for each question. "
+            "Their ranks and steps, and with them spearman and von_neumann, have no bound."
         )
+    if estimates.warning:
+        notes.append(f"Warning: {estimates.warning}.")
     return tuple(notes)
 
 
@@ -136,7 +158,8 @@ def _policies(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
 
 
 def _decisions(items: Sequence[Mapping[str, Any]]) -> Table:
-    columns = ("id", "decision", "cumulative", "spearman", "von_neumann", "reason")
-    body = tuple(tuple(item[name] for name in columns) for item in items[:SHOWN])
+    bias = ("entropy_bias",) if any("entropy_bias" in item for item in items) else ()
+    columns = ("id", "decision", *DESCRIPTORS, *bias, "reason")
+    body = tuple(tuple(item.get(name) for name in columns) for item in items[:SHOWN])
     note = f"The first {SHOWN} of {len(items)}." if len(items) > SHOWN else ""
     return Table(columns, body, note=note)

@@ -48,8 +48,12 @@ def test_every_command(
     assert "nats a token too low on average; spearman and von Neumann have no bound" in result.out
     trace = tmp_path / "p" / "trajectories.jsonl"
     limit = found["items"][0]["cumulative"] + 0.5 * found["items"][0]["cumulative_bias"]
-    near = petkit("route", "explain", trace, "--set", f"thresholds.cumulative={limit}")
+    flags = ("--set", f"thresholds.cumulative={limit}", "-o", tmp_path / "near")
+    near = petkit("route", "explain", trace, *flags)
     assert "warning: the entropies are estimates: 3 of 3 sums (1: " in near.err
+    page = (tmp_path / "near" / "report.html").read_text()
+    assert "Warning: the entropies are estimates: 3 of 3 sums (1: " in page
+    assert ">entropy_bias</th>" in page
     assert f"may lie above the threshold of {limit:g} nats" in near.err
     assert "warning" not in petkit("route", "explain", trace, "--set", "thresholds.cumulative=999").err
     result = petkit("route", "calibrate", model, "--data", questions, *FAST, "-o", tmp_path / "r")

@@ -4,7 +4,7 @@ from PIL import Image
 from petkit.errors import InputError
 from petkit.report import trajectories
 from petkit.report.figures import colour, marker
-from petkit.report.routing import write_routing_page
+from petkit.report.routing import Estimates, write_routing_page
 from petkit.report.sparkline import sparkline
 from petkit.report.trajectories import _frontier, draw_frontier, draw_planes, draw_reliability, draw_traces
 
@@ -75,11 +75,18 @@ def test_the_page_tells_thresholds_estimates_and_the_calibration(tmp_path):
         "fit": [("reached", "34.2 (NOT kept)")],
     }  # fmt: skip
     thresholds = {"cumulative": 32.0, "spearman": 0.07, "von_neumann": 2.0}
-    told = {"thresholds": thresholds, "bias": {"largest": 4.43, "mean": 0.521}}
-    page = write_routing_page(tmp_path, [("convergent", [1.0])], [ITEM], result, **told).read_text()
+    told = {
+        "thresholds": thresholds,
+        "estimates": Estimates({"largest": 4.43, "mean": 0.521}, "1 of 2 sums <may> lie above"),
+    }
+    items = [{**ITEM, "entropy_bias": 0.6149}, ITEM]
+    page = write_routing_page(tmp_path, [("convergent", [1.0])] * 2, items, result, **told).read_text()
     assert "34.2 (NOT kept)" in page
     assert "Thresholds: cumulative 32, spearman 0.07, von_neumann 2." in page
-    assert "the true ones are larger by 4.43 nats at most, 0.521 on average over all tokens." in page
+    assert "the true ones are larger by 4.43 nats at most, 0.521 on average over all tokens;" in page
+    assert "<p>Warning: 1 of 2 sums &lt;may&gt; lie above.</p>" in page
+    assert '<th class="number">entropy_bias</th>' in page
+    assert '<td class="number">0.6149</td>' in page
     assert "<td>6 / 0 / 2</td><td>differ</td>" in page
     assert "<td>8 / 0 / 0</td><td>agree</td>" in page
     # On a narrow screen a table is scrolled and its words stay whole.
