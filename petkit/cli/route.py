@@ -394,7 +394,7 @@ def calibrate(
         save_router(stage, base, rule, reached, labelled.data or (), files)
         about = _about(model, labelled.data)
         _report(stage, rule, rule.explained(records), records, {**result, "fit": fit}, about)
-    tables = output.table(("calibrated", ""), fit), "", route_text.policy_table(result["policies"])
+    tables = output.table(("calibrated", ""), fit), "", route_text.comparison(result["policies"])
     output.print_result(output.stacked(*tables), payload, as_json)
     if not reached.is_met:
         raise GateError(
@@ -435,7 +435,7 @@ def evaluate(
         with _staged(folder, overwrite) as stage:
             _write(stage, {"outcomes.jsonl": _lines(records), "result.json": _pretty(payload)})
             _report(stage, rule, rule.explained(records), records, result, _about(model, labelled.data))
-    output.print_result(route_text.policy_table(result["policies"]), payload, as_json)
+    output.print_result(route_text.comparison(result["policies"]), payload, as_json)
 
 
 def _check_unloaded(model: str, sha256: str, rule: Rule, folder: Path | None) -> None:

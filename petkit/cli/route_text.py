@@ -91,6 +91,19 @@ def fit_rows(rule: Rule, reached: Reached, questions: int, folder: Path) -> list
     ]
 
 
+def comparison(policies: Sequence[Mapping[str, Any]]) -> Any:
+    """What every policy came to, and below it, since one table is too wide, how often it chose each mode."""
+    return output.stacked(policy_table(policies), "", mode_table(policies))
+
+
+def mode_table(policies: Sequence[Mapping[str, Any]]) -> Any:
+    """How many questions every policy answers in each mode."""
+    from petkit.methods.edrm.algorithm import MODES
+
+    rows = [(one["policy"], *(one["modes"].get(mode, 0) for mode in MODES)) for one in policies]
+    return output.table(("questions answered", *MODES), rows)
+
+
 def policy_table(policies: Sequence[Mapping[str, Any]]) -> Any:
     """Accuracy and tokens of every policy, with their intervals."""
 

@@ -143,13 +143,21 @@ def _policies(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     def cell(value: Mapping[str, float], form: str) -> str:
         return f"{value['mean']:{form}} ({value['low']:{form}} to {value['high']:{form}})"
 
-    columns = ("policy", "accuracy", "tokens", "saved against always cot", "direct / standard / cot")
+    columns = (
+        "policy",
+        "accuracy",
+        "tokens a question",
+        "saved against always cot",
+        "accuracy against it",
+        "direct / standard / cot",
+    )
     body = tuple(
         (
             row["policy"],
             cell(row["accuracy"], ".1%"),
             cell(row["tokens"], ".1f"),
             cell(row["tokens_saved"], ".1%"),
+            cell(row["accuracy_gain"], "+.1%"),
             " / ".join(str(row["modes"].get(mode, 0)) for mode in ("direct", "standard", "cot")),
         )
         for row in rows

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -194,6 +195,10 @@ def test_eval_compares(petkit: Petkit, llama: Path, questions: Path, router: Pat
     assert (tmp_path / "e" / "plots" / "reliability.png").exists()
     page = (tmp_path / "e" / "report.html").read_text()
     assert "always cot" in page
+    assert "accuracy against it" in page
+    text = petkit("route", "eval", llama, *flags, "--overwrite").out
+    assert re.search(r"^questions answered +direct +standard +cot$", text, re.MULTILINE)
+    assert re.search(r"^always cot +0 +0 +3$", text, re.MULTILINE)
     assert f"{llama} on questions.jsonl" in page
 
 

@@ -12,7 +12,7 @@ ITEM = {"id": "1", "decision": "cot", "regime": "convergent", "cumulative": 3.0,
         "von_neumann": 0.4, "reason": "falls <b>"}  # fmt: skip
 SPREAD = {"mean": 0.5, "low": 0.4, "high": 0.6}
 POLICY = {"policy": "always cot", "accuracy": SPREAD, "tokens": SPREAD, "tokens_saved": SPREAD,
-          "modes": {"cot": 2}}  # fmt: skip
+          "accuracy_gain": {"mean": -0.1, "low": -0.2, "high": 0.05}, "modes": {"cot": 2}}  # fmt: skip
 
 
 def test_sparkline():
@@ -108,6 +108,8 @@ def test_the_page_is_self_contained_and_escaped(tmp_path):
     assert page.count("data:image/png;base64,") == 4
     assert "falls &lt;b&gt;" in page
     assert "7 / 0 / 1" in page
+    assert page.count("<th>accuracy against it</th>") == 2
+    assert "<td>-10.0% (-20.0% to +5.0%)</td>" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
