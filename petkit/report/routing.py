@@ -141,7 +141,8 @@ def _agreement(modes: Mapping[str, int]) -> str:
 
 def _policies(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     def cell(value: Mapping[str, float], form: str) -> str:
-        return f"{value['mean']:{form}} ({value['low']:{form}} to {value['high']:{form}})"
+        # An interval stays in one line.
+        return f"{value['mean']:{form}} ({value['low']:{form}}\u00a0to\u00a0{value['high']:{form}})"
 
     columns = (
         "policy",
@@ -167,7 +168,8 @@ def _policies(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
 
 def _decisions(items: Sequence[Mapping[str, Any]]) -> Table:
     bias = ("entropy_bias",) if any("entropy_bias" in item for item in items) else ()
-    columns = ("id", "decision", *DESCRIPTORS, *bias, "reason")
+    # The reason comes first, where narrow screens show it too.
+    columns = ("id", "decision", "reason", *DESCRIPTORS, *bias)
     body = tuple(tuple(item.get(name) for name in columns) for item in items[:SHOWN])
     note = f"The first {SHOWN} of {len(items)}." if len(items) > SHOWN else ""
     return Table(columns, body, note=note)

@@ -87,10 +87,16 @@ def test_the_page_tells_thresholds_estimates_and_the_calibration(tmp_path):
     assert "<p>Warning: 1 of 2 sums &lt;may&gt; lie above.</p>" in page
     assert '<th class="number">entropy_bias</th>' in page
     assert '<td class="number">0.6149</td>' in page
-    assert "<td>6 / 0 / 2</td><td>differ</td>" in page
-    assert "<td>8 / 0 / 0</td><td>agree</td>" in page
-    # On a narrow screen a table is scrolled and its words stay whole.
-    assert "@media (max-width: 40rem) { td { overflow-wrap: break-word; } }" in page
+    assert '<td class="whole">6 / 0 / 2</td><td class="whole">differ</td>' in page
+    assert '<td class="whole">8 / 0 / 0</td><td class="whole">agree</td>' in page
+
+
+def test_ids_and_modes_stay_whole_and_reasons_have_room(tmp_path):
+    reason = "spearman -0.178 < -0.07 and von Neumann 1.926 < 2: converges, reason on"
+    items = [{**ITEM, "id": "set0-0", "reason": reason}, {**ITEM, "decision": "standard", "reason": "short"}]
+    page = write_routing_page(tmp_path, [("convergent", [1.0])] * 2, items).read_text()
+    assert '<td class="whole">set0-0</td><td class="whole">cot</td><td class="long">spearman -0.178' in page
+    assert '<td class="long">short</td><td class="number">3</td>' in page
 
 
 def test_the_frontier_holds_what_nothing_surpasses():
@@ -109,7 +115,8 @@ def test_the_page_is_self_contained_and_escaped(tmp_path):
     assert "falls &lt;b&gt;" in page
     assert "7 / 0 / 1" in page
     assert page.count("<th>accuracy against it</th>") == 2
-    assert "<td>-10.0% (-20.0% to +5.0%)</td>" in page
+    # The ends of an interval stay together.
+    assert "<td>-10.0% (-20.0%\u00a0to\u00a0+5.0%)</td>" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
