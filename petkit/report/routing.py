@@ -19,7 +19,8 @@ from petkit.report.trajectories import (
 
 SHOWN = 200
 CAPTIONS = {
-    "frontier.png": "Accuracy against tokens, 95 % intervals; the line joins the best but for the oracle.",
+    "frontier.png": "Accuracy against tokens, 95 % intervals; the line joins the best but for the oracle. "
+    "Policies that come to the same (=), or nearly so (≈), share a marker.",
     "traces.png": "Entropy of each token of the probes, and in thick lines the mean of each regime.",
     "planes.png": "Every question's descriptors, two at a time; the lines are the thresholds.",
     "reliability.png": "How often the learned router's choice was the best one, against how sure it was.",

@@ -1,9 +1,12 @@
+import itertools
+
+import numpy as np
 import pytest
 from PIL import Image
 
 from petkit.errors import InputError
 from petkit.report import trajectories
-from petkit.report.figures import colour, marker
+from petkit.report.figures import PALETTE, colour, marker
 from petkit.report.routing import Estimates, write_routing_page
 from petkit.report.sparkline import sparkline
 from petkit.report.trajectories import _frontier, draw_frontier, draw_planes, draw_reliability, draw_traces
@@ -91,6 +94,37 @@ def test_the_page_tells_thresholds_estimates_and_the_calibration(tmp_path):
     assert '<td class="whole">8 / 0 / 0</td><td class="whole">agree</td>' in page
 
 
+def policy_at(name, tokens, accuracy):
+    spread = {"accuracy": accuracy, "tokens": tokens}
+    bars = {key: {"mean": mean, "low": mean * 0.9, "high": mean * 1.1} for key, mean in spread.items()}
+    return {**POLICY, "policy": name, **bars}
+
+
+def test_points_that_hide_each_other_are_named_together(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(trajectories, "save", lambda figure, path: figures.append(figure) or path)
+    places = {"a": (50, 0.3), "b": (50, 0.3), "c": (50.1, 0.3), "d": (90, 0.3), "e": (90, 0.5)}
+    draw_frontier([policy_at(name, *place) for name, place in places.items()], tmp_path / "a.png")
+    (axes,) = figures[0].axes
+    legend = axes.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["a\n= b\n≈ c", "d", "e"]
+    markers = [line for line in axes.lines if line.get_marker() in "o^Dsv" and line.get_zorder() == 4]
+    assert len(markers) == 3
+    # Every policy's bars, thin and below every marker.
+    assert len(axes.containers) == 5
+    for bars in axes.containers:
+        assert all(part.get_zorder() < 4 for part in bars.get_children())
+
+
+def test_small_markers_keep_their_colours(tmp_path):
+    policies = [policy_at(str(place), 10 + 7 * place, 0.1 + 0.06 * (place % 5)) for place in range(14)]
+    with Image.open(draw_frontier(policies, tmp_path / "a.png")) as image:
+        found = image.convert("RGB").getcolors(300)
+    counts = {f"#{red:02X}{green:02X}{blue:02X}": count for count, (red, green, blue) in found}
+    assert all(counts[colour(place)] >= 20 for place in range(14))
+    assert max(counts, key=counts.get) == "#FFFFFF"
+
+
 def test_ids_and_modes_stay_whole_and_reasons_have_room(tmp_path):
     reason = "spearman -0.178 < -0.07 and von Neumann 1.926 < 2: converges, reason on"
     items = [{**ITEM, "id": "set0-0", "reason": reason}, {**ITEM, "decision": "standard", "reason": "short"}]
@@ -124,3 +158,17 @@ def test_every_policy_of_a_comparison_has_its_own_colour_and_marker():
     """Eleven policies, this router and the learned one among them, and a spare."""
     assert len({colour(place) for place in range(14)}) == len({marker(place) for place in range(14)}) == 14
     assert len({(colour(place), marker(place)) for place in range(50)}) == 50
+    pairs = itertools.combinations(PALETTE, 2)
+    # In CIELAB, where 2.3 is a difference that is just seen.
+    assert min(np.linalg.norm(_lab(one) - _lab(other)) for one, other in pairs) > 25
+
+
+def _lab(code):
+    """CIELAB of a colour in sRGB under D65."""
+    red_green_blue = np.array(list(bytes.fromhex(code[1:]))) / 255
+    linear = np.where(
+        red_green_blue <= 0.04045, red_green_blue / 12.92, ((red_green_blue + 0.055) / 1.055) ** 2.4
+    )
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    x, y, z = np.cbrt(np.maximum(np.array(to_xyz) @ linear / [0.9505, 1, 1.089], 216 / 24389))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
