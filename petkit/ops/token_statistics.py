@@ -70,7 +70,7 @@ def token_statistics(
         raise InputError(f"logits must be (..., vocab) with vocab >= 1, got {tuple(logits.shape)}")
     shape, vocab = logits.shape[:-1], logits.shape[-1]
     _check_top_k(top_k, vocab)
-    _check_temperature(temperature)
+    check_temperature(temperature)
     ids = _checked_ids(token_ids, logits)
     found = torch.ops.petkit.token_statistics(logits.reshape(-1, vocab), ids, top_k, float(temperature))
     log_z, entropy, varentropy, max_prob, log_prob, top_log_probs, top_ids, _, _ = found
@@ -90,7 +90,12 @@ def _check_top_k(top_k: Any, vocab: int) -> None:
         raise InputError(f"top_k must be a whole number between 0 and {vocab}, got {top_k!r}")
 
 
-def _check_temperature(temperature: Any) -> None:
+def check_temperature(temperature: Any) -> None:
+    """Refuse what `token_statistics` takes for no temperature, for those who will call it later.
+
+    Raises:
+        InputError: no number, or one out of range.
+    """
     if not isinstance(temperature, NUMBERS):
         raise InputError(f"temperature must be a number, got {temperature!r:.60}")
     if not LEAST_TEMPERATURE <= temperature <= LARGEST_TEMPERATURE:

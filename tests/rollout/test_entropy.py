@@ -157,8 +157,6 @@ def test_a_tracker_serves_one_call_alone():
     tracker(torch.zeros(2, 4, dtype=torch.int64), logits)
     with pytest.raises(InputError, match="serves one call of generate: expected 5 tokens a row, got 3"):
         tracker(torch.zeros(2, 3, dtype=torch.int64), logits)
-    with pytest.raises(InputError, match="max_tokens must be at least 0, got -1"):
-        EntropyTracker(max_tokens=-1)
 
 
 @pytest.mark.parametrize("beams", [2, 4])
@@ -183,6 +181,29 @@ def test_samples_of_one_prompt_are_no_beams(model):
     tracker = EntropyTracker(EOS)
     generate(model, [[5, 9]], tracker, do_sample=True, num_return_sequences=3)
     assert len(tracker.trajectories()) == 3
+
+
+def test_no_token_may_end_a_text(model):
+    tracker = EntropyTracker(None)
+    ids = torch.tensor([[EOS], [3]])
+    for step in range(3):
+        tracker(torch.cat([ids] * (step + 1), dim=1), torch.zeros(2, VOCAB))
+    assert [len(one) for one in tracker.trajectories()] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens must be at least 1, or None for all, got 0"),
+        ({"max_tokens": -1}, "max_tokens must be at least 1, or None for all, got -1"),
+        ({"temperature": 0}, r"temperature must lie between 1e-30 and 1e\+30, got 0"),
+        ({"temperature": math.nan}, r"temperature must lie between 1e-30 and 1e\+30, got nan"),
+        ({"temperature": "1"}, "temperature must be a number, got '1'"),
+    ],
+)
+def test_a_tracker_of_nothing_is_refused_when_it_is_made(options, message):
+    with pytest.raises(InputError, match=message):
+        EntropyTracker(**options)
 
 
 def test_ends_may_be_a_tensor():
