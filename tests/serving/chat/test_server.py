@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import logging
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -144,6 +145,14 @@ def test_errors_are_the_clients_own(chat, fields, kind, param, stream):
         chat.chat.completions.create(**wanted)
     assert caught.value.body["param"] == param
     assert "Traceback" not in str(caught.value)
+
+
+def test_a_request_that_is_too_long_is_told_by_petkit_alone(source, chat, monkeypatch, caplog):
+    monkeypatch.setattr(source.tokenizer, "model_max_length", 2048)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    with pytest.raises(openai.BadRequestError, match="the model takes 2048 tokens, got"):
+        chat.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "the " * 2050}])
+    assert "indexing errors" not in caplog.text
 
 
 def post(url, body, path="/chat/completions", **headers):
