@@ -197,14 +197,16 @@ def shape(name: str, word: str) -> list[str]:
     return [f"{name}upper={word.isupper()}", f"{name}title={word.istitle()}", f"{name}digit={word.isdigit()}"]
 
 
+def percent(value: float, interval: Sequence[float] | None) -> str:
+    """A fraction with its interval, which a single sentence has not."""
+    ends = "" if interval is None else f" ({100 * interval[0]:.2f} to {100 * interval[1]:.2f})"
+    return f"{100 * value:.2f}{ends}"
+
+
 def report(row: dict[str, Any]) -> None:
     """Print a line."""
     values = {"F1": row.get("f1"), "accuracy": row["accuracy"]}
-    shown = [
-        f"{name} {100 * one['value']:.2f} ({100 * one['interval'][0]:.2f} to {100 * one['interval'][1]:.2f})"
-        for name, one in values.items()
-        if one is not None
-    ]
+    shown = [f"{name} {percent(**one)}" for name, one in values.items() if one is not None]
     illegal = f", {row['illegal']} illegal" if "illegal" in row else ""
     print(f"{row['system']}: {', '.join(shown)}{illegal}, {row['seconds']:.0f} s", flush=True)
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from petkit.cli import common, output
+from petkit.cli.grouped import grouped
 from petkit.cli.train import SkipBadFlag, measured
 from petkit.errors import ConfigError, GateError
 
 if TYPE_CHECKING:
+    import torch
+
     from petkit.artifacts import Artifact
     from petkit.methods.binary_adapter.config import BinaryAdapterConfig
 
-
 NOISE_SEEDS = 3
+Measured: TypeAlias = "tuple[dict[str, Any], list[tuple[str, str]]]"
+"""What was found, for programs and as rows for people."""
 
 
 class Split(str, Enum):
@@ -36,92 +41,245 @@ class Mode(str, Enum):
     DENSE = "dense"
 
 
-def command(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder of the artifact.")],
+@dataclass(frozen=True)
+class Examples:
+    """What is measured."""
+
     data: Annotated[
         str | None,
         typer.Option(
             "--data", metavar="RECIPE|FOLDER|FILE", help="Other data than the artifact's own recipe names."
         ),
-    ] = None,
-    base: common.BaseOption = None,
-    split: Annotated[Split, typer.Option("--split", help="Which part of the data.")] = Split.TEST,
-    mode: Annotated[
-        Mode | None, typer.Option("--mode", help="packed by default; dense with --noise.")
-    ] = None,
-    settings: common.SetOption = None,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", metavar="N", min=1, help="Examples per forward pass.")
-    ] = 64,
+    ] = None
+    split: Annotated[Split, typer.Option("--split", help="Which part of the data.")] = Split.TEST
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Set a key of the data, such as data.test_size=100; may be repeated.",
+        ),
+    ] = None
+    skip_bad: SkipBadFlag = False
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How adapters compute."""
+
+    mode: Annotated[Mode | None, typer.Option("--mode", help="packed by default; dense with --noise.")] = None
     noise: Annotated[
         list[float] | None,
         typer.Option(
             "--noise", metavar="R", help="Add N(0, (R sigma)^2) to adapter matrices; may be repeated."
         ),
-    ] = None,
+    ] = None
     noise_seeds: Annotated[
         int | None,
         typer.Option("--noise-seeds", metavar="K", min=1, help="Draws of the noise to average (default 3)."),
-    ] = None,
+    ] = None
+
+    def chosen_mode(self) -> Mode:
+        """The mode that is asked for, or that noise needs; flags that contradict each other are refused."""
+        if self.noise and self.mode is Mode.PACKED:
+            raise ConfigError(
+                "--noise needs --mode dense, since packed bits cannot hold noise: leave --mode out"
+            )
+        if self.noise_seeds is not None and not self.noise:
+            raise ConfigError("--noise-seeds needs --noise: without noise nothing is drawn")
+        return self.mode or (Mode.DENSE if self.noise else Mode.PACKED)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the result must keep."""
+
     min_accuracy: Annotated[
         float | None,
-        typer.Option("--min-accuracy", metavar="X", min=0.0, max=1.0, help="Exit with 3 below this."),
-    ] = None,
+        typer.Option(
+            "--min-accuracy",
+            metavar="X",
+            min=0.0,
+            max=1.0,
+            help="Exit with 3 below this; of a tagger the accuracy of words.",
+        ),
+    ] = None
+    min_f1: Annotated[
+        float | None,
+        typer.Option(
+            "--min-f1",
+            metavar="X",
+            min=0.0,
+            max=1.0,
+            help="Taggers of spans: exit with 3 where the F1 of spans is below this.",
+        ),
+    ] = None
+    min_bleu: Annotated[
+        float | None,
+        typer.Option(
+            "--min-bleu", metavar="X", min=0.0, max=100.0, help="Translators: exit with 3 below this BLEU."
+        ),
+    ] = None
     max_loss: Annotated[
         float | None,
-        typer.Option("--max-loss", metavar="X", min=0.0, help="Nats an example or token; exit with 3 above."),
-    ] = None,
-    skip_bad: SkipBadFlag = False,
-    device: common.DeviceOption = "auto",
-    dtype: common.DtypeOption = common.Dtype.FLOAT32,
-    threads: common.ThreadsOption = None,
+        typer.Option(
+            "--max-loss", metavar="X", min=0.0, help="Nats an example, token or word; exit with 3 above."
+        ),
+    ] = None
+
+    def check(self, result: Mapping[str, Any]) -> None:
+        """Fail when the result does not keep them."""
+        faults = []
+        accuracy, loss = result.get("accuracy"), result["loss"]
+        if self.min_accuracy is not None and accuracy is not None and accuracy < self.min_accuracy:
+            faults.append(
+                f"accuracy must be at least {self.min_accuracy:g} (--min-accuracy), got {accuracy:.4f}"
+            )
+        spans = result.get("spans")
+        if self.min_f1 is not None and spans is not None and spans["f1"]["value"] < self.min_f1:
+            found = spans["f1"]["value"]
+            faults.append(f"F1 of spans must be at least {self.min_f1:g} (--min-f1), got {found:.4f}")
+        bleu = result.get("bleu")
+        if self.min_bleu is not None and bleu is not None and bleu["value"] < self.min_bleu:
+            faults.append(f"BLEU must be at least {self.min_bleu:g} (--min-bleu), got {bleu['value']:.2f}")
+        # Written so that a loss that is no number fails too.
+        if self.max_loss is not None and not loss <= self.max_loss:
+            faults.append(f"loss must be at most {self.max_loss:g} nats (--max-loss), got {loss:.4f}")
+        if faults:
+            raise GateError("\n".join(faults))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the forward passes run on."""
+
+    base: common.BaseOption = None
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", metavar="N", min=1, help="Examples per forward pass.")
+    ] = 64
+    device: common.DeviceOption = "auto"
+    dtype: common.DtypeOption = common.Dtype.FLOAT32
+    threads: common.ThreadsOption = None
+
+    def place(self) -> torch.device:
+        """The device, with the threads as asked for."""
+        from petkit.training import device as devices
+
+        devices.configure(self.threads, deterministic=False)
+        return devices.resolve_device(self.device)
+
+
+@grouped
+def command(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder of the artifact.")],
+    examples: Examples,
+    weights: Weights,
+    limits: Limits,
+    machine: Machine,
     as_json: common.JsonFlag = False,
 ) -> None:
     """Measure an artifact on a data set: accuracy with its 95 % interval, or perplexity, and the rate.
 
-    A tagger's --data is a recipe or a file of tagged words, and its spans are scored too.
+    A tagger gets the accuracy of its words, and unless its scheme is none the F1 of its spans.
+    Its --data is a recipe, or a file in columns: a word and its tag a line, sentences apart by
+    blank lines. Columns are those of its recipe, or what --set says: data.word_column=1,
+    data.tag_column, data.separator, data.comment, data.docstart. --mode, --noise and --skip-bad
+    have no effect on it.
+
+    A translator gets BLEU and chrF. Its --data is a recipe, or a .jsonl file of source and target;
+    --set also says how it translates: decode.candidates=9, decode.rescore=TEACHER, decode.beam=1.
     """
-    from petkit.artifacts.tagger import is_tagger
+    from petkit.artifacts.kinds import kind_of
+
+    kind = kind_of(artifact)
+    mode, place = weights.chosen_mode(), machine.place()
+    if limits.min_bleu is not None and kind != "translator":
+        raise ConfigError("--min-bleu is for translators, which `petkit train nat` makes: leave it out")
+    if kind == "tagger":
+        result, rows = _measure_tagger(artifact, examples, weights, limits, machine, place)
+    elif kind == "translator":
+        result, rows = _measure_translator(artifact, examples, weights, limits, machine, place)
+    else:
+        result, rows = _measure_adapter(artifact, examples, weights, limits, machine, place, mode)
+    output.print_result(output.table(("", ""), rows), result, as_json)
+    limits.check(result)
+
+
+def _measure_tagger(
+    artifact: Path,
+    examples: Examples,
+    weights: Weights,
+    limits: Limits,
+    machine: Machine,
+    place: torch.device,
+) -> Measured:
     from petkit.cli import tagged
+
+    skip_bad = examples.skip_bad or None
+    tagged.refuse({"--mode": weights.mode, "--noise": weights.noise, "--skip-bad": skip_bad})
+    if limits.min_f1 is not None:
+        tagged.check_has_spans(artifact, "--min-f1")
+    wanted = tagged.Wanted(machine.batch_size, str(place), machine.dtype.precision, machine.base)
+    settings = examples.settings or ()
+    result = tagged.evaluate(artifact, examples.data, examples.split.value, settings, wanted)
+    return result, tagged.evaluation_rows(result)
+
+
+def _measure_translator(
+    artifact: Path,
+    examples: Examples,
+    weights: Weights,
+    limits: Limits,
+    machine: Machine,
+    place: torch.device,
+) -> Measured:
+    from petkit.cli import translated
+
+    skip_bad = examples.skip_bad or None
+    flags: dict[str, Any] = {"--mode": weights.mode, "--noise": weights.noise, "--base": machine.base}
+    flags |= {"--min-accuracy": limits.min_accuracy, "--min-f1": limits.min_f1}
+    translated.refuse(flags)
+    data = translated.Data(examples.data, examples.split.value, examples.settings or (), skip_bad)
+    result = translated.evaluate(artifact, data, machine.batch_size, place, machine.dtype.precision)
+    return result, translated.evaluation_rows(result)
+
+
+def _measure_adapter(
+    artifact: Path,
+    examples: Examples,
+    weights: Weights,
+    limits: Limits,
+    machine: Machine,
+    place: torch.device,
+    mode: Mode,
+) -> Measured:
     from petkit.methods.binary_adapter import evaluation
     from petkit.methods.binary_adapter.recorded import read_checked
     from petkit.models.loading import load_adapted
-    from petkit.training import device as devices
 
-    if noise and mode is Mode.PACKED:
-        raise ConfigError("--noise needs --mode dense, since packed bits cannot hold noise: leave --mode out")
-    if noise_seeds is not None and not noise:
-        raise ConfigError("--noise-seeds needs --noise: without noise nothing is drawn")
-    chosen_mode = mode or (Mode.DENSE if noise else Mode.PACKED)
-    devices.configure(threads, deterministic=False)
-    place = devices.resolve_device(device)
-    if is_tagger(artifact):
-        tagged.refuse({"--mode": mode, "--noise": noise, "--skip-bad": skip_bad or None})
-        wanted = tagged.Wanted(batch_size, str(place), dtype.precision, base)
-        result = tagged.evaluate(artifact, data, split.value, settings or (), wanted)
-        output.print_result(output.table(("", ""), tagged.evaluation_rows(result)), result, as_json)
-        _gate(result, min_accuracy, max_loss)
-        return
-    config = data_config(read_checked(artifact), data, settings or (), skip_bad, split)
-    if min_accuracy is not None and config.task == "causal_lm":
+    split, dtype = examples.split, machine.dtype
+    settings = examples.settings or ()
+    config = data_config(read_checked(artifact), examples.data, settings, examples.skip_bad, split)
+    if limits.min_f1 is not None:
+        instead = "--max-loss" if config.task == "causal_lm" else "--min-accuracy"
+        raise ConfigError(f"--min-f1 is for taggers, and this is for {config.task}: use {instead}")
+    if limits.min_accuracy is not None and config.task == "causal_lm":
         raise ConfigError("--min-accuracy is for classifiers, and this is a language model: use --max-loss")
-    adapted = load_adapted(artifact, place, chosen_mode.value, base)
+    adapted = load_adapted(artifact, place, mode.value, machine.base)
     dataset = evaluation.load_split(adapted, config.data, split.value, config.seed)
 
     def measure(relative: float = 0.0, seed: int = 0) -> dict[str, Any]:
         with evaluation.weight_noise(adapted.model, relative, seed):
             return evaluation.evaluate_adapted(
-                adapted, dataset, place, batch_size, config.data.workers, dtype.precision
+                adapted, dataset, place, machine.batch_size, config.data.workers, dtype.precision
             ).payload()
 
-    settled = {"split": split.value, "mode": chosen_mode.value, "dtype": dtype.value}
+    settled = {"split": split.value, "mode": mode.value, "dtype": dtype.value}
     result = {"artifact": str(artifact), **settled, **measure()}
-    if noise:
-        result["noise"] = [
-            _under_noise(r, [measure(r, k) for k in range(noise_seeds or NOISE_SEEDS)]) for r in noise
-        ]
-    output.print_result(output.table(("", ""), _rows(result)), result, as_json)
-    _gate(result, min_accuracy, max_loss)
+    if weights.noise:
+        seeds = range(weights.noise_seeds or NOISE_SEEDS)
+        result["noise"] = [_under_noise(r, [measure(r, k) for k in seeds]) for r in weights.noise]
+    return result, _rows(result)
 
 
 def data_config(
@@ -222,15 +380,3 @@ def _noisy(point: Mapping[str, Any]) -> str:
     if len(draws) == 1:
         return f"{what}, of one draw"
     return f"{what}, mean of {len(draws)} draws; lowest {low}, highest {high}"
-
-
-def _gate(result: Mapping[str, Any], min_accuracy: float | None, max_loss: float | None) -> None:
-    faults = []
-    accuracy, loss = result.get("accuracy"), result["loss"]
-    if min_accuracy is not None and accuracy is not None and accuracy < min_accuracy:
-        faults.append(f"accuracy must be at least {min_accuracy:g} (--min-accuracy), got {accuracy:.4f}")
-    # Written so that a loss that is no number fails too.
-    if max_loss is not None and not loss <= max_loss:
-        faults.append(f"loss must be at most {max_loss:g} nats (--max-loss), got {loss:.4f}")
-    if faults:
-        raise GateError("\n".join(faults))

@@ -33,6 +33,7 @@ TASK_TYPES = (
     ("image_classification", "sample, vtab, image_folder", "a new head over image features"),
     ("text_classification", "text", "a new head over pooled text features"),
     ("causal_lm", "chat", "next tokens of the assistant's turns"),
+    ("tagging", "sample, conll", "a tag for each word (`petkit train tagger`); the sample is made-names"),
 )
 
 

@@ -41,6 +41,16 @@ def command(
         ),
     ] = None,
     base: common.BaseOption = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Taggers: how INPUT files in columns divide, where not as the tagger's recipe says: "
+            "data.word_column=1 (from 0; -1 is the last), data.separator, data.comment or data.docstart; may "
+            "be repeated.",
+        ),
+    ] = None,
     top_k: Annotated[
         int | None, typer.Option("--top-k", metavar="N", min=1, help="Classes to print (default 3).")
     ] = None,
@@ -62,7 +72,9 @@ def command(
 ) -> None:
     """Predict the classes of pictures or texts, let a language model write, or tag words.
 
-    A tagger's inputs are texts, .txt files of a sentence a line (words apart by spaces), or files in columns.
+    A tagger's inputs are texts, .txt files of a sentence a line (words apart by spaces), or files
+    in columns (.conll, .conllu, .tsv, .bio, .iob, .iob2), whose words are in the column that its
+    recipe names or --set says.
     """
     from petkit.artifacts.tagger import is_tagger
     from petkit.cli import tagged
@@ -77,8 +89,11 @@ def command(
     if bank is None and is_tagger(inputs[0]):
         tagged.refuse({"--top-k": top_k, "--max-new-tokens": max_new_tokens, "--skip-bad": skip_bad or None})
         settled = tagged.Wanted(batch_size, place, dtype.precision, base)
-        tagged.print_predictions(tagged.predict(Path(inputs[0]), inputs[1:], settled), as_json, as_lines)
+        sentences = tagged.predict(Path(inputs[0]), inputs[1:], settings or (), settled)
+        tagged.print_predictions(sentences, as_json, as_lines)
         return
+    if settings:
+        raise ConfigError("--set has no effect, since it is for taggers: leave it out")
     wanted = _Wanted(top_k, max_new_tokens, batch_size, skip_bad, place, dtype.precision)
     if bank is not None:
         found = _with_bank(bank, inputs, wanted, base)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from petkit.cli import output, vtab
+from petkit.cli.catalog import configuration_of
 from petkit.cli.common import DANGER_PANEL, JsonFlag, SetOption
 from petkit.cli.shipped import Recipe, shipped_experiments, shipped_recipes
 from petkit.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from petkit.configuration import Config
 
 app = typer.Typer(help="List, show and copy the shipped recipes and experiments.")
 
@@ -51,8 +55,9 @@ def cp(
     from petkit.artifacts.files import atomic_write
     from petkit.configuration import edit_yaml, parse_override
 
-    text = _recipe(name).path.read_text(encoding="utf-8")
-    changes = {".".join(path): value for path, value in map(parse_override, overrides or ())}
+    text, model = _recipe(name).path.read_text(encoding="utf-8"), _configuration(_recipe(name))
+    given = (parse_override(one, model) for one in overrides or ())
+    changes = {".".join(path): value for path, value in given}
     if task:
         changes = vtab.changes(name, task, changes) | changes
     if file.exists() and not overwrite:
@@ -72,6 +77,15 @@ def _recipe(name: str) -> Recipe:
         hint = f"did you mean {near}?" if near else f"there are {', '.join(shipped)}"
         raise ConfigError(f"no shipped recipe is named {name!r}; {hint}")
     return shipped[name]
+
+
+def _configuration(recipe: Recipe) -> type[Config]:
+    """What the keys of a recipe, or of an experiment, are."""
+    if recipe in shipped_experiments():
+        from petkit.benchmarks.experiment import ExperimentConfig
+
+        return ExperimentConfig
+    return configuration_of(recipe.command)
 
 
 def _shipped() -> list[Recipe]:

@@ -230,7 +230,12 @@ def explain(
     given: Settings,
     machine: Machine,
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="JSONL of id and entropies, as probe writes it.")
+        Path | None,
+        typer.Argument(
+            metavar="[FILE]",
+            help="JSONL of id and entropies, as probe writes it. With --router as many tokens as its probes "
+            "have, or fewer where finished is true.",
+        ),
     ] = None,
     question: QuestionOption = None,
     model: Annotated[
@@ -244,6 +249,7 @@ def explain(
 ) -> None:
     """Show a trajectory, its descriptors and the inequality that decided; with -o as a picture too."""
     from petkit.methods.edrm.recipe import record_of
+    from petkit.methods.edrm.stored import check_probes
 
     if (file is None) == (question is None):
         raise ConfigError("explain needs either FILE or --question TEXT")
@@ -254,6 +260,8 @@ def explain(
     rule = given.rule(router)
     if file is not None:
         records = _trajectories(file, skip_bad)
+        if router is not None:
+            check_probes(router, records, file)
     else:
         questions = _questions(None, question, False)
         written = machine.router(str(model), rule, folder=router).probe(questions)
@@ -511,6 +519,8 @@ def _trajectories(path: Path, skip_bad: bool) -> list[dict[str, Any]]:
         if wrong:
             got = f"{values[wrong[0]]!r:.60} at token {wrong[0]}"
             raise ValueError(f"entropies must be finite and at least 0, got {got}")
+        if type(row.get("finished", False)) is not bool:
+            raise ValueError(f"finished must be true or false, got {row['finished']!r:.60}")
         return row
 
     with _flag_hints():

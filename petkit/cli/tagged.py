@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petkit.cli import common, output
-from petkit.errors import ArtifactError, ConfigError
+from petkit.errors import ArtifactError, ConfigError, PetkitError
 
 if TYPE_CHECKING:
     from petkit.artifacts import Check
     from petkit.artifacts.tagger import TaggerArtifact
-    from petkit.data.conll import TaggedSentence
+    from petkit.data.conll import Columns, TaggedSentence
     from petkit.methods.crf_tagger.config import TaggerConfig
     from petkit.methods.crf_tagger.stored import LoadedTagger
     from petkit.training.config import Precision
@@ -24,6 +24,9 @@ RECIPES = (".yaml", ".yml")
 LINES = ".txt"
 COLUMNS = (".conll", ".conllu", ".tsv", ".bio", ".iob", ".iob2")
 SHOWN_LABELS = 20
+# The keys of `data` that say how a line without tags divides, and a column that no word is in.
+DIVIDES = ("word_column", "separator", "comment", "docstart")
+NO_COLUMN = 2**31
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Tagged:
     """The tags of one sentence, and the input that it came from."""
 
     name: str
+    line: int | None
+    """Of the file, where the sentence begins; None for a text."""
     words: tuple[str, ...]
     tags: tuple[str, ...]
     has_spans: bool
@@ -49,7 +54,10 @@ class Tagged:
 
     def payload(self) -> dict[str, Any]:
         """The same as JSON values; spans as first word, word behind the last, and type."""
-        found: dict[str, Any] = {"input": self.name, "words": list(self.words), "tags": list(self.tags)}
+        found: dict[str, Any] = {"input": self.name}
+        if self.line is not None:
+            found["row"] = f"{self.name}:{self.line}"
+        found |= {"words": list(self.words), "tags": list(self.tags)}
         if self.has_spans:
             from petkit.data.spans import spans_of
 
@@ -71,6 +79,26 @@ def refuse(flags: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name} has no effect, since the artifact is a tagger: leave it out")
 
 
+def check_has_spans(artifact: Path, flag: str) -> None:
+    """Refuse a flag about spans for a tagger whose tags write none.
+
+    Args:
+        artifact: the tagger's folder.
+        flag: what was given.
+
+    Raises:
+        ArtifactError: the artifact is damaged.
+        ConfigError: its scheme is none.
+    """
+    from petkit.artifacts.tagger import read_tagger
+    from petkit.methods.crf_tagger.stored import stored_config
+
+    if stored_config(read_tagger(artifact)).data.scheme == "none":
+        raise ConfigError(
+            f"{flag} needs a tagger of spans, and {artifact} has data.scheme none: use --min-accuracy"
+        )
+
+
 def evaluate(
     artifact: Path, data: str | None, split: str, settings: Sequence[str], wanted: Wanted
 ) -> dict[str, Any]:
@@ -90,13 +118,14 @@ def evaluate(
         PetkitError: the artifact, its encoder or the data cannot be used, by kind.
     """
     from petkit.methods.crf_tagger.evaluation import evaluate_tagger
-    from petkit.methods.crf_tagger.inputs import TaggedSentences
+    from petkit.methods.crf_tagger.inputs import TaggedSentences, warn_of_divided
     from petkit.methods.crf_tagger.splits import check_known
     from petkit.methods.crf_tagger.stored import load_tagger
 
     loaded = load_tagger(artifact, wanted.device, wanted.base)
     sentences = _sentences(loaded, data, split, settings)
     check_known(sentences, loaded.labels)
+    warn_of_divided(data or split, [sentence.words for sentence in sentences], loaded.reader)
     evaluation = evaluate_tagger(
         loaded.model,
         TaggedSentences(sentences, loaded.labels, loaded.reader),
@@ -115,22 +144,30 @@ def _sentences(
     from petkit.methods.crf_tagger.splits import measured_split, read_checked
 
     folder = loaded.artifact.folder
+    why = dict.fromkeys(("output", "training"), "petkit eval reads data and seed alone")
     if data is not None and Path(data).suffix not in RECIPES and Path(data).is_file():
         if split != "test":
             raise ConfigError("--split has no effect, since --data names one file: leave it out")
-        flags = {"data.format": "conll", "data.train": data, "data.test": data}
-        return read_checked(Path(data), _resolved(folder, folder / "config.yaml", settings, flags).data)
+        config = _resolved(folder, folder / "config.yaml", settings, _only_file(data), why)
+        return read_checked(Path(data), config.data)
     file = folder / "config.yaml" if data is None else common.recipe_files([data], None)[0]
-    return measured_split(_resolved(folder, file, settings, {}), split)
+    return measured_split(_resolved(folder, file, settings, {}, why), split)
 
 
-def _resolved(folder: Path, file: Path, settings: Sequence[str], flags: Mapping[str, Any]) -> TaggerConfig:
+def _only_file(name: str) -> dict[str, str]:
+    """Flags that put one file in the place of a recipe's sentences."""
+    return {"data.format": "conll", "data.train": name, "data.test": name}
+
+
+def _resolved(
+    folder: Path, file: Path, settings: Sequence[str], flags: Mapping[str, Any], ignored: Mapping[str, str]
+) -> TaggerConfig:
     """The recipe that says where sentences are; what the artifact is, it says itself."""
     from petkit.configuration import resolve
     from petkit.methods.crf_tagger.config import TaggerConfig
 
-    ignored = dict.fromkeys(("model", "head", "adapter", "data.scheme"), "the artifact says what it is")
-    ignored |= dict.fromkeys(("output", "training"), "petkit eval reads data and seed alone")
+    own = dict.fromkeys(("model", "head", "adapter", "data.scheme"), "the artifact says what it is")
+    ignored = {**ignored, **own}
     given = {"output": str(folder), **flags}
     return resolve(TaggerConfig, [file], settings, given, ignored=ignored).config
 
@@ -144,26 +181,28 @@ def evaluation_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     Returns:
         Names and texts.
     """
-    from petkit.methods.crf_tagger.card import measured
+    from petkit.methods.crf_tagger.card import measured, ranged
     from petkit.report.rounding import significant
 
     rows = [("artifact", result["artifact"]), (result["data"] or result["split"], measured(result))]
     if result["spans"] is not None:
         for name in ("precision", "recall"):
-            low, high = result["spans"][name]["interval"]
-            rows.append((name, f"{result['spans'][name]['value']:.1%} ({low:.1%} to {high:.1%})"))
+            rows.append((name, ranged(**result["spans"][name])))
         for kind, own in result["spans"]["per_type"].items():
             numbers = f"F1 {own['f1']:.1%}, precision {own['precision']:.1%}, recall {own['recall']:.1%}"
             rows.append((kind or "spans", f"{numbers}, {own['gold']} spans"))
     return [*rows, ("rate", f"{significant(result['examples_per_second'])} sentences/s")]
 
 
-def predict(artifact: Path, inputs: Sequence[str], wanted: Wanted) -> Iterator[Tagged]:
+def predict(
+    artifact: Path, inputs: Sequence[str], settings: Sequence[str], wanted: Wanted
+) -> Iterator[Tagged]:
     """Tag the words of every input.
 
     Args:
         artifact: the tagger's folder.
         inputs: files and texts.
+        settings: values of `--set`: how files in columns divide where not as the tagger's recipe says.
         wanted: flags.
 
     Yields:
@@ -173,36 +212,57 @@ def predict(artifact: Path, inputs: Sequence[str], wanted: Wanted) -> Iterator[T
         PetkitError: the artifact, its encoder or an input cannot be used, by kind.
     """
     from petkit.methods.crf_tagger.evaluation import tag_words
+    from petkit.methods.crf_tagger.inputs import warn_of_divided
     from petkit.methods.crf_tagger.stored import load_tagger
 
     loaded = load_tagger(artifact, wanted.device, wanted.base)
-    data = loaded.config.data
-    read = [(name, _words(name, loaded)) for name in inputs]
+    columns, has_spans = _columns(loaded, inputs, settings), loaded.config.data.scheme != "none"
+    read = [(name, _words(name, columns)) for name in inputs]
+    for name, sentences in read:
+        warn_of_divided(name, [words for words, _ in sentences], loaded.reader)
     for name, sentences in read:
         for start in range(0, len(sentences), wanted.batch_size):
             chunk = sentences[start : start + wanted.batch_size]
+            words = [own for own, _ in chunk]
             tags = tag_words(
                 loaded.model,
                 loaded.reader,
-                chunk,
+                words,
                 loaded.labels,
                 batch_size=wanted.batch_size,
                 device=wanted.device,
                 precision=wanted.precision,
             )
-            for words, own in zip(chunk, tags, strict=True):
-                yield Tagged(name, words, own, data.scheme != "none", data.columns().separator or " ")
+            for (own, line), found in zip(chunk, tags, strict=True):
+                yield Tagged(name, line, own, found, has_spans, columns.separator or " ")
 
 
-def _words(name: str, loaded: LoadedTagger) -> list[tuple[str, ...]]:
-    """The sentences of a file, or of a text that is no file's name."""
+def _columns(loaded: LoadedTagger, inputs: Sequence[str], settings: Sequence[str]) -> Columns:
+    """How the files in columns divide: as the tagger's recipe says, changed by --set."""
+    if not settings:
+        return loaded.config.data.columns()
+    file = next((name for name in inputs if Path(name).suffix.lower() in COLUMNS), None)
+    if file is None:
+        raise ConfigError(
+            f"--set has no effect, since no INPUT is a file in columns ({', '.join(COLUMNS)}): leave it out"
+        )
+    # The words' column may be any, since no tags are read.
+    flags = {**_only_file(file), "data.tag_column": NO_COLUMN}
+    ignored = {f"data.{name}" for name in type(loaded.config.data).model_fields if name not in DIVIDES}
+    why = dict.fromkeys((*ignored, "output", "seed", "training"), "petkit predict reads words alone")
+    folder = loaded.artifact.folder
+    return _resolved(folder, folder / "config.yaml", settings, flags, why).data.columns()
+
+
+def _words(name: str, columns: Columns) -> Sequence[tuple[tuple[str, ...], int | None]]:
+    """The sentences of a file with their lines, or of a text that is no file's name."""
     from petkit.data.conll import read_word_column, read_words
 
     path = Path(name)
     if path.suffix.lower() == LINES:
         return read_words(path)
     if path.suffix.lower() in COLUMNS:
-        return read_word_column(path, loaded.config.data.columns())
+        return read_word_column(path, columns)
     if path.is_file():
         # Sentences read as columns would lose all but their first words.
         raise ConfigError(
@@ -212,7 +272,7 @@ def _words(name: str, loaded: LoadedTagger) -> list[tuple[str, ...]]:
     words = tuple(re.findall(r"[^ \t\r\n]+", name))
     if not words:
         raise ConfigError("an INPUT must hold at least one word, got blanks")
-    return [words]
+    return [(words, None)]
 
 
 def print_predictions(found: Iterator[Tagged], as_json: bool, as_lines: bool) -> None:
@@ -277,7 +337,7 @@ def recipe_checks(artifact: Path) -> list[Check]:
 
     try:
         tagger = read_tagger(artifact)
-    except (ArtifactError, FileNotFoundError):
+    except (PetkitError, FileNotFoundError):
         return []
     try:
         config = stored_config(tagger)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from petkit.errors import ArtifactError, ConfigError
+from petkit.cli import common, output
+from petkit.errors import ArtifactError, ConfigError, PetkitError
 
 if TYPE_CHECKING:
+    import torch
+
     from petkit.artifacts import Check
     from petkit.artifacts.translator import TranslatorArtifact
     from petkit.methods.nart_crf.config import TranslatorConfig
+    from petkit.training.config import Precision
+
+ROWS = (".jsonl",)
 
 
 def teacher_recipe(config: TranslatorConfig, folder: Path | None) -> TranslatorConfig:
@@ -44,6 +51,89 @@ def teacher_recipe(config: TranslatorConfig, folder: Path | None) -> TranslatorC
             "model": config.model.model_copy(update={"kind": TEACHER}),
         }
     )
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is measured: a recipe, a file or the artifact's own data; of which split; by which settings."""
+
+    source: str | None
+    split: str
+    settings: Sequence[str]
+    skip_bad: bool | None
+
+
+def refuse(flags: Mapping[str, Any]) -> None:
+    """Refuse flags that are given and have no effect on a translator.
+
+    Args:
+        flags: values by name; None where a flag was not given.
+
+    Raises:
+        ConfigError: names the flag.
+    """
+    for name, value in flags.items():
+        if value is not None and value != []:
+            raise ConfigError(f"{name} has no effect, since the artifact is a translator: leave it out")
+
+
+def evaluate(
+    artifact: Path, data: Data, batch_size: int, device: torch.device, precision: Precision
+) -> dict[str, Any]:
+    """Measure a translator.
+
+    Args:
+        artifact: its folder.
+        data: what is measured.
+        batch_size: sentences at once.
+        device: where it runs.
+        precision: of the loss.
+
+    Returns:
+        The payload of its evaluation, with what was measured.
+
+    Raises:
+        PetkitError: the artifact or the data cannot be used, by kind.
+    """
+    from petkit.methods.nart_crf.evaluation import check_sacrebleu, evaluate_translator
+    from petkit.methods.nart_crf.splits import measured_split
+    from petkit.methods.nart_crf.stored import load_translator, translator_of
+
+    check_sacrebleu()
+    stored = load_translator(artifact, device)
+    config = _resolved(artifact, data)
+    pairs = measured_split(config, data.split)
+    translator = translator_of(stored, config.decode, device)
+    with output.progress("eval", len(pairs), "sentences") as advance:
+        evaluation = evaluate_translator(
+            translator, pairs, batch_size=batch_size, precision=precision, advance=advance
+        )
+    decode = config.decode.model_dump(mode="json")
+    return {
+        "artifact": str(artifact), "split": data.split, "data": data.source, "decode": decode,
+        **evaluation.payload(),
+    }  # fmt: skip
+
+
+def _resolved(artifact: Path, data: Data) -> TranslatorConfig:
+    """The recipe that says where sentences are and how they are translated; the artifact says what it is."""
+    from petkit.configuration import resolve
+    from petkit.methods.nart_crf.config import TranslatorConfig
+
+    ignored = dict.fromkeys(
+        ("model", "crf", "vocabulary", "lengths", "loss"), "the artifact says what it is"
+    ) | dict.fromkeys(
+        ("output", "training", "teacher", "start"), "petkit eval reads data, decode and seed alone"
+    )
+    flags: dict[str, Any] = {"output": str(artifact), "data.skip_bad": data.skip_bad}
+    files = [artifact / "config.yaml"]
+    if data.source is not None and Path(data.source).suffix in ROWS:
+        if data.split != "test":
+            raise ConfigError("--split has no effect, since --data names one file: leave it out")
+        flags |= {"data.format": "jsonl", "data.train": data.source, "data.test": data.source}
+    elif data.source is not None:
+        files += common.recipe_files([data.source], None)
+    return resolve(TranslatorConfig, files, data.settings, flags, ignored=ignored).config
 
 
 def facts(artifact: TranslatorArtifact) -> list[str]:
@@ -92,7 +182,7 @@ def recipe_checks(artifact: Path) -> list[Check]:
 
     try:
         translator = read_translator(artifact)
-    except (ArtifactError, FileNotFoundError):
+    except (PetkitError, FileNotFoundError):
         return []
     try:
         config = stored_config(translator.manifest, artifact)

@@ -28,6 +28,7 @@ _EXPECTED: dict[str, str] = {
     "model_attributes_type": "a section with keys of its own",
 }
 _ABBREVIATIONS = {"lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size"}
+_EPOCHS = ("training", "epochs")
 # Of the letters of two names; the best match counts, and `epox` for `epochs` has 0.6.
 _CLOSE = 0.6
 _CLOSE_ELSEWHERE = 0.75
@@ -112,6 +113,20 @@ def invalid(error: ErrorDetails, where: Callable[[KeyPath], str | None], model: 
 def not_a_choice(path: KeyPath, value: Any, choices: Sequence[Any], origin: str) -> str:
     """A value that is none of those a key may hold."""
     return f"{dotted(path)} must be {one_of(choices)}, got {shown(value)}{place(origin)}"
+
+
+def not_a_setting(model: type[Config], text: str) -> str:
+    """A `--set` without a key, with an example that the configuration knows."""
+    return f"--set must be KEY=VALUE{_example(model)}, got {text!r}"
+
+
+def _example(model: type[Config]) -> str:
+    """The epochs of a training, or else a number, one in a section first; nothing without numbers."""
+    numbers = {path: field.default for path, field, _ in leaves(model) if type(field.default) in (int, float)}
+    if _EPOCHS in numbers:
+        return f", such as {dotted(_EPOCHS)}=3"
+    path = next((path for path in numbers if len(path) > 1), next(iter(numbers), None))
+    return "" if path is None else f", such as {dotted(path)}={numbers[path]:g}"
 
 
 def missing(path: KeyPath) -> str:

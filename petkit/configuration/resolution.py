@@ -114,8 +114,15 @@ def resolve(
     return Resolved(config, origins, tuple(dropped))
 
 
-def parse_override(text: str) -> tuple[KeyPath, str]:
+def parse_override(text: str, model: type[Config]) -> tuple[KeyPath, str]:
     """Split the `a.b=VALUE` of `--set` into its path and the text of its value.
+
+    Args:
+        text: what was given.
+        model: the configuration that it changes; an error names a key of it.
+
+    Returns:
+        The path, which need not exist, and the text.
 
     Raises:
         ConfigError: there is no `=`, or the key is not dotted names.
@@ -123,7 +130,7 @@ def parse_override(text: str) -> tuple[KeyPath, str]:
     key, equals, value = text.partition("=")
     path = tuple(key.strip().split("."))
     if not equals or not all(part.isidentifier() for part in path):
-        raise ConfigError(f"--set must be KEY=VALUE, such as training.epochs=3, got {text!r}")
+        raise ConfigError(messages.not_a_setting(model, text))
     return path, value
 
 
@@ -150,7 +157,7 @@ def _layers(
                 yield _nested(path, value), partial(_fixed, name), layer + 1
     for text in overrides:
         with _collected(errors):
-            path, words = parse_override(text)
+            path, words = parse_override(text, model)
             value = _value(model, path, words, f"--set {text}")
             yield _nested(path, value), partial(_fixed, OVERRIDE), layer + 2
     for key, value in flags.items():

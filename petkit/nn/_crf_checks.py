@@ -121,7 +121,16 @@ def check_weights(weights: Tensor, num_tags: int) -> None:
         raise InputError(f"weights must be finite and at least 0, got {float(weights[tag])} for tag {tag}")
 
 
-def check_reduction(reduction: str) -> None:
-    """Refuse an unknown reduction."""
-    if reduction not in REDUCTIONS:
-        raise InputError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+def check_reduction(reduction: str, known: tuple[str, ...], mask: Tensor) -> None:
+    """Refuse an unknown reduction, and a mean over a mask (batch, time) without anything, which is nan."""
+    if reduction not in known:
+        raise InputError(f"reduction must be one of {', '.join(known)}, got {reduction!r}")
+    # A trace would bind what is exported to batches that are not empty.
+    if reduction in ("none", "sum") or torch.compiler.is_compiling():
+        return
+    batch, time = mask.shape
+    if batch == 0 or (time == 0 and reduction != "mean"):
+        raise InputError(
+            f"reduction {reduction} needs something to average, got batch {batch}, time {time}: leave the "
+            "call out, or take sum or none"
+        )

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from petkit.errors import InputError
+from petkit.nn._crf_checks import check_reduction
 from petkit.ops import beam_crf_viterbi
+from petkit.ops._checks import check_tensor, whole_number
 from petkit.ops.beam_crf_log_partition import log_partition_and_score
 
 REDUCTIONS = ("none", "sum", "mean", "token_mean", "length_mean")
@@ -66,15 +68,13 @@ class BeamCRF(nn.Module):
             sizes["hidden_size"] = hidden_size
         elif hidden_size is not None:
             raise InputError(f"hidden_size has an effect with dynamic=True only, got {hidden_size}")
-        for name, size in sizes.items():
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise InputError(f"{name} must be an integer of at least 1, got {size!r}")
+        sizes = {name: whole_number(name, size, 1) for name, size in sizes.items()}
         super().__init__()
-        self.vocab_size, self.rank, self.beam = vocab_size, rank, beam
+        self.vocab_size, self.rank, self.beam = sizes["vocab_size"], sizes["rank"], sizes["beam"]
         self.hidden_size = sizes.get("hidden_size", 0)
-        self.left = nn.Parameter(torch.empty(vocab_size, rank))
-        self.right = nn.Parameter(torch.empty(vocab_size, rank))
-        self.dynamic = _matrices(sizes["hidden_size"], rank) if dynamic else None
+        self.left = nn.Parameter(torch.empty(self.vocab_size, self.rank))
+        self.right = nn.Parameter(torch.empty(self.vocab_size, self.rank))
+        self.dynamic = _matrices(self.hidden_size, self.rank) if dynamic else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -113,12 +113,12 @@ class BeamCRF(nn.Module):
             A scalar, or (batch,) with `none`; float32 or float64, in nats. Differentiable.
 
         Raises:
-            InputError: see the class; for a target outside the vocabulary, and, except that `none` gives its
-            log-likelihood of -inf, for one whose emission is -inf, by batch and time.
+            InputError: see the class; for a mean over nothing; for a target outside the vocabulary, and,
+                except that `none` gives its log-likelihood of -inf, for one whose emission is -inf, by batch
+                and time.
         """
-        if reduction not in REDUCTIONS:
-            raise InputError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
         mask = self._checked_mask(emissions, mask)
+        check_reduction(reduction, REDUCTIONS, mask)
         found = self._log_likelihood(emissions, targets, mask, hidden, include_targets)
         if reduction != "none":
             _check_possible(found, emissions, targets, mask)
@@ -182,6 +182,8 @@ class BeamCRF(nn.Module):
             return None
         if hidden is None:
             raise InputError("dynamic=True needs hidden, the states (batch, time, hidden_size); got None")
+        for name, tensor in (("hidden", hidden), ("mask", mask)):
+            check_tensor(name, tensor)
         width = self.hidden_size
         if hidden.shape != (*mask.shape, width):
             raise InputError(f"hidden must be {(*mask.shape, width)}, got {tuple(hidden.shape)}")
@@ -203,14 +205,19 @@ class BeamCRF(nn.Module):
         return score - log_z
 
     def _checked_mask(self, emissions: Tensor, mask: Tensor | None) -> Tensor:
+        check_tensor("emissions", emissions)
         if emissions.dim() != 3 or emissions.shape[2] != self.vocab_size:
             raise InputError(
                 f"emissions must be (batch, time, {self.vocab_size}), got {tuple(emissions.shape)}"
             )
         if mask is None:
             return torch.ones(emissions.shape[:2], dtype=torch.bool, device=emissions.device)
-        if mask.is_floating_point():
+        check_tensor("mask", mask)
+        if mask.is_floating_point() or mask.is_complex():
             raise InputError(f"mask must be bool or integer, got {mask.dtype}")
+        if mask.shape != emissions.shape[:2]:
+            expected = tuple(emissions.shape[:2])
+            raise InputError(f"mask must be {expected} like emissions, got {tuple(mask.shape)}")
         return mask.bool()
 
 

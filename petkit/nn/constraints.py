@@ -21,6 +21,12 @@ class Constraints(NamedTuple):
     end: Tensor
     """(tags,), as the last tag."""
 
+    def __repr__(self) -> str:
+        if not all(type(part) is Tensor and not part.is_meta for part in self):
+            return f"{type(self).__name__}(...)"
+        pairs, first, last = (f"{int(part.sum())} of {part.numel()}" for part in self)
+        return f"{type(self).__name__}({pairs} transitions, {first} first tags, {last} last tags)"
+
 
 class _Scheme(NamedTuple):
     """What the letters of a scheme do. `O`, outside of all chunks, is part of every scheme."""
@@ -65,7 +71,7 @@ def bio_constraints(labels: Sequence[str], scheme: str = "BIO") -> Constraints:
         Ramshaw and Marcus 1995 (IOB1); Tjong Kim Sang and Veenstra 1999 (IOB2); Ratinov and Roth 2009
         (BILOU).
     """
-    if scheme not in _SCHEMES:
+    if not isinstance(scheme, str) or scheme not in _SCHEMES:
         raise InputError(f"scheme must be one of {', '.join(_SCHEMES)}, got {scheme!r}")
     letters, types = _parsed(labels, scheme)
     opens, carries, continues, closes = (

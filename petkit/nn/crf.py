@@ -14,6 +14,7 @@ from petkit.nn._crf_likelihood import Parameters
 from petkit.nn.constraints import Constraints
 from petkit.nn.constraints import checked as checked_constraints
 from petkit.ops import crf_kbest, crf_log_partition, crf_marginals, crf_sample, crf_viterbi
+from petkit.ops._checks import whole_number
 
 
 class CRF(nn.Module):
@@ -60,12 +61,11 @@ class CRF(nn.Module):
         constraints: Constraints | None = None,
         constrain: Literal["both", "decode"] = "both",
     ) -> None:
-        if not hasattr(num_tags, "__index__") or num_tags < 1:
-            raise InputError(f"num_tags must be an integer of at least 1, got {num_tags!r}")
+        num_tags = whole_number("num_tags", num_tags, 1)
         if constrain not in ("both", "decode"):
             raise InputError(f"constrain must be both or decode, got {constrain!r}")
         super().__init__()
-        self.num_tags = int(num_tags)
+        self.num_tags = num_tags
         self.batch_first = batch_first
         self.constrain = constrain
         self.start_transitions = nn.Parameter(torch.empty(num_tags))
@@ -84,8 +84,11 @@ class CRF(nn.Module):
             nn.init.uniform_(parameter, -0.1, 0.1)
 
     def __repr__(self) -> str:
-        constrained = "" if self.transitions_allowed is None else f", constrain={self.constrain!r}"
-        return f"{type(self).__name__}(num_tags={self.num_tags}{constrained})"
+        sizes, (transitions, start, end) = f"num_tags={self.num_tags}", self._allowed
+        if transitions is None or start is None or end is None:
+            return f"{type(self).__name__}({sizes})"
+        allowed = Constraints(transitions, start, end)
+        return f"{type(self).__name__}({sizes}, constraints={allowed}, constrain={self.constrain!r})"
 
     def forward(
         self,
@@ -115,15 +118,15 @@ class CRF(nn.Module):
             A scalar, or (batch,) with `none`; float32 or float64, in nats. Differentiable.
 
         Raises:
-            InputError: see the class; and for a sequence that constraints or scores of -inf forbid, by batch
-                and time, except that `none` gives its log-likelihood of -inf.
+            InputError: see the class; for a mean over nothing; and for a sequence that constraints or scores
+                of -inf forbid, by batch and time, except that `none` gives its log-likelihood of -inf.
 
         Source:
             See `petkit.nn._crf_likelihood` for partial labels and weights.
         """
         emissions, mask = self._inputs(emissions, mask)
         tags = self._checked_tags(tags, emissions, mask)
-        _crf_checks.check_reduction(reduction)
+        _crf_checks.check_reduction(reduction, _crf_checks.REDUCTIONS, mask)
         if weights is not None:
             _crf_checks.check_weights(weights, self.num_tags)
             weights = weights.to(emissions.device)
@@ -338,13 +341,16 @@ class CRF(nn.Module):
         """Swap the first two axes unless batch comes first, there or back."""
         return tensor if self.batch_first else tensor.transpose(0, 1)
 
+    @property
+    def _allowed(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        return self.transitions_allowed, self.start_allowed, self.end_allowed
+
     def _scores(self, constrained: bool) -> Parameters:
         found = (self.transitions, self.start_transitions, self.end_transitions)
-        allowed = (self.transitions_allowed, self.start_allowed, self.end_allowed)
         if not constrained:
             return found
         transitions, start, end = (
             scores if part is None else scores.masked_fill(~part, -math.inf)
-            for scores, part in zip(found, allowed, strict=True)
+            for scores, part in zip(found, self._allowed, strict=True)
         )
         return transitions, start, end

@@ -27,7 +27,7 @@ class Arguments(NamedTuple):
 
 
 def checked(
-    emissions: Tensor, mask: Tensor, left: Tensor, right: Tensor, beam: int, dynamic: Tensor | None
+    emissions: Tensor, mask: Tensor, left: Tensor, right: Tensor, dynamic: Tensor | None
 ) -> Arguments:
     """Refuse shapes and dtypes that do not fit; widen the factors to the dtype that is computed in.
 
@@ -40,7 +40,7 @@ def checked(
         check_tensor(name, tensor)
         if tensor.dtype not in _crf.FLOAT_TYPES:
             raise InputError(f"{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}")
-    _check_shapes(named, beam)
+    _check_shapes(named)
     _crf.check_mask(mask, *emissions.shape[:2])
     for name, tensor in (named | {"mask": mask}).items():
         if tensor.device != emissions.device:
@@ -55,7 +55,7 @@ def checked(
     return Arguments(emissions, mask, left.to(wide), right.to(wide), matrices)
 
 
-def _check_shapes(named: dict[str, Tensor], beam: int) -> None:
+def _check_shapes(named: dict[str, Tensor]) -> None:
     emissions, left = named["emissions"], named["left"]
     if emissions.dim() != 3 or emissions.shape[2] == 0:
         raise InputError(
@@ -71,8 +71,6 @@ def _check_shapes(named: dict[str, Tensor], beam: int) -> None:
                 f"{name} must be {shape} for emissions {tuple(emissions.shape)} and rank {rank}, "
                 f"got {tuple(named[name].shape)}"
             )
-    if not isinstance(beam, int) or isinstance(beam, bool) or beam < 1:
-        raise InputError(f"beam must be an integer of at least 1, got {beam!r}")
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:

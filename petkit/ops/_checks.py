@@ -1,6 +1,9 @@
-"""Argument checks shared by the low-bit operators; each says what was expected and what came."""
+"""Argument checks shared by the operators; each says what was expected and what came."""
 
 from __future__ import annotations
+
+import operator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +22,31 @@ def check_tensor(name: str, value: object) -> None:
     """Refuse what is no tensor: a list or a number."""
     if not isinstance(value, Tensor):
         raise InputError(f"{name} must be a tensor, got {type(value).__name__}; use torch.tensor")
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """Take an integer of any kind, such as numpy's, that is not too small.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was given.
+        least: what it must be at least.
+
+    Returns:
+        The number as an int.
+
+    Raises:
+        InputError: it is no integer, true or false, or below `least`.
+    """
+    is_truth = isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool
+    try:
+        # A compiler's trace knows an int as such, and not what the call would make of it.
+        number = value if isinstance(value, int) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or is_truth or number < least:
+        raise InputError(f"{name} must be an integer of at least {least}, got {value!r}")
+    return int(number)
 
 
 def check_float(name: str, tensor: Tensor) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from petkit.ops import _beam_crf, _crf, _library
+from petkit.ops._checks import whole_number
 
 
 def beam_crf_log_partition(
@@ -65,12 +66,13 @@ def log_partition_and_score(
     Returns:
         log-partition (batch,), and score (batch,), or (0,) without targets.
     """
-    arguments = _beam_crf.checked(emissions, mask, left, right, beam, dynamic)
+    arguments = _beam_crf.checked(emissions, mask, left, right, dynamic)
     vocab = emissions.shape[2]
+    size = min(whole_number("beam", beam, 1), vocab)
     ids = mask.new_empty(0, dtype=torch.int64)
     if targets is not None:
         ids = _beam_crf.check_targets(targets, mask, vocab)
-    log_z, score, _ = torch.ops.petkit.beam_crf_log_partition(*arguments, ids, min(beam, vocab))
+    log_z, score, _ = torch.ops.petkit.beam_crf_log_partition(*arguments, ids, size)
     _beam_crf.check_paths_exist(log_z, arguments)
     return log_z, score
 

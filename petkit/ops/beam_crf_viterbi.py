@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from petkit.ops import _beam_crf, _crf, _library
+from petkit.ops._checks import whole_number
 
 
 def beam_crf_viterbi(
@@ -36,8 +37,8 @@ def beam_crf_viterbi(
     Source:
         Sun et al., Fast Structured Decoding for Sequence Models, NeurIPS 2019, section 3.3.
     """
-    arguments = _beam_crf.checked(emissions, mask, left, right, beam, dynamic)
-    size = min(beam, emissions.shape[2])
+    arguments = _beam_crf.checked(emissions, mask, left, right, dynamic)
+    size = min(whole_number("beam", beam, 1), emissions.shape[2])
     paths, scores = torch.ops.petkit.beam_crf_viterbi(*(part.detach() for part in arguments), size)
     _beam_crf.check_paths_exist(scores, arguments)
     return paths, scores

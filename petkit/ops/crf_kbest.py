@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from petkit.errors import InputError
 from petkit.ops import _crf, _library
+from petkit.ops._checks import whole_number
 
 
 def crf_kbest(
@@ -32,8 +32,7 @@ def crf_kbest(
     Source:
         The list Viterbi algorithm, Seshadri and Sundberg 1994.
     """
-    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-        raise InputError(f"k must be an integer of at least 1, got {k!r}")
+    k = whole_number("k", k, 1)
     arguments = _crf.checked(emissions, mask, transitions, start, end)
     paths, scores = torch.ops.petkit.crf_kbest(*arguments, k)
     _crf.check_paths_exist(scores[:, 0], arguments)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from petkit.errors import InputError
 from petkit.ops import _crf, _library
+from petkit.ops._checks import whole_number
 
 
 def crf_sample(
@@ -39,8 +39,7 @@ def crf_sample(
     Source:
         Forward filtering, backward sampling: the last tag from its marginal, each earlier one given the next.
     """
-    if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 0:
-        raise InputError(f"num_samples must be an integer of at least 0, got {num_samples!r}")
+    num_samples = whole_number("num_samples", num_samples, 0)
     arguments = _crf.checked(emissions, mask, transitions, start, end)
     uniforms = torch.rand(
         (num_samples, *mask.shape), dtype=torch.float64, device=mask.device, generator=generator

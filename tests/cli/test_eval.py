@@ -137,6 +137,13 @@ def test_the_gate_on_the_loss_exits_with_3(petkit: Petkit, trained: Path) -> Non
     assert "error: accuracy must be" in result.err
 
 
+def test_a_gate_for_taggers_is_refused(petkit: Petkit, trained: Path) -> None:
+    result = petkit("eval", trained, "--min-f1", 0.5)
+    assert (result.code, result.out) == (2, "")
+    expected = "--min-f1 is for taggers, and this is for image_classification: use --min-accuracy"
+    assert result.err == f"error: {expected}\n"
+
+
 def test_noise_gives_the_flat_minimum_curve(petkit: Petkit, trained: Path) -> None:
     result = petkit("eval", trained, "--noise", 0.1, "--noise", 3, "--noise-seeds", 2, "--json")
     assert result.code == 0, result.err

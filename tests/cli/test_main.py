@@ -141,7 +141,7 @@ def test_help_is_quick():
     [
         (["recpes"], "no such command 'recpes'. Did you mean 'recipes'? (see `petkit --help`)"),
         (["recipes"], "petkit recipes needs a command: ls, show, cp (see `petkit recipes --help`)"),
-        (["train"], "petkit train needs a command: adapter, tagger (see `petkit train --help`)"),
+        (["train"], "petkit train needs a command: adapter, tagger, nat (see `petkit train --help`)"),
         (
             ["recipes", "ls", "--jsn"],
             "no such option: --jsn (Possible options: --json) (see `petkit recipes ls --help`)",

@@ -45,6 +45,13 @@ def test_a_folder_of_pictures(petkit, pictures, bank):
     assert "class-" in lines[2]
 
 
+def test_settings_are_for_taggers(petkit, pictures, bank):
+    for words in ((bank / "dogs", pictures), ("--bank", bank, "rows.jsonl")):
+        result = petkit("predict", *words, "--set", "data.word_column=1")
+        assert (result.code, result.out) == (2, "")
+        assert result.err == "error: --set has no effect, since it is for taggers: leave it out\n"
+
+
 def test_json_and_jsonl_hold_the_same(petkit, pictures, bank):
     code, out, _ = petkit("predict", bank / "dogs", pictures, "--json")
     whole = json.loads(out)

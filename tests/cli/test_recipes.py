@@ -63,6 +63,16 @@ def test_experiments_are_listed_shown_and_copied(petkit, tmp_path):
     assert (experiment.seeds, len(experiment.variants)) == (5, 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "example"),
+    [("adapter-smoke", "training.epochs=3"), ("tagger-smoke", "training.epochs=3"), ("noise", "seeds=3")],
+)
+def test_cp_refuses_a_change_without_a_value(petkit, tmp_path, name, example):
+    result = petkit("recipes", "cp", name, tmp_path / "mine.yaml", "--set", "foo")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == f"error: --set must be KEY=VALUE, such as {example}, got 'foo'\n"
+
+
 def test_cp_does_not_replace_a_file_unasked(petkit, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("mine")

@@ -106,6 +106,12 @@ def test_set_names_a_key_that_exists(petkit: Petkit) -> None:
     assert "thresholds.cumulative" in result.out
 
 
+def test_a_malformed_set_gets_an_example_that_the_command_knows(petkit: Petkit) -> None:
+    result = petkit("route", "run", "nowhere", "--question", "x", "--set", "foo")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "error: --set must be KEY=VALUE, such as thresholds.cumulative=32, got 'foo'\n"
+
+
 def test_too_many_stops(petkit: Petkit) -> None:
     result = petkit("route", "run", "nowhere", "--question", "x", "--set", "stop=[a, b, c, d, e]")
     assert (result.code, result.out) == (2, "")
@@ -226,7 +232,7 @@ def test_a_limit_that_cannot_be_kept_gives_3(
     assert "no thresholds keep the limit on these questions: accuracy >= 1, reached 0" in result.err
     assert json.loads((tmp_path / "r" / "checks.json").read_text())["ok"] is False
     trace = tmp_path / "t.jsonl"
-    trace.write_text('{"entropies": [1, 2, 3, 4]}\n')
+    trace.write_text('{"entropies": [1, 2, 3, 4], "finished": true}\n')
     for command in (("run", llama, "--question", "the"), ("explain", trace)):
         result = petkit("route", *command, "--router", tmp_path / "r")
         assert result.code == 0, result.err
@@ -237,7 +243,7 @@ def test_a_router_keeps_the_length_of_its_probes(
     petkit: Petkit, llama: Path, questions: Path, router: Path, tmp_path: Path
 ) -> None:
     trace = tmp_path / "t.jsonl"
-    trace.write_text('{"entropies": [1, 2, 3, 4]}\n')
+    trace.write_text('{"entropies": [1, 2, 3, 4], "finished": true}\n')
     commands = (
         ("route", "run", llama, "--data", questions, "--router", router),
         ("route", "eval", llama, "--data", questions, "--router", router),
@@ -286,6 +292,36 @@ def test_an_answer_shorter_than_its_probe_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("length", "more", "got"),
+    [
+        (4, {"finished": False}, "4 of an answer that is not finished"),
+        (4, {}, "4 of an answer that is not finished"),
+        (7, {"finished": False}, "7"),
+        (7, {"finished": True}, "7"),
+    ],
+)
+def test_explain_refuses_probes_of_another_length(
+    petkit: Petkit, router: Path, tmp_path: Path, length: int, more: dict[str, bool], got: str
+) -> None:
+    trace = tmp_path / "t.jsonl"
+    rows = [{"id": "fits", "entropies": [1.0] * 6}, {"id": "odd", "entropies": [1.0] * length, **more}]
+    trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = petkit("route", "explain", trace, "--router", router)
+    assert (result.code, result.out) == (2, "")
+    expected = f"{router} was calibrated with probes of 6 tokens, got {got} in {trace}, id odd: probe with "
+    assert result.err == f"error: {expected}--probe-tokens 6, or calibrate a router with it\n"
+    assert petkit("route", "explain", trace).code == 0
+
+
+def test_explain_judges_the_probes_of_its_router(
+    petkit: Petkit, llama: Path, questions: Path, router: Path, tmp_path: Path
+) -> None:
+    assert petkit("route", "probe", llama, questions, "-o", tmp_path / "p", *FAST).code == 0
+    file = tmp_path / "p" / "trajectories.jsonl"
+    assert petkit("route", "explain", file, "--router", router).code == 0
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["run", "MODEL"], "give questions: --data FILE, or --question TEXT"),
@@ -308,6 +344,7 @@ def test_an_answer_shorter_than_its_probe_is_refused(
             "negative.jsonl:1: entropies must be finite and at least 0, got -1 ",
         ),
         (["explain", "HUGE"], "huge.jsonl:1: entropies must be finite and at least 0, got 1000"),
+        (["explain", "UNSURE"], "unsure.jsonl:1: finished must be true or false, got 'no'"),
         (["calibrate", "MODEL", "--data", "DATA", "-o", "FULL"], "is not empty"),
         (
             ["calibrate", "MODEL", "--data", "DATA", "-o", "x", "--max-tokens", "9", "--min-accuracy", "1"],
@@ -328,6 +365,7 @@ def test_wrong_usage_gives_2(
         "BROKEN": '{"entropies": "x"}\n',
         "NAN": '{"entropies": [1, 2]}\n{"entropies": [1, NaN]}\n',
         "HUGE": f'{{"entropies": [{10**400}]}}\n',
+        "UNSURE": '{"entropies": [1], "finished": "no"}\n',
         "NEGATIVE": '{"entropies": [1, -1]}\n',
     }
     names = {"MODEL": str(llama), "DATA": str(questions), "FULL": str(full)}
@@ -416,7 +454,7 @@ def test_a_learned_router_answers(petkit: Petkit, llama: Path, questions: Path, 
     result = petkit("route", "run", llama, "--data", questions, *flags)
     assert "sure, by the network" in json.loads(result.out)["items"][0]["reason"]
     trace = tmp_path / "t.jsonl"
-    trace.write_text('{"entropies": [1, 2, 3, 4]}\n')
+    trace.write_text('{"entropies": [1, 2, 3, 4], "finished": true}\n')
     explained = petkit("route", "explain", trace, *flags[:2], "--json")
     assert "sure, by the network" in json.loads(explained.out)["items"][0]["reason"]
     assert "a network decides" in petkit("inspect", tmp_path / "router").out

@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 
+from tests.serving.text_models import save_bert
+
 SAMPLE = ["train", "tagger", "tagger-smoke", "--threads", "1", "--device", "cpu"]
 SHORT = ["--set", "training.epochs=3", "--set", "training.warmup_epochs=0"]
 
@@ -46,7 +48,10 @@ def test_eval_measures_the_recipes_split_and_files(petkit, tagger, tmp_path):
     text = "Anna B-PER\nlives O\nin O\nAston B-LOC\n. O\n"
     result = petkit("eval", tagger, "--data", conll(tmp_path / "a.conll", text))
     assert result.code == 0, result.err
-    assert "1 sentences of 5 words" in result.out
+    assert "1 sentence of 5 words; an interval needs at least 2 sentences" in " ".join(result.out.split())
+    assert " to " not in result.out
+    one = json.loads(petkit("eval", tagger, "--data", tmp_path / "a.conll", "--json").out)
+    assert [one["interval"], *(one["spans"][name]["interval"] for name in ("f1", "recall"))] == [None] * 3
     assert petkit("eval", tagger, "--split", "train", "--json").code == 0
 
 
@@ -86,6 +91,29 @@ def test_a_gate_fails_with_3(petkit, tagger):
     assert petkit("eval", tagger, "--min-accuracy", "0.1").code == 0
 
 
+def test_a_gate_on_the_f1_of_spans(petkit, tagger):
+    result = petkit("eval", tagger, "--min-f1", "1", "--json")
+    f1 = json.loads(result.out)["spans"]["f1"]["value"]
+    assert (result.code, result.err) == (
+        3,
+        f"error: F1 of spans must be at least 1 (--min-f1), got {f1:.4f}\n",
+    )
+    assert petkit("eval", tagger, "--min-f1", f1).code == 0
+    both = petkit("eval", tagger, "--min-f1", "1", "--min-accuracy", "1")
+    assert both.err.count("error: ") == 2
+
+
+def test_a_tagger_without_spans_has_no_f1(petkit, tmp_path):
+    folder = tmp_path / "run"
+    assert petkit(*SAMPLE, *SHORT, "--set", "data.scheme=none", "-o", folder).code == 0
+    result = petkit("eval", folder, "--min-f1", "0.5")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == (
+        f"error: --min-f1 needs a tagger of spans, and {folder} has data.scheme none: use --min-accuracy\n"
+    )
+    assert petkit("eval", folder, "--min-accuracy", "0.1").code == 0
+
+
 def test_predict_gives_every_word_a_tag(petkit, tagger, tmp_path):
     lines = tmp_path / "a.txt"
     lines.write_text("Anna met Boris .\n\nIt rained .\n")
@@ -102,9 +130,64 @@ def test_predict_gives_every_word_a_tag(petkit, tagger, tmp_path):
     found = json.loads(petkit("predict", tagger, lines, "--json").out)["predictions"]
     assert [one["words"] for one in found] == words[:2]
     assert all(len(one["tags"]) == len(one["words"]) for one in found)
+    assert [one["row"] for one in found] == [f"{lines}:1", f"{lines}:3"]
+    found = json.loads(petkit("predict", tagger, columns, "It rained", "--json").out)["predictions"]
+    assert [one.get("row") for one in found] == [f"{columns}:1", f"{columns}:4", None]
     rows = petkit("predict", tagger, lines, "--jsonl").out.splitlines()
     assert [json.loads(row)["words"] for row in rows] == words[:2]
     assert petkit("predict", tagger, tmp_path / "no.conll").code == 2
+
+
+def test_predict_reads_columns_as_it_is_told(petkit, tagger, tmp_path):
+    file = conll(tmp_path / "a.conll", "# said\n1,Anna,x\n2,lives,x\n")
+    columns = ["--set", "data.separator=,", "--set", "data.comment=#", "--set"]
+    result = petkit("predict", tagger, file, *columns, "data.word_column=1")
+    assert result.code == 0, result.err
+    assert [row.split(",")[0] for row in result.out.splitlines()] == ["Anna", "lives"]
+    # The last column, which the recipe has for tags.
+    found = json.loads(petkit("predict", tagger, file, *columns, "data.word_column=-1", "--json").out)
+    assert found["predictions"][0]["words"] == ["x", "x"]
+    result = petkit("predict", tagger, file, *columns, "data.word_column=3")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == f"error: {file}:2 must have a column 3 (data.word_column), got 3 columns\n"
+
+
+def test_predict_takes_the_columns_of_the_recipe(petkit, tmp_path):
+    train = conll(tmp_path / "train.conll", "1\tAnna\tB-PER\n2\tsleeps\tO\n")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"output: {tmp_path / 'run'}\nmodel: {{word_size: 4, hidden: 4}}\n"
+        f"data: {{train: {train}, test: {train}, word_column: 1, scheme: BIO}}\n"
+        "training: {epochs: 1, batch_size: 1, warmup_epochs: 0}\n"
+    )
+    assert petkit("train", "tagger", recipe).code == 0
+    predict = ["predict", tmp_path / "run", train, "--json"]
+    found = json.loads(petkit(*predict).out)
+    assert found["predictions"][0]["words"] == ["Anna", "sleeps"]
+    found = json.loads(petkit(*predict, "--set", "data.word_column=0").out)
+    assert found["predictions"][0]["words"] == ["1", "2"]
+
+
+SETTINGS = [
+    ("data.tag_column=1", "data.tag_column has no effect: petkit predict reads words alone (--set); "),
+    ("seed=1", "seed has no effect: petkit predict reads words alone (--set); "),
+    ("head.kind=softmax", "head.kind has no effect: the artifact says what it is (--set); "),
+    ("data.word_colum=1", "unknown key data.word_colum (--set); did you mean data.word_column?"),
+]
+
+
+def test_predict_refuses_settings_without_effect(petkit, tagger, tmp_path):
+    file = conll(tmp_path / "a.conll", "Anna\n")
+    for setting, message in SETTINGS:
+        result = petkit("predict", tagger, file, "--set", setting)
+        assert (result.code, result.out) == (2, "")
+        assert result.err.startswith(f"error: {message}")
+
+
+def test_columns_need_a_file_in_columns(petkit, tagger):
+    result = petkit("predict", tagger, "Anna sleeps", "--set", "data.word_column=1")
+    assert (result.code, result.out) == (2, "")
+    assert "error: --set has no effect, since no INPUT is a file in columns (.conll, " in result.err
 
 
 def test_a_file_of_unknown_shape_is_refused(petkit, tagger, tmp_path):
@@ -137,3 +220,27 @@ def test_a_dry_run_prints_the_plan(petkit, tmp_path):
     assert result.code == 0, result.err
     assert "300 train, 120 test" in result.out
     assert not (tmp_path / "run").exists()
+
+
+def test_a_link_that_leads_out_is_a_failed_check(petkit, tagger, tmp_path):
+    (tagger / "vocabulary.json").rename(tmp_path / "vocabulary.json")
+    (tagger / "vocabulary.json").symlink_to(tmp_path / "vocabulary.json")
+    result = petkit("verify", tagger)
+    assert result.code == 5
+    assert "no symlink leads out" in result.out
+
+
+def test_eval_and_predict_say_that_long_sentences_go_in_parts(petkit, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"output: {tmp_path / 'run'}\nmodel: {{encoder: {save_bert(tmp_path / 'bert')}, tune: frozen}}\n"
+        "data: {format: sample, scheme: BIO, train_size: 20, test_size: 20}\n"
+        "training: {epochs: 1, batch_size: 20, warmup_epochs: 0, max_steps: 1}\n"
+    )
+    assert petkit("train", "tagger", recipe).code == 0
+    # The encoder has 32 positions.
+    file = conll(tmp_path / "long.conll", "cat O\n" * 40 + "\ncat O\n")
+    counted = f"warning: {file}: sentences that are longer than the encoder reads, and go in parts: 1 of 2\n"
+    for words in (("eval", tmp_path / "run", "--data", file), ("predict", tmp_path / "run", file)):
+        result = petkit(*words)
+        assert (result.code, result.err) == (0, counted)

@@ -129,9 +129,17 @@ def test_override_values_are_yaml_and_text_stays_text(override, key, value):
 
 
 @pytest.mark.parametrize("text", ["seed", "=3", "a b=1", "a..b=1", ""])
-def test_malformed_overrides(text):
-    with pytest.raises(ConfigError, match=r"--set must be KEY=VALUE"):
-        parse_override(text)
+def test_malformed_overrides_with_a_key_of_their_own_configuration(text):
+    with pytest.raises(ConfigError, match=rf"^--set must be KEY=VALUE, such as inner\.bits=1, got {text!r}$"):
+        parse_override(text, Outer)
+
+
+def test_a_configuration_without_numbers_has_no_example():
+    class Words(Config):
+        word: str = "a"
+
+    with pytest.raises(ConfigError, match=r"^--set must be KEY=VALUE, got 'x'$"):
+        parse_override("x", Words)
 
 
 def test_a_list_becomes_a_tuple():

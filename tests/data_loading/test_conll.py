@@ -53,8 +53,9 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_words_without_tags(tmp_path):
     lines = write(tmp_path, "The cat\n\n sat  down\n", "a.txt")
-    assert read_words(lines) == [("The", "cat"), ("sat", "down")]
-    assert read_word_column(write(tmp_path, "The\ncat\n\nsat\n"), Columns()) == [("The", "cat"), ("sat",)]
+    assert read_words(lines) == [(("The", "cat"), 1), (("sat", "down"), 3)]
+    column = write(tmp_path, "\nThe\ncat\n\n\nsat\n")
+    assert read_word_column(column, Columns()) == [(("The", "cat"), 2), (("sat",), 6)]
     with pytest.raises(InputError, match="at least one sentence"):
         read_words(write(tmp_path, "\n", "b.txt"))
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from petkit.data.conll import TaggedSentence
-from petkit.data.spans import SPAN_SCHEMES, Span, checked_tags, spans_of, tags_of
+from petkit.data.spans import SPAN_SCHEMES, Span, checked_tags, likely_scheme, spans_of, tags_of
 from petkit.errors import InputError
 from petkit.nn import bio_constraints
 from tests.reference import spans as reference
@@ -75,3 +75,27 @@ def test_a_tag_of_another_scheme_is_refused_even_for_repair(tag):
 
 def test_without_a_scheme_any_tag_will_do():
     assert checked_tags(sentence(["NOUN", "I-X"]), "none", False) == ("NOUN", "I-X")
+
+
+@pytest.mark.parametrize(
+    ("tags", "scheme"),
+    [
+        (["B-X", "I-X", "O"], "BIO"),
+        (["I-X", "I-X", "O"], "IOB1"),
+        (["B-X", "L-X", "U-Y"], "BIOUL"),
+        (["B-X", "E-X", "S-Y"], "BIOES"),
+        (["B-X", "M-X", "E-X"], "BMES"),
+        # Broken in every scheme that knows the letters: a B may not follow O in IOB1, nor I-X in BIO.
+        (["B-X", "O", "I-X"], "BIO"),
+        (["NOUN", "O"], None),
+        (["B", "O", "I"], None),
+        (["B-X", "NOUN"], None),
+        (["O"], None),
+    ],
+)
+def test_tags_tell_their_scheme(tags, scheme):
+    assert likely_scheme([sentence(tags), sentence(["O", "O"])]) == scheme
+
+
+def test_no_sentence_tells_no_scheme():
+    assert likely_scheme([]) is None

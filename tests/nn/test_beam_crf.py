@@ -170,6 +170,8 @@ def test_state_dict_and_repr():
         ({"vocab_size": 0}, "vocab_size must be an integer of at least 1, got 0"),
         ({"rank": 1.5}, "rank must be an integer of at least 1, got 1.5"),
         ({"beam": 0}, "beam must be an integer of at least 1, got 0"),
+        ({"beam": True}, "beam must be an integer of at least 1, got True"),
+        ({"dynamic": True, "hidden_size": 0}, "hidden_size must be an integer of at least 1, got 0"),
         ({"dynamic": True}, "dynamic needs hidden_size"),
         ({"hidden_size": 8}, "hidden_size has an effect with dynamic=True only, got 8"),
     ],
@@ -177,6 +179,53 @@ def test_state_dict_and_repr():
 def test_refused_sizes(arguments, message):
     with pytest.raises(InputError, match=message):
         BeamCRF(**({"vocab_size": 9} | arguments))
+
+
+def test_sizes_may_be_numbers_of_numpy():
+    crf = BeamCRF(np.int64(9), np.int32(2), np.uint8(4), True, np.int64(5))
+    assert {type(size) for size in (crf.vocab_size, crf.rank, crf.beam, crf.hidden_size)} == {int}
+    emissions, hidden = torch.zeros(2, 3, 9), torch.zeros(2, 3, 5)
+    assert crf(emissions, torch.zeros(2, 3, dtype=torch.int64), None, hidden).isfinite()
+
+
+@pytest.mark.parametrize(
+    ("shape", "refused"),
+    [
+        ((0, 4), ["mean", "token_mean", "length_mean"]),
+        ((2, 0), ["token_mean", "length_mean"]),
+    ],
+)
+def test_a_mean_over_nothing_is_refused(shape, refused):
+    crf, emissions, targets = BeamCRF(6), torch.zeros(*shape, 6), torch.zeros(shape, dtype=torch.int64)
+    for reduction in refused:
+        expected = (
+            f"^reduction {reduction} needs something to average, got batch {shape[0]}, time {shape[1]}:"
+        )
+        with pytest.raises(InputError, match=expected):
+            crf(emissions, targets, reduction=reduction)
+    assert crf(emissions, targets) == 0
+    assert crf(emissions, targets, reduction="none").tolist() == [0] * shape[0]
+
+
+@pytest.mark.parametrize("name", ["emissions", "targets", "mask", "hidden"])
+def test_lists_are_no_tensors(name):
+    crf, emissions, targets, hidden = made(dynamic=True)
+    given = {"emissions": emissions, "targets": targets, "mask": MASK, "hidden": hidden}
+    given[name] = given[name].tolist()
+    message = rf"^{name} must be a tensor, got list; use torch\.tensor$"
+    with pytest.raises(InputError, match=message):
+        crf(**given)
+    del given["targets"]
+    for method in (crf.decode, crf.log_partition) if name != "targets" else ():
+        with pytest.raises(InputError, match=message):
+            method(**given)
+
+
+def test_matrices_want_tensors_too():
+    crf, _, _, hidden = made(dynamic=True)
+    for arguments in ((hidden, MASK.tolist()), (hidden.tolist(), MASK)):
+        with pytest.raises(InputError, match="must be a tensor, got list"):
+            crf.matrices(*arguments)
 
 
 def test_a_forbidden_target_is_named():
@@ -205,6 +254,11 @@ def test_refused_calls():
         crf(emissions[:, :, :5], targets)
     with pytest.raises(InputError, match="mask must be bool or integer, got"):
         crf(emissions, targets, MASK.float())
+    with pytest.raises(InputError, match=r"mask must be bool or integer, got torch\.complex64"):
+        crf(emissions, targets, MASK.to(torch.complex64))
+    for wrong in (MASK[0], MASK[:, :2], MASK[:, :, None]):
+        with pytest.raises(InputError, match=r"mask must be \(3, 4\) like emissions, got \("):
+            crf.decode(emissions, wrong)
     with pytest.raises(InputError, match="reduction must be one of none, sum, mean"):
         crf(emissions, targets, reduction="average")
     with pytest.raises(InputError, match="targets must lie between 0 and 5, got 6 at batch 1, time 0"):

@@ -116,6 +116,7 @@ def test_letters_without_a_type_and_types_with_hyphens():
     ("labels", "scheme", "message"),
     [
         (["O"], "IOB", "scheme must be one of BIO, IOB1, BIOUL, BIOES, BMES, got 'IOB'"),
+        (["O"], ["BIO"], r"scheme must be one of BIO, .* got \['BIO'\]"),
         (["O", "L-PER"], "BIO", r"labels\[1\] must be O or B, I with -TYPE in the scheme BIO, got 'L-PER'"),
         (["O", "PER"], "BIO", r"labels\[1\] must be .* got 'PER'"),
         (["O-PER"], "BIO", r"labels\[0\] must be .* got 'O-PER'"),

@@ -52,7 +52,6 @@ def test_constraints_against_enumeration(constrain):
         close(crf.entropy(emissions, mask)[b], legal["entropy"])
         assert reference.score(tuple(best[b]), *row) == pytest.approx(float(legal["best"][0]))
         assert paths[b, 0][mask[b]].tolist() == best[b]
-    assert repr(crf) == f"CRF(num_tags=3, constrain={constrain!r})"
 
 
 def test_what_is_forbidden_is_never_sampled_and_learns_nothing():
@@ -76,6 +75,14 @@ def test_constraints_are_no_state():
     crf.load_state_dict(CRF(3).state_dict(), strict=True)
     assert crf.double().transitions_allowed.dtype == torch.bool
     assert crf.to("meta").transitions_allowed.device.type == "meta"
+
+
+def test_repr_counts_what_is_allowed():
+    counts = "Constraints(8 of 9 transitions, 2 of 3 first tags, 3 of 3 last tags)"
+    assert repr(BIO) == counts
+    crf = CRF(3, constraints=BIO, constrain="decode")
+    assert repr(crf) == f"CRF(num_tags=3, constraints={counts}, constrain='decode')"
+    assert repr(crf.to("meta")) == "CRF(num_tags=3, constraints=Constraints(...), constrain='decode')"
 
 
 def test_constraints_compile_and_export():
@@ -334,10 +341,31 @@ def test_batch_and_time_are_named_whatever_comes_first():
         crf.decode(E[0])
 
 
-@pytest.mark.parametrize("number", [0, -3, 2.0, "4", None])
+@pytest.mark.parametrize("number", [0, -3, 2.0, "4", None, True, np.True_, torch.tensor(True)])
 def test_refused_numbers_of_tags(number):
     with pytest.raises(InputError, match="num_tags must be an integer of at least 1, got"):
         CRF(number)
+
+
+@pytest.mark.parametrize(("shape", "refused"), [((0, 4), ["mean", "token_mean"]), ((2, 0), ["token_mean"])])
+def test_a_mean_over_nothing_is_refused(shape, refused):
+    crf, emissions = CRF(4, batch_first=True), torch.zeros(*shape, 4)
+    tags = torch.zeros(shape, dtype=torch.int64)
+    for reduction in refused:
+        expected = (
+            f"^reduction {reduction} needs something to average, got batch {shape[0]}, time {shape[1]}:"
+        )
+        with pytest.raises(InputError, match=expected):
+            crf(emissions, tags, reduction=reduction)
+    assert crf(emissions, tags) == 0
+
+
+def test_numbers_may_be_of_numpy():
+    two = np.int64(2)
+    crf = CRF(np.uint8(4), batch_first=True)
+    assert type(crf.num_tags) is int
+    assert crf.kbest(E, two)[0].shape == (2, 2, 3)
+    assert crf.sample(E, two).shape == (2, 2, 3)
 
 
 def test_other_refusals():
@@ -348,6 +376,11 @@ def test_other_refusals():
         crf.kbest(E, 0)
     with pytest.raises(InputError, match="num_samples must be an integer of at least 0, got -1"):
         crf.sample(E, -1)
+    for wrong in (True, 1.0):
+        with pytest.raises(InputError, match=f"k must be an integer of at least 1, got {wrong}"):
+            crf.kbest(E, wrong)
+        with pytest.raises(InputError, match=f"num_samples must be an integer of at least 0, got {wrong}"):
+            crf.sample(E, wrong)
     with pytest.raises(InputError, match="got nan at batch 1, time 2"):
         crf.entropy(NAN)
     with pytest.raises(ValueError, match="got nan at batch 1, time 2"), torch.no_grad():

@@ -39,12 +39,12 @@ class Ratio:
     """A measure with the 95 % interval of a bootstrap over sentences."""
 
     value: float
-    low: float
-    high: float
+    interval: tuple[float, float] | None
+    """None of a single sentence, of which all resamples are alike."""
 
     def payload(self) -> dict[str, Any]:
         """JSON-ready values."""
-        return {"value": self.value, "interval": [self.low, self.high]}
+        return {"value": self.value, "interval": None if self.interval is None else list(self.interval)}
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def span_scores(
         A predicted span is correct when its first word, last word and type are those of a true one. Summed
         over sentences: precision is correct / predicted, recall correct / true, F1 = 2 correct / (predicted +
         true); 0 where there is nothing to divide by. The intervals are percentiles over resamples of the
-        sentences.
+        sentences; of a single sentence there is none.
 
     Raises:
         InputError: there is no sentence, or the lengths of two differ.
@@ -94,13 +94,13 @@ def span_scores(
     found = [set(spans_of(tags)) for tags in predicted]
     pairs = list(zip(true, found, strict=True))
     counts = np.array([[len(a & b), len(b), len(a)] for a, b in pairs], dtype=np.int64)
-    resampled = resampled_sums(counts, seed, draws)
+    resampled = _resampled(counts, seed, draws)
     totals = counts.sum(0)
     correct, guessed, wanted = (int(total) for total in totals)
     return SpanScores(
-        precision=_interval(_precision, totals, resampled),
-        recall=_interval(_recall, totals, resampled),
-        f1=_interval(_f1, totals, resampled),
+        precision=_ratio(_precision, totals, resampled),
+        recall=_ratio(_recall, totals, resampled),
+        f1=_ratio(_f1, totals, resampled),
         gold=wanted,
         predicted=guessed,
         correct=correct,
@@ -120,7 +120,8 @@ def word_accuracy(
         draws: resamples of the bootstrap.
 
     Returns:
-        The accuracy; its interval resamples sentences, since the words of one are not independent.
+        The accuracy; its interval resamples sentences, since the words of one are not independent, and is
+        None of a single sentence.
 
     Raises:
         InputError: there is no sentence, or the lengths of two differ.
@@ -133,7 +134,7 @@ def word_accuracy(
         [sum(a == b for a, b in zip(x, y, strict=True)), len(x)] for x, y in zip(gold, predicted, strict=True)
     ]
     counts = np.array(rows, dtype=np.int64)
-    return _interval(_precision, counts.sum(0), resampled_sums(counts, seed, draws))
+    return _ratio(_precision, counts.sum(0), _resampled(counts, seed, draws))
 
 
 def resampled_sums(counts: NDArray[np.int64], seed: int, draws: int) -> NDArray[np.int64]:
@@ -182,9 +183,16 @@ def _f1(sums: NDArray[np.int64]) -> NDArray[np.float64]:
     return _divided(2 * sums[..., 0], sums[..., 1] + sums[..., 2])
 
 
-def _interval(measure: Any, totals: NDArray[np.int64], resampled: NDArray[np.int64]) -> Ratio:
+def _resampled(counts: NDArray[np.int64], seed: int, draws: int) -> NDArray[np.int64] | None:
+    """None of a single sentence: its resamples would give an interval of one point."""
+    return None if len(counts) == 1 else resampled_sums(counts, seed, draws)
+
+
+def _ratio(measure: Any, totals: NDArray[np.int64], resampled: NDArray[np.int64] | None) -> Ratio:
+    if resampled is None:
+        return Ratio(float(measure(totals)), None)
     low, high = np.percentile(measure(resampled), _ENDS)
-    return Ratio(float(measure(totals)), float(low), float(high))
+    return Ratio(float(measure(totals)), (float(low), float(high)))
 
 
 def _per_type(pairs: Sequence[tuple[set[Any], set[Any]]]) -> dict[str, dict[str, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from petkit.artifacts.card import lay_out
@@ -17,16 +17,32 @@ def measured(result: Mapping[str, Any]) -> str:
         result: the payload of a `TaggerEvaluation`.
 
     Returns:
-        Text such as `F1 81.2% (79.0% to 83.1%), accuracy 97.0% (96.4% to 97.5%), 500 sentences`.
+        Text such as `F1 81.2% (79.0% to 83.1%), accuracy 97.0% (96.4% to 97.5%), 500 sentences of 7,000
+        words`; of a single sentence it says why there is no interval.
     """
-    low, high = result["interval"]
-    words = f"accuracy {result['accuracy']:.1%} ({low:.1%} to {high:.1%})"
-    count = f"{result['sentences']:,} sentences of {result['n']:,} words"
-    if result["spans"] is None:
-        return f"{words}, {count}"
-    f1 = result["spans"]["f1"]
-    low, high = f1["interval"]
-    return f"F1 {f1['value']:.1%} ({low:.1%} to {high:.1%}), {words}, {count}"
+    parts = [f"accuracy {ranged(result['accuracy'], result['interval'])}"]
+    if result["spans"] is not None:
+        parts.insert(0, f"F1 {ranged(**result['spans']['f1'])}")
+    sentences = "1 sentence" if result["sentences"] == 1 else f"{result['sentences']:,} sentences"
+    parts.append(f"{sentences} of {result['n']:,} words")
+    note = "; an interval needs at least 2 sentences" if result["sentences"] == 1 else ""
+    return ", ".join(parts) + note
+
+
+def ranged(value: float, interval: Sequence[float] | None) -> str:
+    """Write a fraction, with its interval where there is one.
+
+    Args:
+        value: 0 to 1.
+        interval: its ends, or None.
+
+    Returns:
+        Text such as `81.2% (79.0% to 83.1%)`.
+    """
+    if interval is None:
+        return f"{value:.1%}"
+    low, high = interval
+    return f"{value:.1%} ({low:.1%} to {high:.1%})"
 
 
 def tagger_card(manifest: TaggerManifest, config: TaggerConfig, result: Mapping[str, Any]) -> str:

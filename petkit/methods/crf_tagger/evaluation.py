@@ -79,7 +79,8 @@ def evaluate_tagger(
         precision: bf16 runs under autocast.
 
     Returns:
-        The evaluation, with 95 % intervals of a bootstrap over sentences; the loss is the mean a word.
+        The evaluation, with 95 % intervals of a bootstrap over sentences, None of a single sentence; the loss
+        is the mean a word.
         With several processes each does all of it, so that it is the same on all.
     """
     loss, started = 0.0, time.perf_counter()
@@ -97,7 +98,7 @@ def evaluate_tagger(
         loss=loss / words,
         examples_per_second=rate,
         accuracy=accuracy.value,
-        interval=(accuracy.low, accuracy.high),
+        interval=accuracy.interval,
         spans=None if scheme == "none" else span_scores(gold, predicted),
         sentences=len(gold),
         predicted=tuple(predicted),

@@ -226,9 +226,20 @@ class TaggedSentences:
         return {**self.reader.collate(items), "tags": _padded([item["tags"] for item in items], NO_TAG)}
 
 
-def divided(items: Iterable[Item]) -> int:
-    """How many sentences are longer than the encoder's positions, of the items of a `PieceReader`."""
-    return sum(len(item.get("windows", ())) > 1 for item in items)
+def warn_of_divided(name: str, sentences: Sequence[Sequence[str]], reader: Reader) -> None:
+    """Log how many sentences are longer than the encoder's positions; none is with a BiLSTM.
+
+    Args:
+        name: of the split or the file.
+        sentences: their words.
+        reader: makes the inputs.
+    """
+    if not isinstance(reader, PieceReader):
+        return
+    long = sum(len(reader.read(words)["windows"]) > 1 for words in sentences)
+    if long:
+        what = "sentences that are longer than the encoder reads, and go in parts"
+        log.warning("%s: %s: %d of %d", name, what, long, len(sentences))
 
 
 def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:

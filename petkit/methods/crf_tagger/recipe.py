@@ -25,7 +25,7 @@ from petkit.configuration.effects import effective
 from petkit.methods.crf_tagger.card import tagger_card
 from petkit.methods.crf_tagger.config import TaggerConfig
 from petkit.methods.crf_tagger.evaluation import TaggerEvaluation, evaluate_tagger, tagging_step
-from petkit.methods.crf_tagger.inputs import TaggedSentences, Vocabulary, divided
+from petkit.methods.crf_tagger.inputs import TaggedSentences, Vocabulary, warn_of_divided
 from petkit.methods.crf_tagger.model import Tagger
 from petkit.methods.crf_tagger.splits import Splits, load_splits
 from petkit.methods.crf_tagger.stored import Assembled, assemble, load_tagger, tensors_of
@@ -193,12 +193,9 @@ def _report(ready: Ready) -> None:
     log.info("%d labels: %s", len(ready.splits.labels), ", ".join(ready.splits.labels[:12]))
     if ready.assembled.sites:
         log.info("adapters at %d modules", len(ready.assembled.sites))
-    if ready.assembled.base is None:
-        return
-    for name, part in (("train", ready.train), ("validation", ready.validation), ("test", ready.test)):
-        long = divided(part[row] for row in range(len(part))) if part else 0
-        if long:
-            log.warning("%d %s sentences are longer than the encoder reads and go in parts", long, name)
+    splits = ready.splits
+    for name, part in (("train", splits.train), ("validation", splits.validation), ("test", splits.test)):
+        warn_of_divided(name, [sentence.words for sentence in part or ()], ready.assembled.reader)
 
 
 def _validation_of(

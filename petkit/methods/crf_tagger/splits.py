@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from petkit.data.conll import TaggedSentence, read_conll, sample_file
-from petkit.data.spans import checked_tags
+from petkit.data.spans import checked_tags, likely_scheme
 from petkit.errors import ConfigError, InputError
 from petkit.methods.crf_tagger.config import TaggedDataConfig, TaggerConfig
 from petkit.training.seeds import stream
@@ -65,6 +65,7 @@ def load_splits(config: TaggerConfig) -> Splits:
     else:
         train, validation = [*train, *(validation or ())], None
     labels = labels_of(train)
+    _hint_at_spans(data, train)
     for part in (validation or (), test):
         check_known(part, labels)
     return Splits(train, validation, test, labels)
@@ -159,6 +160,15 @@ def check_known(sentences: Iterable[TaggedSentence], labels: Sequence[str]) -> N
                     f"{sentence.place(position)}: tag {tag!r} must be one of the {len(known)} that training "
                     "has: correct it, or move such a sentence to data.train"
                 )
+
+
+def _hint_at_spans(data: TaggedDataConfig, sentences: Sentences) -> None:
+    """Say that tags look like spans where they are scored as if each stood by itself."""
+    scheme = likely_scheme(sentences) if data.scheme == "none" else None
+    if scheme is not None:
+        log.info(
+            "data.scheme is none, but the tags look like %s: data.scheme=%s would score spans", scheme, scheme
+        )
 
 
 def _required(data: TaggedDataConfig, split: str) -> Sentences:

@@ -17,7 +17,7 @@ from petkit.artifacts.packed import PackedMatrix
 from petkit.artifacts.reader import MANIFEST
 from petkit.artifacts.tagger import TaggerArtifact, read_tagger
 from petkit.errors import ArtifactError, PetkitError
-from petkit.methods.crf_tagger.config import TaggerConfig
+from petkit.methods.crf_tagger.config import BILSTM, TaggerConfig
 from petkit.methods.crf_tagger.inputs import PieceReader, Reader, Vocabulary, WordReader
 from petkit.methods.crf_tagger.model import Pieces, Tagger, new_bilstm
 from petkit.models.config import ModelConfig
@@ -81,7 +81,7 @@ def assemble(
     if vocabulary is not None:
         backbone = new_bilstm(config, vocabulary)
         return Assembled(Tagger(backbone, config, labels), WordReader(vocabulary), None)
-    with _encoder_named():
+    with _encoder_named(f"{BILSTM}, " if encoder is None else ""):
         base = load_model(encoder or config.model.base(), "text_classification")
         reader = PieceReader(base.tokenizer)
     model = Tagger(Pieces(base.model.get_submodule("backbone")), config, labels)
@@ -97,14 +97,15 @@ def assemble(
 
 
 @contextmanager
-def _encoder_named() -> Iterator[None]:
-    """Name the key of this recipe in messages about the base model."""
+def _encoder_named(others: str) -> Iterator[None]:
+    """Name the key of this recipe in messages about the base model, and what else the key may be."""
     try:
         yield
     except PetkitError as error:
         if "model.name" not in str(error):
             raise
-        raise type(error)(str(error).replace("model.name", "model.encoder")) from error
+        text = str(error).replace("model.name must be ", f"model.name must be {others}")
+        raise type(error)(text.replace("model.name", "model.encoder")) from error
 
 
 def tensors_of(model: Tagger, config: TaggerConfig) -> tuple[dict[str, PackedMatrix], dict[str, Tensor]]:

@@ -17,7 +17,7 @@ from petkit.artifacts.router import NETWORK, RouterManifest, read_router, write_
 from petkit.configuration import load_yaml
 from petkit.configuration.effects import effective
 from petkit.configuration.messages import shown_apart
-from petkit.errors import ArtifactError, ConfigError
+from petkit.errors import ArtifactError, ConfigError, InputError
 from petkit.methods.edrm.calibration import Reached
 from petkit.methods.edrm.config import RouterConfig
 from petkit.methods.edrm.learned import MlpRouter, read_network
@@ -161,6 +161,30 @@ def check_fitted(folder: Path, config: RouterConfig) -> None:
             raise ConfigError(
                 f"{folder} was calibrated with {key} {own_text}, got {given_text}: leave it out, or "
                 "calibrate a router with it"
+            )
+
+
+def check_probes(folder: Path, records: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Refuse trajectories of another length than the probes that a router was fitted with.
+
+    Args:
+        folder: the router.
+        records: with `id` and `entropies`; only where `finished` is true, since the answer ended in its
+            probe, may there be fewer.
+        file: where they are from, for the message.
+
+    Raises:
+        ArtifactError: the router is broken.
+        InputError: there is none, or a trajectory is longer, or shorter and not finished; with both lengths.
+    """
+    most = stored_config(folder).probe_tokens
+    for record in records:
+        length, is_over = len(record["entropies"]), record.get("finished") is True
+        if length > most or (length < most and not is_over):
+            kind = "" if length > most else " of an answer that is not finished"
+            raise InputError(
+                f"{folder} was calibrated with probes of {most} tokens, got {length}{kind} in {file}, id "
+                f"{record['id']}: probe with --probe-tokens {most}, or calibrate a router with it"
             )
 
 

@@ -96,9 +96,11 @@ def load_teacher(folder: Path, device: torch.device | str, vocabulary: Subwords 
         The translator.
 
     Raises:
-        ConfigError: it is no autoregressive one, or has another vocabulary.
+        ConfigError: it is missing, no autoregressive one, or has another vocabulary.
         PetkitError: it cannot be read, by kind.
     """
+    if not folder.exists():
+        raise ConfigError(f"{key} {folder} is missing: train it with `petkit train nat RECIPE --teacher`")
     stored = load_translator(folder, device)
     if not isinstance(stored.model, Teacher):
         raise ConfigError(
@@ -133,7 +135,7 @@ def rescorer_of(
     decode: DecodeConfig, stored: Stored | Translator, device: torch.device | str
 ) -> Teacher | None:
     """The model that chooses among candidates; None where the student chooses by itself."""
-    if decode.rescore is None or isinstance(stored.model, Teacher):
+    if decode.rescore is None or decode.candidates == 1 or isinstance(stored.model, Teacher):
         return None
     found = load_teacher(Path(decode.rescore), device, stored.vocabulary, "decode.rescore").model
     assert isinstance(found, Teacher)

@@ -43,7 +43,16 @@ def test_scores_by_hand():
 
 def test_no_spans_at_all_score_0():
     found = span_scores([["O"]], [["O"]])
-    assert (found.f1.value, found.f1.low, found.f1.high, found.per_type) == (0.0, 0.0, 0.0, {})
+    assert (found.f1.value, found.per_type) == (0.0, {})
+
+
+def test_one_sentence_has_no_interval():
+    """All its resamples are itself: they would give an interval of one point."""
+    found = span_scores([["B-X", "O"]], [["B-X", "O"]])
+    assert {found.f1.interval, found.precision.interval, found.recall.interval} == {None}
+    accuracy = word_accuracy([["B-X", "O"]], [["B-X", "B-X"]])
+    assert accuracy.payload() == {"value": 0.5, "interval": None}
+    assert word_accuracy([["O"]] * 2, [["O"]] * 2).interval == (1.0, 1.0)
 
 
 def test_the_interval_of_single_words_is_about_that_of_a_proportion():
@@ -54,8 +63,9 @@ def test_the_interval_of_single_words_is_about_that_of_a_proportion():
     half = 1.96 * math.sqrt(p * (1 - p) / n)
     assert found.value == pytest.approx(p)
     # The ends of 4,000 draws lie within a tenth of the half width, and steps are of 1 / n.
-    assert found.low == pytest.approx(p - half, abs=0.1 * half + 1 / n)
-    assert found.high == pytest.approx(p + half, abs=0.1 * half + 1 / n)
+    low, high = found.interval
+    assert low == pytest.approx(p - half, abs=0.1 * half + 1 / n)
+    assert high == pytest.approx(p + half, abs=0.1 * half + 1 / n)
 
 
 def test_the_interval_is_the_same_every_time():

@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 from petkit.data.conll import TaggedSentence
 from petkit.errors import ArtifactError, ConfigError, InputError
 from petkit.methods.crf_tagger.config import TaggerConfig
-from petkit.methods.crf_tagger.inputs import PieceReader, Vocabulary, WordReader, divided
+from petkit.methods.crf_tagger.inputs import PieceReader, Vocabulary, WordReader, warn_of_divided
 from petkit.methods.crf_tagger.splits import check_known, labels_of, load_splits
 
 
@@ -51,10 +51,19 @@ def test_a_long_sentence_is_divided_between_words(pieces):
     item = pieces.read(words)
     assert [len(window) for window in item["windows"]] == [11, 5]
     assert item["places"] == [(0, 1), (0, 3), (0, 5), (0, 7), (0, 9), (1, 1), (1, 3)]
-    assert divided([item, pieces.read(["on"])]) == 1
     batch = pieces.collate([pieces.read(["on"]), item])
     flat = batch["input_ids"].flatten()
     assert flat[batch["places"][1]].tolist() == [5, 5, 5, 5, 4, 5, 12]
+
+
+def test_long_sentences_are_counted_in_the_log(pieces, caplog):
+    warn_of_divided("test", [["cats"] * 6, ["on"], ["cats"] * 7], pieces)
+    counted = "test: sentences that are longer than the encoder reads, and go in parts: 2 of 3"
+    assert caplog.messages == [counted]
+    caplog.clear()
+    warn_of_divided("test", [["on"]], pieces)
+    warn_of_divided("test", [["cats"] * 100], WordReader(Vocabulary(("cats",))))
+    assert caplog.messages == []
 
 
 def test_of_a_word_longer_than_a_window_the_beginning_is_read(pieces):
@@ -99,6 +108,16 @@ def test_tags_that_training_does_not_have_are_refused_by_line(tmp_path):
         load_splits(files(tmp_path, "a O\nb I-X\n"))
     repaired = load_splits(files(tmp_path, "a O\nb I-X\n", faulty_tags="repair"))
     assert repaired.test[0].tags == ("O", "B-X")
+
+
+def test_tags_that_look_like_spans_are_hinted_at_once(tmp_path, caplog):
+    caplog.set_level("INFO", logger="petkit")
+    load_splits(files(tmp_path, "a O\n\nb B-X\n", scheme="none"))
+    hint = "data.scheme is none, but the tags look like BIO: data.scheme=BIO would score spans"
+    assert caplog.messages == [hint]
+    caplog.clear()
+    load_splits(files(tmp_path, "a O\n\nb B-X\n"))
+    assert caplog.messages == []
 
 
 def test_sizes_choose_seeded_sentences(tmp_path):

@@ -109,8 +109,9 @@ def test_a_plan_says_what_would_be_trained(recipe, bert):
 
 
 def test_a_missing_encoder_is_named_by_its_key(recipe):
-    config = recipe(model={"encoder": "nowhere"})
-    with pytest.raises(ConfigError, match=r"^model.encoder must be .* got 'nowhere'"):
+    config = recipe(model={"encoder": "/nowhere"})
+    expected = r"^model\.encoder must be bilstm, hf/ORG/NAME or a local folder, got '/nowhere', which is none"
+    with pytest.raises(ConfigError, match=expected):
         run(config, context(config))
 
 
@@ -127,6 +128,18 @@ def test_another_encoder_is_refused(recipe, bert, tmp_path):
         (tmp_path / "other" / name).write_bytes((bert / name).read_bytes())
     with pytest.raises(ArtifactError, match="was trained on a base with sha256"):
         load_tagger(Path(config.output), base_override=str(tmp_path / "other"))
+
+
+def test_a_tagger_says_that_its_encoder_is_gone(recipe, bert, tmp_path):
+    place = tmp_path / "bert"
+    place.symlink_to(bert)
+    config = recipe(**encoder(place, tune="frozen"))
+    run(config, context(config))
+    place.unlink()
+    with pytest.raises(ConfigError, match=r"needs its base .* give its place with --base") as caught:
+        load_tagger(Path(config.output))
+    assert "bilstm" not in str(caught.value)
+    assert load_tagger(Path(config.output), base_override=str(bert)).labels
 
 
 def test_an_altered_artifact_is_refused(recipe):

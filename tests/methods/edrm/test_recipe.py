@@ -1,5 +1,7 @@
 import asyncio
 import json
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from petkit.methods.edrm.rule import Rule
 from petkit.methods.edrm.stored import (
     NETWORK,
     check_model,
+    check_probes,
     read_rule,
     save_router,
     settings_file,
@@ -375,3 +378,18 @@ def test_settings_that_were_changed_in_the_folder_are_refused(tmp_path, text):
     (folder / "config.yaml").write_text(text)
     with pytest.raises(ArtifactError, match=r"its config\.yaml is not what its petkit\.json records"):
         settings_file(folder)
+
+
+@pytest.mark.parametrize(
+    ("length", "finished", "fits"),
+    [(8, False, True), (7, False, False), (7, None, False), (7, True, True), (9, True, False)],
+)
+def test_trajectories_are_as_long_as_the_probes_of_their_router(tmp_path, length, finished, fits):
+    folder = tmp_path / "router"
+    save_router(folder, Base(id="m", sha256="1" * 64), Rule(CONFIG), REACHED, (), {})
+    record = {"id": "a", "entropies": [1.0] * length} | ({} if finished is None else {"finished": finished})
+    expected = (
+        rf"router was calibrated with probes of 8 tokens, got {length}\b.* in t\.jsonl, id a: probe with"
+    )
+    with nullcontext() if fits else pytest.raises(InputError, match=expected):
+        check_probes(folder, [record], Path("t.jsonl"))

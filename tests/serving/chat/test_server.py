@@ -7,7 +7,6 @@ import http.client
 import json
 import logging
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from itertools import product
@@ -432,6 +431,11 @@ def test_what_is_still_in_work_is_told_that_the_server_ends(caplog):
     assert not [record for record in caplog.records if record.exc_info]
 
 
+def is_stuck(server):
+    """Whether a client takes nothing more: what was written to it waits in this process."""
+    return any(connection.flow.write_paused for connection in tuple(server.server_state.connections))
+
+
 def test_who_does_not_read_is_cut_without_a_trace(caplog, monkeypatch):
     """Nothing more can be sent to it, so that its request ends with the server."""
     monkeypatch.setattr("petkit.serving.chat.server.LAST_WORDS", 0)
@@ -442,8 +446,7 @@ def test_who_does_not_read_is_cut_without_a_trace(caplog, monkeypatch):
         line = http.client.HTTPConnection(parts.hostname, parts.port, timeout=10)
         body = json.dumps({"model": "tiny", "messages": MESSAGES, "max_tokens": 5, "stream": True})
         line.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
-        until(lambda: source.open == 1)
-        time.sleep(0.3)
+        until(lambda: source.open == 1 and is_stuck(ending.server))
         ending.server.handle_exit(signal.SIGTERM, None)
         until(lambda: source.open == 0)
     line.close()
