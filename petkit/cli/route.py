@@ -88,9 +88,32 @@ class Settings:
         from petkit.methods.edrm.stored import read_rule, settings_file
 
         files = [] if router is None else [settings_file(router)]
+        files += self.files or ()
         flags = {"probe_tokens": self.probe_tokens, "max_new_tokens": max_new_tokens}
-        config = resolve(RouterConfig, [*files, *(self.files or ())], self.settings or (), flags).config
+        flags |= self._drawn_along(files, flags)
+        config = resolve(RouterConfig, files, self.settings or (), flags).config
         return Rule(config) if router is None else read_rule(router, config)
+
+    def _drawn_along(self, files: Sequence[Path], flags: Mapping[str, int | None]) -> dict[str, int]:
+        """What one length makes of the other where that is left to its default: answers hold probes."""
+        from petkit.configuration import resolve
+        from petkit.methods.edrm.config import RouterConfig
+
+        if (flags["probe_tokens"] is None) == (flags["max_new_tokens"] is None):
+            return {}
+        other = "probe_tokens" if flags["probe_tokens"] is None else "max_new_tokens"
+        given = int(flags["max_new_tokens"] or flags["probe_tokens"] or 0)
+        try:
+            found = resolve(RouterConfig, files, self.settings or ())
+        except ConfigError:
+            # Said by whoever resolves with the flags.
+            return {}
+        own = getattr(found.config, other)
+        fits = own <= given if other == "probe_tokens" else own >= given
+        if fits or found.origins[other] != "default":
+            return {}
+        output.log(f"{other} is {given}, not {own}: a probe is no longer than its answer")
+        return {other: given}
 
 
 @dataclass(frozen=True)

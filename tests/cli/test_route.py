@@ -291,6 +291,16 @@ def test_an_answer_shorter_than_its_probe_is_refused(
     assert "has broken settings: max_new_tokens must be at least probe_tokens" in result.err
 
 
+def test_a_length_that_is_left_to_its_default_goes_along(
+    petkit: Petkit, llama: Path, questions: Path, tmp_path: Path
+) -> None:
+    result = petkit("route", "run", llama, "--data", questions, "--max-new-tokens", "5", "--json")
+    assert (result.code, "probe_tokens is 5, not 64" in result.err) == (0, True)
+    assert all(item["tokens"] <= 10 for item in json.loads(result.out)["items"])
+    long = ("--probe-tokens", "600", "-o", tmp_path / "x", "--set", "stop=[]")
+    assert "max_new_tokens is 600, not 512" in petkit("route", "probe", llama, questions, *long).err
+
+
 @pytest.mark.parametrize(
     ("length", "more", "got"),
     [
