@@ -12,7 +12,7 @@ import typer
 
 from petkit.cli import common, output
 from petkit.cli.grouped import grouped
-from petkit.cli.route import Machine, Settings
+from petkit.cli.route_options import Machine, Settings
 from petkit.errors import ConfigError
 
 if TYPE_CHECKING:
