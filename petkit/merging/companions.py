@@ -103,12 +103,12 @@ def check_tokenizers(folders: Sequence[Path]) -> None:
         if known is None:
             known = (folder, own)
         elif own != known[1]:
-            token = next(
-                token for token in sorted({*own, *known[1]}) if own.get(token) != known[1].get(token)
-            )
+            tokens = sorted({*own, *known[1]})
+            token = next(token for token in tokens if own.get(token) != known[1].get(token))
             raise InputError(
-                f"{known[0]} and {folder} must have one vocabulary, token {token!r} is {known[1].get(token)} in "
-                f"one and {own.get(token)} in the other; tokenizer_source: base takes the first"
+                f"{known[0]} and {folder} must have one vocabulary, token {token!r} is "
+                f"{known[1].get(token)} in one and {own.get(token)} in the other; tokenizer_source: base "
+                "takes the first"
             )
 
 

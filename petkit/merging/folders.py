@@ -1,4 +1,4 @@
-"""Model folders to a model folder: planned, streamed, read back and checked. Start reading at `merge_folders`."""
+"""Model folders to a model folder: planned, streamed, read back and checked. Begin at `merge_folders`."""
 
 from __future__ import annotations
 
@@ -126,9 +126,7 @@ def _reads_back(stage: Path, plan: Plan) -> Check:
         for one in plan.tensors:
             entry = model.entries.get(one.name)
             if entry is None or entry.shape != one.slices.shape or entry.dtype != one.dtype:
-                return Check(
-                    name, False, f"{one.name} is {entry} and should be {one.slices.shape} {one.dtype}"
-                )
+                return Check(name, False, f"{one.name} is {entry}, not {one.slices.shape} {one.dtype}")
             if one.is_merged and not _is_finite(model, one.name):
                 return Check(name, False, f"{one.name} holds nan or inf")
     return Check(name, True, f"{len(plan.tensors)} tensors, whole and finite")

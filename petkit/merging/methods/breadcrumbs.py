@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from petkit.errors import ConfigError
 from petkit.merging.combining import Chosen, Deltas, TensorByTensor
 from petkit.merging.parameters import DENSITY, LAMBDA, WEIGHT, Parameter, Values
 from petkit.merging.selection import kth_magnitudes
@@ -61,11 +60,11 @@ def _band(slices: Slices, densities: list[float], gammas: list[float]) -> tuple[
     count = slices.count
     tops, bottoms = [], []
     for density, gamma in zip(densities, gammas, strict=True):
-        if density + gamma > 1 + 1e-9:
-            raise ConfigError(f"density and gamma must be 1 in sum at most, got {density:g} and {gamma:g}")
-        top = count - math.floor(gamma * count)
+        kept = math.floor(density * count)
+        # Where both do not fit, as many stay as `density` says.
+        top = max(kept, count - math.floor(gamma * count))
         tops.append(top)
-        bottoms.append(top - math.floor(density * count))
+        bottoms.append(top - kept)
     ranks = torch.tensor([max(1, top) for top in tops])
     high = kth_magnitudes(lambda: slices, ranks).tolist()
     low = kth_magnitudes(lambda: slices, torch.tensor([min(count, one + 1) for one in bottoms])).tolist()
