@@ -85,8 +85,8 @@ def test_settings_by_depth_and_by_name():
             "layer_range must be [first, behind the last], got [2, 1]",
         ),
         (
-            "merge_method: linear\nslices: [{sources: [{model: a, layer_range: [0, 1]}, {model: b, layer_range: "
-            "[0, 2]}]}]",
+            "merge_method: linear\nslices: [{sources: [{model: a, layer_range: [0, 1]}, "
+            "{model: b, layer_range: [0, 2]}]}]",
             "all sources must have as many layers, got [1, 2]",
         ),
     ],
