@@ -130,7 +130,8 @@ class _Planner:
             for step in range(_length(one)):
                 found += self._layer(one, step, out, 0.0 if total == 1 else out / (total - 1))
                 out += 1
-        return [*self._around(0.0, self.config.slices[0]), *found, *self._around(1.0, self.config.slices[-1])]
+        first, last = self.config.slices[0], self.config.slices[-1]
+        return [*self._around(first, is_early=True), *found, *self._around(last, is_early=False)]
 
     @property
     def _base(self) -> Source | None:
@@ -148,11 +149,11 @@ class _Planner:
             found.append(self._planned(f"{match[1]}.{out}.{match[3]}", one, readings, match[0], depth))
         return found
 
-    def _around(self, depth: float, one: SliceConfig) -> list[Planned]:
+    def _around(self, one: SliceConfig, is_early: bool) -> list[Planned]:
         sources = [self.models[source.model] for source in one.sources]
-        names = [name for name in sources[0].entries if not LAYER.match(name) and _depth(name, 1) == depth]
+        names = [name for name in sources[0].entries if not LAYER.match(name) and _is_early(name) == is_early]
         return [
-            self._planned(name, one, [Reading(source, name) for source in sources], name, depth)
+            self._planned(name, one, [Reading(source, name) for source in sources], name, 0.0)
             for name in names
         ]
 
@@ -244,7 +245,13 @@ def _depth(name: str, layers: int) -> float:
     match = LAYER.match(name)
     if match:
         return int(match[2]) / max(1, layers - 1)
-    return 0.0 if any(part in name for part in EARLY) else 1.0
+    # As mergekit has it, for what stands behind the layers too.
+    return 0.0
+
+
+def _is_early(name: str) -> bool:
+    """Whether a tensor stands before the layers, such as an embedding."""
+    return any(part in name for part in EARLY)
 
 
 def _first(layers: tuple[int, int] | None) -> int:

@@ -25,6 +25,9 @@ class ModelStock(TensorByTensor):
         """Weights by the mean cosine of the tensor."""
         count = len(slices.models)
         cosine = _mean_cosine(slices)
+        if 1 + (count - 1) * cosine < 1e-3:
+            # Differences that cancel: their mean is the base.
+            return by_weights_with_base([0.0] * count, 1.0, dtype)
         t = count * cosine / (1 + (count - 1) * cosine)
         return by_weights_with_base([t / count] * count, 1 - t, dtype)
 
@@ -39,5 +42,4 @@ def _mean_cosine(slices: Slices) -> float:
     norms = products.diagonal().sqrt()
     cosines = products / (norms[:, None] * norms).clamp_min(1e-300)
     rows, columns = torch.triu_indices(count, count, 1)
-    # Models that agree to differ in opposite directions would push beyond the base.
-    return max(0.0, float(cosines[rows, columns].mean()))
+    return float(cosines[rows, columns].mean())
