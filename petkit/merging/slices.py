@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ from petkit.merging.sources import Source
 # Numbers of a piece: its rows of four bfloat16 models and the result stay in the second-level cache's
 # neighbourhood, and a read is long enough for the disk.
 PIECE = 1 << 20
+# Reads ahead; preadv lets other threads go on meanwhile.
+READER = ThreadPoolExecutor(1, "petkit-read")
 
 
 class Piece(NamedTuple):
@@ -73,17 +76,25 @@ class Slices:
         Yields:
             Pieces in order; each is overwritten by the next.
         """
-        for start in range(0, self.count, size):
-            count = min(size, self.count - start)
-            yield self._piece(start, count)
+        starts = range(0, self.count, size)
+        # While one piece is worked on, the next is read.
+        reading = None
+        for place, start in enumerate(starts):
+            piece = reading.result() if reading else self._piece(start, min(size, self.count - start), place)
+            following = start + size
+            reading = None
+            if following < self.count:
+                length = min(size, self.count - following)
+                reading = READER.submit(self._piece, following, length, place + 1)
+            yield piece
 
     def whole(self) -> Piece:
         """All of the tensor at once, for methods that need it so."""
-        return self._piece(0, self.count)
+        return self._piece(0, self.count, 0)
 
-    def _piece(self, start: int, count: int) -> Piece:
+    def _piece(self, start: int, count: int, place: int) -> Piece:
         readings = [*self.models, *([self.base] if self.base else [])]
-        rows = self.buffers.rows(len(readings), count, self.dtype)
+        rows = self.buffers.rows(place % 2, len(readings), count, self.dtype)
         for row, reading in zip(rows, readings, strict=True):
             self.buffers.fill(row, reading, start)
         base = rows[-1] if self.base else None
@@ -92,15 +103,16 @@ class Slices:
 
 @dataclass
 class Buffers:
-    """Memory that pieces are read into, again and again."""
+    """Memory that pieces are read into, again and again: two of them in turn."""
 
-    _memory: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+    _memory: list[Tensor] = field(default_factory=lambda: [torch.empty(0, dtype=torch.uint8)] * 2)
     _raw: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
 
-    def rows(self, count: int, length: int, dtype: torch.dtype) -> Tensor:
-        """A (count, length) tensor of the dtype, in memory that is used again at the next call."""
-        self._memory = _grown(self._memory, count * length * dtype.itemsize)
-        return self._memory[: count * length * dtype.itemsize].view(dtype).view(count, length)
+    def rows(self, which: int, count: int, length: int, dtype: torch.dtype) -> Tensor:
+        """A (count, length) tensor of the dtype, in memory that is used again at the next call for it."""
+        nbytes = count * length * dtype.itemsize
+        self._memory[which] = _grown(self._memory[which], nbytes)
+        return self._memory[which][:nbytes].view(dtype).view(count, length)
 
     def fill(self, row: Tensor, reading: Reading, start: int) -> None:
         """Read numbers of a tensor into a row, converted where its dtype is another one."""
