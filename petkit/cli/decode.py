@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,10 @@ class Search:
             if value is not None and (name == "beam") != is_teacher:
                 kind = "an autoregressive translator" if is_teacher else "a translator of all tokens at once"
                 raise ConfigError(f"{flags.get(name, f'--{name}')} has no effect on {kind}: leave it out")
-        return own.model_copy(update={name: value for name, value in given.items() if value is not None})
+        asked = own.model_copy(update={name: value for name, value in given.items() if value is not None})
+        if self.rescore is not None and asked.candidates == 1:
+            raise ConfigError("--rescore has no effect on a single candidate: give --candidates too")
+        return asked
 
 
 @grouped
@@ -106,6 +110,10 @@ def command(
         raise ConfigError("--latency and --batch-size exclude each other: one sentence at a time, or many")
     if file is not None:
         _check_file(file, overwrite)
+    elif overwrite:
+        raise ConfigError("--overwrite has no effect without --output: leave it out")
+    if skip_bad and not any(Path(name).suffix.lower() == ROWS for name in inputs):
+        raise ConfigError(f"--skip-bad has no effect without a {ROWS} file: leave it out")
     pairs = [pair for name in inputs for pair in _read(name, skip_bad)]
     devices.configure(threads, deterministic=False)
     place = devices.resolve_device(device)
@@ -119,6 +127,7 @@ def command(
     ]
     if file is not None:
         _write(file, rows)
+        _warn_of_empty(rows)
     _print(rows, done, as_json)
 
 
@@ -148,21 +157,22 @@ def _translate(translator: Translator, sources: Sequence[str], batch_size: int, 
 
 def _read(name: str, skip_bad: bool) -> Iterator[SentencePair]:
     """The sentences of a file, or of a text that is no file's name."""
-    from petkit.data.files import read_text
+    from petkit.data.files import placed_lines
     from petkit.data.parallel import SentencePair, read_pairs
 
     path = Path(name)
     if path.suffix.lower() == ROWS:
         yield from read_pairs(path, skip_bad, translated=False)
     elif path.suffix.lower() == LINES:
-        lines = enumerate(read_text(path).splitlines(), start=1)
         made = [
-            SentencePair(" ".join(line.split()), "", str(number)) for number, line in lines if line.strip()
+            SentencePair(" ".join(line.split()), "", place.rpartition(":")[2])
+            for place, line in placed_lines(path)
         ]
         if not made:
             raise InputError(f"{path} must hold at least one sentence, got none")
         yield from made
-    elif path.is_file():
+    # Unlike a Path's own method, it also takes a sentence that is too long to be a file's name.
+    elif os.path.isfile(name):
         ending = path.suffix or "no ending"
         raise ConfigError(f"{name} must end in {ROWS} (rows) or {LINES} (a sentence a line), got {ending}")
     elif name.strip():
@@ -172,10 +182,15 @@ def _read(name: str, skip_bad: bool) -> Iterator[SentencePair]:
 
 
 def _check_file(file: Path, overwrite: bool) -> None:
+    from petkit.artifacts.run_directory import refuse_unwritable
+
     if file.suffix.lower() != ROWS:
         raise ConfigError(f"--output must end in {ROWS}, got {file}")
+    if file.is_dir():
+        raise InputError(f"--output must be a file, {file} is a folder: choose another name")
     if file.exists() and not overwrite:
         raise InputError(f"{file} is there already: choose another name, or --overwrite")
+    refuse_unwritable(file.parent)
 
 
 def _write(file: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -186,10 +201,17 @@ def _write(file: Path, rows: Sequence[dict[str, Any]]) -> None:
     atomic_write(file, text.encode())
 
 
+def _warn_of_empty(rows: Sequence[dict[str, Any]]) -> None:
+    empty = sum(not row["target"] for row in rows)
+    if empty:
+        output.warn(f"{empty} translations are empty: to learn from the file, set data.skip_bad")
+
+
 def _print(rows: Sequence[dict[str, Any]], done: _Done, as_json: bool) -> None:
     from petkit.report.rounding import significant
 
-    rate = len(rows) / done.seconds
+    # Alone, without the sentences that warmed up.
+    rate = len(rows) / done.seconds if done.latency is None else 1000 / done.latency.mean
     speed = f"{len(rows):,} sentences, {significant(rate)} sentences/s"
     if done.latency is not None:
         times = done.latency

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -87,9 +88,32 @@ class Settings:
         from petkit.methods.edrm.stored import read_rule, settings_file
 
         files = [] if router is None else [settings_file(router)]
+        files += self.files or ()
         flags = {"probe_tokens": self.probe_tokens, "max_new_tokens": max_new_tokens}
-        config = resolve(RouterConfig, [*files, *(self.files or ())], self.settings or (), flags).config
+        flags |= self._drawn_along(files, flags)
+        config = resolve(RouterConfig, files, self.settings or (), flags).config
         return Rule(config) if router is None else read_rule(router, config)
+
+    def _drawn_along(self, files: Sequence[Path], flags: Mapping[str, int | None]) -> dict[str, int]:
+        """What one length makes of the other where that is left to its default: answers hold probes."""
+        from petkit.configuration import resolve
+        from petkit.methods.edrm.config import RouterConfig
+
+        if (flags["probe_tokens"] is None) == (flags["max_new_tokens"] is None):
+            return {}
+        other = "probe_tokens" if flags["probe_tokens"] is None else "max_new_tokens"
+        given = int(flags["max_new_tokens"] or flags["probe_tokens"] or 0)
+        try:
+            found = resolve(RouterConfig, files, self.settings or ())
+        except ConfigError:
+            # Said by whoever resolves with the flags.
+            return {}
+        own = getattr(found.config, other)
+        fits = own <= given if other == "probe_tokens" else own >= given
+        if fits or found.origins[other] != "default":
+            return {}
+        output.log(f"{other} is {given}, not {own}: a probe is no longer than its answer")
+        return {other: given}
 
 
 @dataclass(frozen=True)
@@ -214,10 +238,12 @@ def probe(
         "tokens": sum(one.cost for one in probes),
         **_described(rule, items, records),
     }
+    warning = _bias_warning(rule, items)
     with _staged(folder, overwrite) as stage:
         _write(stage, {"trajectories.jsonl": _lines(records), "result.json": _pretty(result)})
-        _report(stage, rule, items, records, about=_about(model, data))
-    _warn_of_bias(rule, items)
+        _report(stage, rule, items, records, about=_about(model, data), warning=warning)
+    if warning:
+        output.warn(warning)
     output.print_result(route_text.item_table(items, vars(rule.thresholds)), result, as_json)
 
 
@@ -267,12 +293,14 @@ def explain(
     result = _described(rule, items, records)
     if file is None:
         result["trajectories"] = [{"id": one["id"], "entropies": one["entropies"]} for one in records]
+    # A router's own thresholds were fitted to such estimates.
+    warning = _bias_warning(rule, items) if router is None else ""
     if folder is not None:
         with _staged(folder, overwrite) as stage:
             _write(stage, {"result.json": _pretty(result)})
-            _report(stage, rule, items, records)
-    if router is None:
-        _warn_of_bias(rule, items)
+            _report(stage, rule, items, records, warning=warning)
+    if warning:
+        output.warn(warning)
     thresholds = vars(rule.thresholds) if rule.config.rule == "thresholds" else {}
     pairs = zip(records, items, strict=True)
     text = "\n\n".join(route_text.trace(record, item, thresholds) for record, item in pairs)
@@ -283,17 +311,18 @@ def _described(
     rule: Rule, items: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Items, what they were compared with, and bounds on the error of estimated entropies."""
+    from petkit.methods.edrm.rule import entropy_bias
+
     found = {"rule": rule.config.rule, "thresholds": vars(rule.thresholds), "items": items}
-    biases = [record["entropy_bias"] for record in records if "entropy_bias" in record]
-    if biases:
-        mean = sum(one["mean"] for one in biases) / len(biases)
-        found["entropy_bias"] = {"largest": max(one["largest"] for one in biases), "mean": mean}
-    return found
+    bias = entropy_bias(records)
+    return found if bias is None else {**found, "entropy_bias": bias}
 
 
-def _warn_of_bias(rule: Rule, items: Sequence[Mapping[str, Any]]) -> None:
-    if rule.config.rule == "thresholds":
-        route_text.warn_of_bias(items, rule.thresholds.cumulative)
+def _bias_warning(rule: Rule, items: Sequence[Mapping[str, Any]]) -> str:
+    """What to be told of thresholds that were not fitted to estimates; empty where there is nothing."""
+    if rule.config.rule != "thresholds":
+        return ""
+    return route_text.bias_warning(items, rule.thresholds.cumulative) or ""
 
 
 @app.command()
@@ -396,7 +425,7 @@ def calibrate(
         save_router(stage, base, rule, reached, labelled.data or (), files)
         about = _about(model, labelled.data)
         _report(stage, rule, rule.explained(records), records, {**result, "fit": fit}, about)
-    tables = output.table(("calibrated", ""), fit), "", route_text.policy_table(result["policies"])
+    tables = output.table(("calibrated", ""), fit), "", route_text.comparison(result["policies"])
     output.print_result(output.stacked(*tables), payload, as_json)
     if not reached.is_met:
         raise GateError(
@@ -437,7 +466,7 @@ def evaluate(
         with _staged(folder, overwrite) as stage:
             _write(stage, {"outcomes.jsonl": _lines(records), "result.json": _pretty(payload)})
             _report(stage, rule, rule.explained(records), records, result, _about(model, labelled.data))
-    output.print_result(route_text.policy_table(result["policies"]), payload, as_json)
+    output.print_result(route_text.comparison(result["policies"]), payload, as_json)
 
 
 def _check_unloaded(model: str, sha256: str, rule: Rule, folder: Path | None) -> None:
@@ -508,6 +537,11 @@ def _trajectories(path: Path, skip_bad: bool) -> list[dict[str, Any]]:
         values = row.get("entropies")
         if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
             raise ValueError(f"entropies must be a list of numbers, got {values!r:.60}")
+        # An integer beyond the largest float is no entropy either.
+        wrong = [place for place, value in enumerate(values) if not 0 <= value <= sys.float_info.max]
+        if wrong:
+            got = f"{values[wrong[0]]!r:.60} at token {wrong[0]}"
+            raise ValueError(f"entropies must be finite and at least 0, got {got}")
         if type(row.get("finished", False)) is not bool:
             raise ValueError(f"finished must be true or false, got {row['finished']!r:.60}")
         return row
@@ -538,12 +572,15 @@ def _report(
     records: Sequence[Mapping[str, Any]],
     result: Mapping[str, Any] | None = None,
     about: str = "",
+    warning: str = "",
 ) -> None:
     """Pictures, and one page that holds them."""
-    from petkit.report.routing import write_routing_page
+    from petkit.methods.edrm.rule import entropy_bias
+    from petkit.report.routing import Estimates, write_routing_page
 
     traces = [(item["regime"], record["entropies"]) for record, item in zip(records, items, strict=True)]
-    write_routing_page(folder, traces, items, result, about, vars(rule.thresholds))
+    estimates = Estimates(entropy_bias(records), warning)
+    write_routing_page(folder, traces, items, result, about, vars(rule.thresholds), estimates)
 
 
 def _check_output(folder: Path, overwrite: bool) -> None:

@@ -48,7 +48,8 @@ def trace(record: Mapping[str, Any], item: Mapping[str, Any], thresholds: Mappin
     if thresholds:
         lines.append(f"thresholds: {thresholds_text(thresholds)}")
     if "entropy_bias" in item:
-        lines.append(f"estimates: at most {item['entropy_bias']:.3g} nats a token too low on average")
+        bound = f"at most {item['entropy_bias']:.3g} nats a token too low on average"
+        lines.append(f"estimates: {bound}; spearman and von Neumann have no bound")
     return "\n".join(lines)
 
 
@@ -90,6 +91,19 @@ def fit_rows(rule: Rule, reached: Reached, questions: int, folder: Path) -> list
     ]
 
 
+def comparison(policies: Sequence[Mapping[str, Any]]) -> Any:
+    """What every policy came to, and below it, since one table is too wide, how often it chose each mode."""
+    return output.stacked(policy_table(policies), "", mode_table(policies))
+
+
+def mode_table(policies: Sequence[Mapping[str, Any]]) -> Any:
+    """How many questions every policy answers in each mode."""
+    from petkit.methods.edrm.algorithm import MODES
+
+    rows = [(one["policy"], *(one["modes"].get(mode, 0) for mode in MODES)) for one in policies]
+    return output.table(("questions answered", *MODES), rows)
+
+
 def policy_table(policies: Sequence[Mapping[str, Any]]) -> Any:
     """Accuracy and tokens of every policy, with their intervals."""
 
@@ -110,21 +124,25 @@ def policy_table(policies: Sequence[Mapping[str, Any]]) -> Any:
     return output.table(columns, rows)
 
 
-def warn_of_bias(items: Sequence[Mapping[str, Any]], limit: float) -> None:
-    """Warn where a sum of estimates lies below a threshold, and the true one may lie above.
+def bias_warning(items: Sequence[Mapping[str, Any]], limit: float) -> str | None:
+    """What to be told where a sum of estimates lies below a threshold, and the true one may lie above.
 
     Args:
         items: as `Rule.explained` has them.
         limit: the threshold of the sum.
+
+    Returns:
+        One line; None where no sum does.
     """
     near = [
         item
         for item in items
         if item["cumulative"] <= limit < item["cumulative"] + item.get("cumulative_bias", 0.0)
     ]
-    if near:
-        output.warn(
-            f"the entropies are estimates: {len(near)} of {len(items)} sums ({near[0]['id']}: "
-            f"{near[0]['cumulative']:.4g}, up to {near[0]['cumulative_bias']:.3g} too low) may lie above the "
-            f"threshold of {limit:g} nats; calibrate a router with the served model"
-        )
+    if not near:
+        return None
+    return (
+        f"the entropies are estimates: {len(near)} of {len(items)} sums ({near[0]['id']}: "
+        f"{near[0]['cumulative']:.4g}, up to {near[0]['cumulative_bias']:.3g} too low) may lie above the "
+        f"threshold of {limit:g} nats; calibrate a router with the served model"
+    )

@@ -17,10 +17,16 @@ from petkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from petkit.methods.edrm.rule import Rule
+    from petkit.methods.edrm.served import ServedModel
+    from petkit.methods.edrm.writers import LanguageModel
+    from petkit.rollout.config import ServedConfig
     from petkit.serving.chat.app import ChatService, Limits
     from petkit.serving.chat.sources import Source
 
 ZERO_SHOT = "zero-shot"
+NEEDS_ROUTE = "--set, --config and --probe-tokens change a router: they need --route"
+# What counts for a server behind although nothing is probed.
+PLAIN_KEYS = ("served.attempts", "served.connect_timeout", "served.read_timeout", "served.timeout")
 LIMITS_PANEL = "Limits"
 RouteOption = Annotated[
     str | None,
@@ -104,22 +110,41 @@ def command(
 
     key = api_key()
     check_host(address.host, key)
-    rule = _rule(route, given)
+    rule = None if route is None else _rule(route, given, capacity.max_new_tokens)
+    served = _served(model, given) if rule is None else rule.config.served
     # The address is taken before the model is loaded, so that one in use is told at once.
     with bind(address.host, address.port) as held:
-        source = _source(model, route, rule, machine, capacity)
+        source = _source(route, rule, machine.writer(model, served), capacity)
         name = address.name or _last_part(source.name)
         service = ChatService(source, name, rule, capacity.limits, key)
         serve(service, held, lambda: _ready(url_of(held, address.host), service, route, as_json))
 
 
-def _rule(route: str | None, settings: Settings) -> Rule | None:
-    """The router's rule, changed by --set; None without a router."""
-    if route is None:
+def _served(model: str, settings: Settings) -> ServedConfig:
+    """How a server behind is asked without a router; no other setting has an effect then."""
+    from petkit.configuration.resolution import DEFAULT, ENVIRONMENT_PREFIX, resolve
+    from petkit.methods.edrm.config import RouterConfig
+    from petkit.rollout.config import ServedConfig
+    from petkit.rollout.endpoint import is_endpoint
+
+    if not is_endpoint(model):
         if any(vars(settings).values()):
-            raise ConfigError("--set, --config and --probe-tokens change a router: they need --route")
-        return None
-    rule = settings.rule(None if route == ZERO_SHOT else Path(route))
+            raise ConfigError(NEEDS_ROUTE)
+        return ServedConfig()
+    flags = {"probe_tokens": settings.probe_tokens}
+    found = resolve(RouterConfig, settings.files or (), settings.settings or (), flags)
+    for key, origin in found.origins.items():
+        # The environment's settings are for other commands too.
+        if origin != DEFAULT and not origin.startswith(ENVIRONMENT_PREFIX) and key not in PLAIN_KEYS:
+            raise ConfigError(
+                f"{NEEDS_ROUTE}, but for {', '.join(PLAIN_KEYS)} of a server behind, got {key} ({origin})"
+            )
+    return found.config.served
+
+
+def _rule(route: str, settings: Settings, max_new_tokens: int) -> Rule:
+    """The router's rule, changed by --set and the server's own limit."""
+    rule = settings.rule(None if route == ZERO_SHOT else Path(route), max_new_tokens)
     if not rule.config.chat_template:
         raise ConfigError("chat_template must be true: a chat server puts messages by the model's template")
     if rule.config.level != "question":
@@ -127,13 +152,13 @@ def _rule(route: str | None, settings: Settings) -> Rule | None:
     return rule
 
 
-def _source(model: str, route: str | None, rule: Rule | None, machine: Machine, capacity: Capacity) -> Source:
+def _source(
+    route: str | None, rule: Rule | None, writer: LanguageModel | ServedModel, capacity: Capacity
+) -> Source:
     from petkit.methods.edrm.stored import check_model
     from petkit.methods.edrm.writers import LanguageModel
-    from petkit.rollout.config import ServedConfig
     from petkit.serving.chat.sources import LocalSource
 
-    writer = machine.writer(model, ServedConfig() if rule is None else rule.config.served)
     if route not in (None, ZERO_SHOT):
         check_model(Path(str(route)), writer.name, writer.sha256)
     if rule is not None:

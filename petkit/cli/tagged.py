@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petkit.cli import common, output
-from petkit.errors import ArtifactError, ConfigError
+from petkit.errors import ArtifactError, ConfigError, PetkitError
 
 if TYPE_CHECKING:
     from petkit.artifacts import Check
@@ -337,7 +337,7 @@ def recipe_checks(artifact: Path) -> list[Check]:
 
     try:
         tagger = read_tagger(artifact)
-    except (ArtifactError, FileNotFoundError):
+    except (PetkitError, FileNotFoundError):
         return []
     try:
         config = stored_config(tagger)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petkit.cli import common, output
-from petkit.errors import ArtifactError, ConfigError
+from petkit.errors import ArtifactError, ConfigError, PetkitError
 
 if TYPE_CHECKING:
     import torch
@@ -182,7 +182,7 @@ def recipe_checks(artifact: Path) -> list[Check]:
 
     try:
         translator = read_translator(artifact)
-    except (ArtifactError, FileNotFoundError):
+    except (PetkitError, FileNotFoundError):
         return []
     try:
         config = stored_config(translator.manifest, artifact)

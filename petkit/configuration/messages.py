@@ -32,6 +32,9 @@ _EPOCHS = ("training", "epochs")
 # Of the letters of two names; the best match counts, and `epox` for `epochs` has 0.6.
 _CLOSE = 0.6
 _CLOSE_ELSEWHERE = 0.75
+# Of a value in an error; and of what two values share, before the place where they part.
+_LONGEST = 60
+_CONTEXT = 20
 _BOUNDS = {
     "greater_than": ("gt", "greater than"),
     "greater_than_equal": ("ge", "at least"),
@@ -50,8 +53,27 @@ def dotted(path: Sequence[str | int]) -> str:
 
 def shown(value: Any) -> str:
     """A value in an error, cut to a length that fits on a line."""
-    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return _cut(_written(value))
+
+
+def shown_apart(one: Any, other: Any) -> tuple[str, str]:
+    """Two different values in an error; long ones from a little before the place where they part."""
+    first, second = _written(one), _written(other)
+    # Behind the first sign, since the quotes of a text depend on what is between them.
+    pairs = enumerate(zip(first, second, strict=False))
+    parted = next((place for place, (a, b) in pairs if place and a != b), min(len(first), len(second)))
+    start = parted - _CONTEXT
+    if start > 0 and max(len(first), len(second)) > _LONGEST:
+        first, second = f"...{first[start:]}", f"...{second[start:]}"
+    return _cut(first), _cut(second)
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from petkit.errors import InputError
+from petkit.errors import ArtifactError, InputError
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 SPECIAL = (PAD, BOS, EOS, UNKNOWN)
@@ -17,7 +17,7 @@ class Subwords:
     Ids 0 to 3 are padding, begin, end and unknown.
 
     Args:
-        tokenizer: of the `tokenizers` library, as `train_subwords` and `load_subwords` make it.
+        tokenizer: of the `tokenizers` library, as `train_subwords` and `subwords_of` make it.
 
     Source:
         Sennrich, Haddow and Birch 2016, by the tokenizers library.
@@ -92,7 +92,7 @@ def subwords_of(text: str, place: str) -> Subwords:
         The vocabulary.
 
     Raises:
-        InputError: it is no tokenizer, or one without the special tokens at ids 0 to 3.
+        ArtifactError: it is no tokenizer, or one without the special tokens at ids 0 to 3.
     """
     from tokenizers import Tokenizer
 
@@ -100,10 +100,10 @@ def subwords_of(text: str, place: str) -> Subwords:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:
         # The library raises plain exceptions.
-        raise InputError(f"{place} is no tokenizer of the tokenizers library: {error}") from error
+        raise ArtifactError(f"{place} is no tokenizer of the tokenizers library: {error}") from error
     found = [tokenizer.token_to_id(token) for token in SPECIAL]
     if found != list(range(len(SPECIAL))):
-        raise InputError(
+        raise ArtifactError(
             f"{place} must have {', '.join(SPECIAL)} at ids 0 to {len(SPECIAL) - 1}, got {found}"
         )
     return Subwords(tokenizer)

@@ -7,11 +7,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from petkit.errors import InputError
 from petkit.ops import _library
 from petkit.ops._checks import check_float, check_tensor
 
+# torch leaves this function untyped.
+_unpacked: Any = unpack_dual
 # Rows that the pure-torch default widens at a time.
 CHUNK_ROWS = 16
 # Also those of numpy and of a compiler's trace.
@@ -20,6 +23,10 @@ NUMBERS: tuple[Any, ...] = (float, torch.SymFloat, Real)
 # The kernels compute in float32 with the temperature's inverse. Between these limits the inverse is a number
 # of float32, and so is what it makes of any logit up to 1e8.
 LEAST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-30, 1e30
+NO_TRANSFORMS = (
+    "token_statistics has no derivatives by torch.func (grad, jacrev, jvp) and in forward mode: use "
+    "backward() or torch.autograd.grad"
+)
 
 
 class TokenStatistics(NamedTuple):
@@ -59,7 +66,8 @@ def token_statistics(
 
     Raises:
         InputError: another dtype, no vocabulary, shapes, ids, top_k or a temperature out of range; in a
-            backward pass, a gradient of the gradient.
+            backward pass, a gradient of the gradient; a gradient of torch.func or of forward mode, of which
+            torch knows nothing here.
 
     Source:
         One pass with a running maximum m over (sum e, sum d e, sum d^2 e), e = exp(d), d = x - m: centred, so
@@ -70,9 +78,9 @@ def token_statistics(
         raise InputError(f"logits must be (..., vocab) with vocab >= 1, got {tuple(logits.shape)}")
     shape, vocab = logits.shape[:-1], logits.shape[-1]
     _check_top_k(top_k, vocab)
-    _check_temperature(temperature)
+    check_temperature(temperature)
     ids = _checked_ids(token_ids, logits)
-    found = torch.ops.petkit.token_statistics(logits.reshape(-1, vocab), ids, top_k, float(temperature))
+    found = _called(logits.reshape(-1, vocab), ids, top_k, float(temperature))
     log_z, entropy, varentropy, max_prob, log_prob, top_log_probs, top_ids, _, _ = found
     return TokenStatistics(
         log_z.reshape(shape),
@@ -85,12 +93,32 @@ def token_statistics(
     )
 
 
+def _called(logits: Tensor, token_ids: Tensor, top_k: int, temperature: float) -> tuple[Tensor, ...]:
+    """Call the operator; refuse derivatives that it does not have."""
+    # Of forward mode torch would silently take the derivative for zero.
+    if not torch.compiler.is_compiling() and _unpacked(logits).tangent is not None:
+        raise InputError(NO_TRANSFORMS)
+    try:
+        found: tuple[Tensor, ...] = torch.ops.petkit.token_statistics(logits, token_ids, top_k, temperature)
+    except RuntimeError as error:
+        # How torch says that torch.func cannot see into an operator's gradient.
+        if "setup_context" not in str(error):
+            raise
+        raise InputError(NO_TRANSFORMS) from None
+    return found
+
+
 def _check_top_k(top_k: Any, vocab: int) -> None:
     if not isinstance(top_k, WHOLE) or not 0 <= top_k <= vocab:
         raise InputError(f"top_k must be a whole number between 0 and {vocab}, got {top_k!r}")
 
 
-def _check_temperature(temperature: Any) -> None:
+def check_temperature(temperature: Any) -> None:
+    """Refuse what `token_statistics` takes for no temperature, for those who will call it later.
+
+    Raises:
+        InputError: no number, or one out of range.
+    """
     if not isinstance(temperature, NUMBERS):
         raise InputError(f"temperature must be a number, got {temperature!r:.60}")
     if not LEAST_TEMPERATURE <= temperature <= LARGEST_TEMPERATURE:

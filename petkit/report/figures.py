@@ -15,12 +15,15 @@ from PIL import Image
 
 from petkit.errors import InputError
 
-# Okabe and Ito's qualitative palette, darkest first, and behind it colours of Tol's, for as many series as a
-# comparison of policies has; markers differ too, so that a grey print stays readable.
+# Okabe and Ito's qualitative palette, its orange more yellow, and behind it colours that lie far from these
+# and from each other, for as many series as a comparison of policies has; markers differ too, so that a grey
+# print stays readable.
 PALETTE = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000",
-    "#332288", "#AA4499", "#999933", "#882255", "#44AA99", "#CC6677", "#DDCC77",
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E6B800", "#56B4E9", "#000000",
+    "#332288", "#7CB518", "#882255", "#8A8A8A", "#5A5A00", "#D000C0", "#7A3B10",
 )  # fmt: skip
+# Of a picture, as an indexed PNG holds them.
+COLOURS = 256
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "d", "8")
 
 
@@ -61,14 +64,37 @@ def percent_axis(axes: Axes) -> None:
 
 
 def save(figure: Figure, out_png: Path) -> Path:
-    """Write a figure as a small PNG: few colours, no tags, so that the same numbers give the same file."""
+    """Write a figure as a small PNG: 256 colours, no tags, so that the same numbers give the same file."""
     out_png.parent.mkdir(parents=True, exist_ok=True)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     # An indexed PNG is a third of the bytes.
-    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    image.quantize(colors=128, dither=Image.Dither.NONE).save(out_png, format="PNG", optimize=True)
+    _indexed(np.asarray(canvas.buffer_rgba())[..., :3]).save(out_png, format="PNG", optimize=True)
     return out_png
+
+
+def _indexed(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Image.Image:
+    """An image of the series' own colours, which small markers lose to shades of text, and the commonest."""
+    found, places, counts = np.unique(_codes(pixels), return_inverse=True, return_counts=True)
+    own = _codes(np.array([list(bytes.fromhex(one[1:])) for one in PALETTE], dtype=np.uint8))
+    # Equal counts in the order of the colours: the same figure gives the same file.
+    common = found[np.argsort(-counts, kind="stable")]
+    chosen = _colours(np.concatenate([own, common[~np.isin(common, own)]])[:COLOURS])
+    shades = _colours(found)
+    distances = (chosen**2).sum(axis=1) - 2 * shades @ chosen.T
+    image = Image.fromarray(distances.argmin(axis=1).astype(np.uint8)[places].reshape(pixels.shape[:2]), "P")
+    image.putpalette(chosen.astype(np.uint8).tobytes())
+    return image
+
+
+def _codes(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Colours as one number each."""
+    red, green, blue = pixels.reshape(-1, 3).astype(np.int64).T
+    return red << 16 | green << 8 | blue
+
+
+def _colours(codes: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1).astype(np.float32)
 
 
 def need(items: Sequence[Any] | Mapping[str, Any], name: str) -> None:

@@ -18,6 +18,8 @@ from petkit.report.tables import Table, bytes_text, format_cell
 
 # For measures that thousands separators and 4 significant digits do not suit; a seed is no count.
 FORMATS = {"accuracy": ".1%", "seed": "d"}
+# Signs of a text that is shown in one line, and of a name, which has no spaces to be wrapped at.
+SHORT, LONGEST_NAME = 16, 40
 FULL = "full model in float32"
 SIZES = {"bytes": "file", "adapter": "adapter", "head": "head", "full_model_fp32": FULL}
 # In the headline or under the title; the rest are other measures.
@@ -47,15 +49,20 @@ body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 62rem; background:
   color: var(--ink); font: 16px/1.55 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 p { margin: .5rem 0; } .soft, figcaption, caption { color: var(--soft); font-size: .9rem; }
-.wide { overflow-x: auto; margin-bottom: 1rem; }
+.wide { overflow-x: auto; margin-bottom: 1rem; background: no-repeat
+  linear-gradient(to right, var(--page) 40%, transparent) local 0 0 / 2rem 100%, no-repeat
+  linear-gradient(to left, var(--page) 40%, transparent) local 100% 0 / 2rem 100%, no-repeat
+  linear-gradient(to right, var(--line), transparent) scroll 0 0 / .8rem 100%, no-repeat
+  linear-gradient(to left, var(--line), transparent) scroll 100% 0 / .8rem 100%; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 caption { caption-side: bottom; text-align: left; padding-top: .4rem; }
 th, td { padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line); text-align: left;
   vertical-align: top; }
 th { font-weight: 600; color: var(--soft); font-size: .88rem; } th.number, td.number { text-align: right; }
-td { overflow-wrap: anywhere; }
-@media (max-width: 40rem) { td { overflow-wrap: break-word; } }
-figure { margin: .5rem 0 1rem; } img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
+td.number, td.whole { white-space: nowrap; } td.long { min-width: 14rem; overflow-wrap: anywhere; }
+figure { margin: .5rem 0 1rem; } img { display: block; max-width: 100%; height: auto; background: #fff;
+  border-radius: 6px; }
+@media (max-width: 60rem) { img { max-width: none; } }
 pre { background: var(--panel); padding: .8rem 1rem; border-radius: 6px; overflow-x: auto;
   font-size: .85rem; }
 summary { cursor: pointer; color: var(--soft); } .good { color: var(--good); } .bad { color: var(--bad); }
@@ -306,11 +313,16 @@ def _caption(image: Path) -> str:
 
 
 def _table(table: Table) -> str:
-    numeric = table.numeric()
-    head = "".join(_cell("th", name, right) for name, right in zip(table.columns, numeric, strict=True))
+    numeric, cells = table.numeric(), table.text_cells()
+    heads = [["number"] if right else [] for right in numeric]
+    kinds = [
+        ["number"] if right else _wrapping([row[place] for row in cells])
+        for place, right in enumerate(numeric)
+    ]
+    head = "".join(_cell("th", name, kind) for name, kind in zip(table.columns, heads, strict=True))
     rows = "\n".join(
-        "<tr>" + "".join(_cell("td", cell, right) for cell, right in zip(row, numeric, strict=True)) + "</tr>"
-        for row in table.text_cells()
+        "<tr>" + "".join(_cell("td", cell, kind) for cell, kind in zip(row, kinds, strict=True)) + "</tr>"
+        for row in cells
     )
     title = f"<p><strong>{escape(table.title)}</strong></p>" if table.title else ""
     note = f"<caption>{escape(table.note)}</caption>" if table.note else ""
@@ -318,8 +330,16 @@ def _table(table: Table) -> str:
     return f'{title}<div class="wide">{table_html}</div>'
 
 
-def _cell(tag: str, text: str, right: bool) -> str:
-    classes = [*(["number"] if right else []), *_verdict_class(text)]
+def _wrapping(texts: Sequence[str]) -> list[str]:
+    """How a column may be wrapped: names not at all, sentences and hashes but with room to be read."""
+    longest = max(map(len, texts), default=0)
+    if longest > LONGEST_NAME:
+        return ["long"]
+    return ["whole"] if longest <= SHORT or not any(" " in text for text in texts) else []
+
+
+def _cell(tag: str, text: str, kinds: Sequence[str]) -> str:
+    classes = [*kinds, *_verdict_class(text)]
     attribute = f' class="{" ".join(classes)}"' if classes else ""
     return f"<{tag}{attribute}>{escape(text)}</{tag}>"
 
@@ -336,6 +356,6 @@ def _image(path: Path, caption: str) -> str:
         raise InputError(f"image {path} must be a PNG file, got another format")
     data = base64.b64encode(content).decode("ascii")
     return (
-        f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
+        f'<figure><div class="wide"><img alt="{escape(caption)}" src="data:image/png;base64,{data}"></div>'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,29 @@ from petkit.report.trajectories import (
 
 SHOWN = 200
 CAPTIONS = {
-    "frontier.png": "Accuracy against tokens, 95 % intervals; the line joins the best but for the oracle.",
+    "frontier.png": "Accuracy against tokens, 95 % intervals; the line joins the best but for the oracle. "
+    "Policies that come to the same (=), or nearly so (≈), share a marker.",
     "traces.png": "Entropy of each token of the probes, and in thick lines the mean of each regime.",
     "planes.png": "Every question's descriptors, two at a time; the lines are the thresholds.",
     "reliability.png": "How often the learned router's choice was the best one, against how sure it was.",
 }
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """What is known of the error of entropies.
+
+    Args:
+        bias: `largest`, and `mean` over all tokens, of how much too low they may be; None where they are
+            exact.
+        warning: what to be told where that reaches a threshold.
+    """
+
+    bias: Mapping[str, float] | None = None
+    warning: str = ""
+
+
+EXACT = Estimates()
 
 
 def write_routing_page(
@@ -32,6 +51,7 @@ def write_routing_page(
     result: Mapping[str, Any] | None = None,
     subtitle: str = "",
     thresholds: Mapping[str, Any] | None = None,
+    estimates: Estimates = EXACT,
 ) -> Path:
     """Write `report.html` and its pictures.
 
@@ -43,6 +63,7 @@ def write_routing_page(
             of name and value.
         subtitle: which model, on what.
         thresholds: by name, that the descriptors were compared with.
+        estimates: what is known of the entropies' error.
 
     Returns:
         The page.
@@ -61,20 +82,27 @@ def write_routing_page(
             sections.insert(
                 0, Section("This router", tables=(Table(("calibrated", ""), tuple(result["fit"])),))
             )
-    sections.append(Section("Decisions", paragraphs=_notes(items, thresholds), tables=(_decisions(items),)))
+    sections.append(
+        Section("Decisions", paragraphs=_notes(thresholds, estimates), tables=(_decisions(items),))
+    )
     return write_page(folder / "report.html", "Routing by entropy", sections, subtitle)
 
 
-def _notes(items: Sequence[Mapping[str, Any]], thresholds: Mapping[str, Any] | None) -> tuple[str, ...]:
+def _notes(thresholds: Mapping[str, Any] | None, estimates: Estimates) -> tuple[str, ...]:
     """What the table of decisions is to be read with."""
     notes = []
     if thresholds:
         named = (f"{name} {thresholds[name]:.4g}" for name in DESCRIPTORS)
         notes.append(f"Thresholds: {', '.join(named)}.")
-    biases = [item["entropy_bias"] for item in items if "entropy_bias" in item]
-    if biases:
-        mean = sum(biases) / len(biases)
-        notes.append(f"The entropies are estimates, at most {mean:.3g} nats a token too low on average.")
+    bias = estimates.bias
+    if bias is not None:
+        notes.append(
+            f"The entropies are estimates: the true ones are larger by {bias['largest']:.3g} nats at most, "
+            f"{bias['mean']:.3g} on average over all tokens; entropy_bias is that average for each question. "
+            "Their ranks and steps, and with them spearman and von_neumann, have no bound."
+        )
+    if estimates.warning:
+        notes.append(f"Warning: {estimates.warning}.")
     return tuple(notes)
 
 
@@ -114,15 +142,24 @@ def _agreement(modes: Mapping[str, int]) -> str:
 
 def _policies(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     def cell(value: Mapping[str, float], form: str) -> str:
-        return f"{value['mean']:{form}} ({value['low']:{form}} to {value['high']:{form}})"
+        # An interval stays in one line.
+        return f"{value['mean']:{form}} ({value['low']:{form}}\u00a0to\u00a0{value['high']:{form}})"
 
-    columns = ("policy", "accuracy", "tokens", "saved against always cot", "direct / standard / cot")
+    columns = (
+        "policy",
+        "accuracy",
+        "tokens a question",
+        "saved against always cot",
+        "accuracy against it",
+        "direct / standard / cot",
+    )
     body = tuple(
         (
             row["policy"],
             cell(row["accuracy"], ".1%"),
             cell(row["tokens"], ".1f"),
             cell(row["tokens_saved"], ".1%"),
+            cell(row["accuracy_gain"], "+.1%"),
             " / ".join(str(row["modes"].get(mode, 0)) for mode in ("direct", "standard", "cot")),
         )
         for row in rows
@@ -131,7 +168,9 @@ def _policies(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
 
 
 def _decisions(items: Sequence[Mapping[str, Any]]) -> Table:
-    columns = ("id", "decision", "cumulative", "spearman", "von_neumann", "reason")
-    body = tuple(tuple(item[name] for name in columns) for item in items[:SHOWN])
+    bias = ("entropy_bias",) if any("entropy_bias" in item for item in items) else ()
+    # The reason comes first, where narrow screens show it too.
+    columns = ("id", "decision", "reason", *DESCRIPTORS, *bias)
+    body = tuple(tuple(item.get(name) for name in columns) for item in items[:SHOWN])
     note = f"The first {SHOWN} of {len(items)}." if len(items) > SHOWN else ""
     return Table(columns, body, note=note)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,15 @@ LABELS = {
     "spearman": "Spearman trend",
     "von_neumann": "von Neumann ratio",
 }
+
+# Tokens and accuracy, each with the ends of its interval.
+Point = tuple[tuple[float, float, float], tuple[float, float, float]]
+# Of an axis: points that are nearer to each other are drawn as one.
+SAME = 0.02
+# Markers that look smaller than others of their size.
+WIDER = {"*": 1.5, "<": 1.1, ">": 1.1}
+# Inches of a line of a legend.
+LINE = 0.17
 
 # What an axis shows whatever the points are.
 ORIENTATION = {"cumulative": (0.0,), "spearman": (-0.5, 0.5), "von_neumann": (1.0, 3.0)}
@@ -125,22 +135,56 @@ def draw_frontier(policies: Sequence[Mapping[str, object]], out_png: Path) -> Pa
         InputError: there is no policy.
     """
     need(policies, "policies")
+    points = [(_spread(one["tokens"]), _spread(one["accuracy"])) for one in policies]
     figure, (axes,) = new_figure(1)
-    points = []
-    for index, one in enumerate(policies):
-        score, tokens = _spread(one["accuracy"]), _spread(one["tokens"])
+    # The legend has a line for each policy; more than a few would leave no room for the axes.
+    figure.set_figheight(figure.get_figheight() + LINE * max(0, len(policies) // 2 - 2))
+    for index, (tokens, score) in enumerate(points):
         axes.errorbar(
-            tokens[0], score[0], xerr=_bar(tokens), yerr=_bar(score), color=colour(index), capsize=2,
-            marker=marker(index), markersize=5, linestyle="none", label=str(one["policy"]),
+            tokens[0], score[0], xerr=_bar(tokens), yerr=_bar(score), color=colour(index), linestyle="none",
+            elinewidth=0.7, capsize=1.5, alpha=0.7, zorder=2,
         )  # fmt: skip
-        # Nothing that can be built lies on the oracle's line.
-        if one["policy"] != "oracle":
-            points.append((tokens[0], score[0]))
-    if points:
-        axes.plot(*zip(*_frontier(points), strict=True), color="#999999", linewidth=1, zorder=0)
+    for group in _coinciding(points):
+        own, shape = points[group[0]], marker(group[0])
+        axes.plot(
+            own[0][0], own[1][0], color=colour(group[0]), marker=shape, markersize=7 * WIDER.get(shape, 1),
+            markeredgecolor="white", markeredgewidth=0.6, linestyle="none", zorder=4,
+            label=_group_label([(str(policies[place]["policy"]), points[place]) for place in group]),
+        )  # fmt: skip
+    # Nothing that can be built lies on the oracle's line.
+    built = [(x[0], y[0]) for (x, y), one in zip(points, policies, strict=True) if one["policy"] != "oracle"]
+    if built:
+        axes.plot(*zip(*_frontier(built), strict=True), color="#999999", linewidth=1, zorder=1)
     percent_axis(axes)
     finish(axes, "tokens a question, probe included", "accuracy")
     return save(figure, out_png)
+
+
+def _coinciding(points: Sequence[Point]) -> list[list[int]]:
+    """Places of points; those whose markers would hide each other go together."""
+    shown = [[value for point in points for value in point[axis]] for axis in (0, 1)]
+    near = [SAME * (max(values) - min(values)) for values in shown]
+    groups: list[list[int]] = []
+    for place, point in enumerate(points):
+        own = (
+            group
+            for group in groups
+            if all(abs(point[axis][0] - points[group[0]][axis][0]) <= near[axis] for axis in (0, 1))
+        )
+        group = next(own, None)
+        groups.append([place]) if group is None else group.append(place)
+    return groups
+
+
+def _group_label(group: Sequence[tuple[str, Point]]) -> str:
+    """The names of points that are drawn as one, a line each."""
+    (name, first), *others = group
+    signs = ("=" if all(math.isclose(*two) for two in _means(first, one)) else "≈" for _, one in others)
+    return "\n".join([name, *(f"{sign} {other}" for sign, (other, _) in zip(signs, others, strict=True))])
+
+
+def _means(one: Point, other: Point) -> list[tuple[float, float]]:
+    return [(a[0], b[0]) for a, b in zip(one, other, strict=True)]
 
 
 def draw_reliability(bins: Sequence[Mapping[str, float]], out_png: Path) -> Path:

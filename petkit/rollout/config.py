@@ -29,4 +29,4 @@ class ServedConfig(Config):
     """Seconds between two pieces of an answer, and before its first."""
 
     timeout: float = Field(default=900.0, gt=0)
-    """Seconds for a whole answer."""
+    """Seconds for a whole answer, all attempts at it included, whatever the server sends or does not."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from petkit.errors import InputError, PetkitError
 from petkit.ops import token_statistics
+from petkit.ops.token_statistics import check_temperature
 
 # How far the sum of a row's rounded probabilities may be from 1, in nats.
 SUM_TOLERANCE = 1e-3
@@ -54,9 +55,14 @@ class EntropyTracker:
 
     Args:
         eos_token_ids: tokens that end a sequence; the entropy of drawing such a token is still recorded.
-        max_tokens: record the first so many tokens of each sequence only; None records all.
-        temperature: of the distribution that is recorded; the logits themselves are passed on unchanged.
+            None, as generation settings may have it, stands for no such token.
+        max_tokens: record the first so many tokens of each sequence only, at least 1; None records all.
+        temperature: of the distribution that is recorded, above 0; the logits themselves are passed on
+            unchanged.
         names: of the rows, for messages; numbers where there are none.
+
+    Raises:
+        InputError: no token to record, or a temperature that is none.
 
     Source:
         EDRM (arXiv 2605.22873) section 2 uses the entropies of the first 64 tokens.
@@ -64,17 +70,20 @@ class EntropyTracker:
 
     def __init__(
         self,
-        eos_token_ids: int | Collection[int] | Tensor = (),
+        eos_token_ids: int | Collection[int] | Tensor | None = (),
         max_tokens: int | None = None,
         temperature: float = 1.0,
         names: Sequence[str] = (),
     ) -> None:
         if isinstance(eos_token_ids, Tensor):
             eos_token_ids = eos_token_ids.flatten().tolist()
+        elif eos_token_ids is None:
+            eos_token_ids = ()
         ids = (eos_token_ids,) if isinstance(eos_token_ids, int) else tuple(eos_token_ids)
         self.eos_token_ids, self.max_tokens, self.temperature = frozenset(ids), max_tokens, temperature
-        if max_tokens is not None and max_tokens < 0:
-            raise InputError(f"max_tokens must be at least 0, got {max_tokens}")
+        if max_tokens is not None and max_tokens < 1:
+            raise InputError(f"max_tokens must be at least 1, or None for all, got {max_tokens}")
+        check_temperature(temperature)
         self._names = tuple(names)
         self._before: Tensor | None = None
         self._rows: list[_Row] = []
@@ -187,6 +196,20 @@ class BoundedEntropy:
 def bias_summary(biases: Sequence[float]) -> dict[str, float]:
     """How much too low a trajectory's estimates may be: the largest and the mean of at least one bound."""
     return {"largest": max(biases), "mean": sum(biases) / len(biases)}
+
+
+def pooled_bias(summaries: Sequence[Mapping[str, float]], tokens: Sequence[int]) -> dict[str, float]:
+    """The bounds of several trajectories as one.
+
+    Args:
+        summaries: of each, as `bias_summary` gives them; at least one.
+        tokens: of each.
+
+    Returns:
+        The largest, and the mean over the tokens of all: a long trajectory counts for more than a short one.
+    """
+    total = sum(one["mean"] * count for one, count in zip(summaries, tokens, strict=True))
+    return {"largest": max(one["largest"] for one in summaries), "mean": total / max(sum(tokens), 1)}
 
 
 def entropy_from_top(top_log_probs: Sequence[float], vocab: int) -> BoundedEntropy:

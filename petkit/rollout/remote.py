@@ -8,10 +8,10 @@ import math
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
@@ -28,6 +28,7 @@ LONGEST_WAIT = 30.0
 MAX_ERROR_BODY = 1 << 16
 
 Sleep = Callable[[float], Awaitable[None]]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,10 @@ def uncertainty(entry: Mapping[str, Any], vocab: int) -> TokenUncertainty:
 
 class Refused(InputError):
     """The server takes other requests, but not this one."""
+
+
+class Late(PetkitError):
+    """The time for a whole answer is over."""
 
 
 class RemoteModel:
@@ -166,10 +171,10 @@ class RemoteModel:
         """Send until the server begins an answer."""
         attempt = 1
         while True:
-            response = await self._sent(body)
+            response = await self._sent(body, deadline)
             if response.status_code == httpx.codes.OK:
                 return response
-            error = self._refusal(response, await self._told(response), probing, attempt)
+            error = self._refusal(response, await self._told(response, deadline), probing, attempt)
             wait = _wait(response.headers.get("retry-after"), attempt)
             last = attempt == self.settings.attempts or time.monotonic() + wait > deadline
             if response.status_code not in RETRIED or last:
@@ -177,23 +182,25 @@ class RemoteModel:
             await self._sleep(wait)
             attempt += 1
 
-    async def _sent(self, body: Mapping[str, Any]) -> httpx.Response:
+    async def _sent(self, body: Mapping[str, Any], deadline: float) -> httpx.Response:
         assert self._client is not None, "open the client with `async with`"
         try:
             request = self._client.build_request("POST", f"{self.endpoint.url}/chat/completions", json=body)
-            return await self._client.send(request, stream=True)
+            return await self._within(deadline, self._client.send(request, stream=True))
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._failure(error) from error
+        except Late as error:
+            raise Late(f"{self.endpoint.url}: {error}") from None
 
-    async def _told(self, response: httpx.Response) -> str:
+    async def _told(self, response: httpx.Response, deadline: float) -> str:
         """What the server says of its refusal, without the key, which some servers repeat."""
         body = b""
         try:
-            async for chunk in response.aiter_bytes():
+            async for chunk in self._chunks(response, deadline):
                 body += chunk
                 if len(body) > MAX_ERROR_BODY:
                     break
-        except httpx.HTTPError:
+        except (httpx.HTTPError, Late):
             # The status says enough.
             pass
         finally:
@@ -238,6 +245,9 @@ class RemoteModel:
         except httpx.HTTPError as error:
             if not ended:
                 raise self._failure(error) from error
+        except Late as error:
+            if not ended:
+                raise Late(f"{self.endpoint.url}: {error}") from None
         except PetkitError as error:
             raise PetkitError(f"{self.endpoint.url}: {error}") from error
         if not ended:
@@ -245,10 +255,27 @@ class RemoteModel:
 
     async def _chunks(self, response: httpx.Response, deadline: float) -> AsyncIterator[bytes]:
         """The body; comments that only keep the connection open do not stretch the time limit."""
-        async for chunk in response.aiter_bytes():
-            if time.monotonic() > deadline:
-                raise PetkitError(f"no whole answer within {self.settings.timeout:g} s (served.timeout)")
-            yield chunk
+        body = response.aiter_bytes()
+        with suppress(StopAsyncIteration):
+            while True:
+                yield await self._within(deadline, anext(body))
+
+    async def _within(self, deadline: float, work: Awaitable[Result]) -> Result:
+        """Await a result, but not beyond the deadline, whatever the server does or does not send.
+
+        Raises:
+            Late: the deadline has passed.
+        """
+        task = asyncio.ensure_future(work)
+        try:
+            # Unlike `asyncio.wait_for` of Python before 3.12 this loses no cancellation.
+            await asyncio.wait({task}, timeout=max(0.0, deadline - time.monotonic()))
+            if task.done():
+                return task.result()
+            raise Late(f"no whole answer within {self.settings.timeout:g} s (served.timeout)")
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     def _failure(self, error: Exception) -> PetkitError:
         own, url = self.settings, self.endpoint.url

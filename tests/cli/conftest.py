@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from petkit.cli.main import run
+from tests.methods.nart_crf import tiny
 from tests.serving.text_models import save_llama
 
 
@@ -39,6 +40,18 @@ def petkit(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Result]
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny language model; to be left as it is."""
     return Path(save_llama(tmp_path_factory.mktemp("llama") / "model"))
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an autoregressive translator; to be left as it is."""
+    return tiny.teacher(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a nart-crf of the teacher's vocabulary; to be left as it is."""
+    return tiny.student(tmp_path_factory)
 
 
 @pytest.fixture

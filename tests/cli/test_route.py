@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -119,10 +120,10 @@ def test_too_many_stops(petkit: Petkit) -> None:
 
 def test_explain_leaves_faulty_rows_out(petkit: Petkit, tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
-    path.write_text('{"entropies": [1, null]}\n{"entropies": [1, 2, 3]}\n')
+    path.write_text('{"entropies": [1, null]}\n{"entropies": [1, 2, 3]}\n{"entropies": [1, Infinity]}\n')
     result = petkit("route", "explain", path)
     assert (result.code, result.out) == (2, "")
-    assert "repair the line or pass --skip-bad" in result.err
+    assert "repair the 2 lines or pass --skip-bad" in result.err
     result = petkit("route", "explain", path, "--skip-bad", "--json")
     assert [item["id"] for item in json.loads(result.out)["items"]] == ["2"]
 
@@ -160,6 +161,13 @@ def test_prompts_come_from_a_file(
     result = petkit("route", "run", llama, *routed)
     assert (result.code, result.out) == (2, "")
     assert "was calibrated with prompts.standard '{question}', got " in result.err
+    late = f"{{question}} {'Think before you answer. ' * 4}"
+    made = ("--data", questions, *FAST, "--max-new-tokens", "12", "-o", tmp_path / "late")
+    assert petkit("route", "calibrate", llama, *made, "--set", f"prompts.cot={late}Yes?").code == 0
+    routed = ("--router", tmp_path / "late", "--question", "the", *FAST[2:])
+    result = petkit("route", "run", llama, *routed, "--set", f"prompts.cot={late}No?")
+    assert result.code == 2
+    assert "with prompts.cot ... before you answer. Yes?', got ... before you answer. No?'" in result.err
     file.write_text("prompt: {}\n")
     wrong = petkit("route", "run", llama, "-c", file, "--question", "the")
     assert wrong.code == 2
@@ -193,6 +201,10 @@ def test_eval_compares(petkit: Petkit, llama: Path, questions: Path, router: Pat
     assert (tmp_path / "e" / "plots" / "reliability.png").exists()
     page = (tmp_path / "e" / "report.html").read_text()
     assert "always cot" in page
+    assert "accuracy against it" in page
+    text = petkit("route", "eval", llama, *flags, "--overwrite").out
+    assert re.search(r"^questions answered +direct +standard +cot$", text, re.MULTILINE)
+    assert re.search(r"^always cot +0 +0 +3$", text, re.MULTILINE)
     assert f"{llama} on questions.jsonl" in page
 
 
@@ -246,6 +258,49 @@ def test_a_router_keeps_the_length_of_its_probes(
     assert petkit("route", "explain", trace, "--router", router, "--probe-tokens", "6").code == 0
 
 
+def test_an_answer_shorter_than_its_probe_is_refused(
+    petkit: Petkit, llama: Path, questions: Path, router: Path, tmp_path: Path
+) -> None:
+    data, out = ("--data", questions), ("-o", tmp_path / "x")
+    short = ("--max-new-tokens", "5", *FAST[:2])
+    commands = (
+        ("route", "calibrate", llama, *data, *out, *short),
+        ("route", "run", llama, *data, *short),
+        ("route", "run", "http://127.0.0.1:9/v1#m", *data, *short),
+        ("route", "eval", llama, *data, *short),
+        ("route", "probe", llama, questions, *out, "--set", "max_new_tokens=5", *FAST[:2]),
+        ("route", "run", llama, *data, "--router", router, *short[:2]),
+        ("serve", llama, "--route", router, "--port", "0", *short[:2]),
+        ("serve", llama, "--route", "zero-shot", "--port", "0", *short),
+    )
+    for command in commands:
+        result = petkit(*command)
+        assert (result.code, result.out) == (2, ""), command
+        origin = "--max-new-tokens" if "--max-new-tokens" in command else "--set"
+        assert result.err == (
+            "error: max_new_tokens must be at least probe_tokens, 6, got 5: raise max_new_tokens, or lower "
+            f"probe_tokens ({origin})\n"
+        )
+    # As routers were calibrated before: their thresholds are those of shorter probes.
+    manifest = router / "petkit.json"
+    content = json.loads(manifest.read_text())
+    content["router"]["max_new_tokens"] = 5
+    manifest.write_text(json.dumps(content))
+    result = petkit("route", "run", llama, *data, "--router", router, "--max-new-tokens", "70")
+    assert result.code == 2
+    assert "has broken settings: max_new_tokens must be at least probe_tokens" in result.err
+
+
+def test_a_length_that_is_left_to_its_default_goes_along(
+    petkit: Petkit, llama: Path, questions: Path, tmp_path: Path
+) -> None:
+    result = petkit("route", "run", llama, "--data", questions, "--max-new-tokens", "5", "--json")
+    assert (result.code, "probe_tokens is 5, not 64" in result.err) == (0, True)
+    assert all(item["tokens"] <= 10 for item in json.loads(result.out)["items"])
+    long = ("--probe-tokens", "600", "-o", tmp_path / "x", "--set", "stop=[]")
+    assert "max_new_tokens is 600, not 512" in petkit("route", "probe", llama, questions, *long).err
+
+
 @pytest.mark.parametrize(
     ("length", "more", "got"),
     [
@@ -290,9 +345,16 @@ def test_explain_judges_the_probes_of_its_router(
         (["explain"], "either FILE or --question"),
         (["explain", "--question", "x"], "--question and --model MODEL go together"),
         (["explain", "BROKEN"], "broken.jsonl:1: entropies must be a list of numbers"),
+        (
+            ["explain", "NAN"],
+            "nan.jsonl:2: entropies must be finite and at least 0, got nan at token 1",
+        ),
+        (
+            ["explain", "NEGATIVE"],
+            "negative.jsonl:1: entropies must be finite and at least 0, got -1 ",
+        ),
+        (["explain", "HUGE"], "huge.jsonl:1: entropies must be finite and at least 0, got 1000"),
         (["explain", "UNSURE"], "unsure.jsonl:1: finished must be true or false, got 'no'"),
-        (["explain", "NAN"], "got nan in row 0 at token 1"),
-        (["explain", "NEGATIVE"], "at least 0, got -1.0 in row 0 at token 1"),
         (["calibrate", "MODEL", "--data", "DATA", "-o", "FULL"], "is not empty"),
         (
             ["calibrate", "MODEL", "--data", "DATA", "-o", "x", "--max-tokens", "9", "--min-accuracy", "1"],
@@ -311,8 +373,9 @@ def test_wrong_usage_gives_2(
         "EMPTY": "\n",
         "UNLABELLED": '{"question": "?"}\n',
         "BROKEN": '{"entropies": "x"}\n',
+        "NAN": '{"entropies": [1, 2]}\n{"entropies": [1, NaN]}\n',
+        "HUGE": f'{{"entropies": [{10**400}]}}\n',
         "UNSURE": '{"entropies": [1], "finished": "no"}\n',
-        "NAN": '{"entropies": [1, NaN]}\n',
         "NEGATIVE": '{"entropies": [1, -1]}\n',
     }
     names = {"MODEL": str(llama), "DATA": str(questions), "FULL": str(full)}

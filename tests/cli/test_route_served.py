@@ -33,20 +33,27 @@ def test_every_command(
 ) -> None:
     result = petkit("route", "probe", model, questions, *FAST[:2], "-o", tmp_path / "p", "--json")
     assert result.code == 0, result.err
-    assert "the true ones are larger by" in result.err
+    told = "the true ones are larger by {largest:.3g} nats at most, {mean:.3g} on average over all tokens"
+    assert told.format(**json.loads(result.out)["entropy_bias"]) in result.err
     found = json.loads(result.out)
     assert found["entropy_bias"]["largest"] >= found["entropy_bias"]["mean"] > 0
     assert all(item["cumulative_bias"] == pytest.approx(4 * item["entropy_bias"]) for item in found["items"])
-    assert "nats a token too low on average" in (tmp_path / "p" / "report.html").read_text()
+    page = (tmp_path / "p" / "report.html").read_text()
+    assert told.format(**found["entropy_bias"]) in page
+    assert "spearman and von_neumann, have no bound" in page
     lines = (tmp_path / "p" / "trajectories.jsonl").read_text().splitlines()
     assert all(json.loads(line)["entropy_bias"]["largest"] > 0 for line in lines)
     result = petkit("route", "explain", "--model", model, "--question", "why", *FAST[:2])
     assert (result.code, "over 4 tokens" in result.out) == (0, True), result.err
-    assert "nats a token too low on average" in result.out
+    assert "nats a token too low on average; spearman and von Neumann have no bound" in result.out
     trace = tmp_path / "p" / "trajectories.jsonl"
     limit = found["items"][0]["cumulative"] + 0.5 * found["items"][0]["cumulative_bias"]
-    near = petkit("route", "explain", trace, "--set", f"thresholds.cumulative={limit}")
+    flags = ("--set", f"thresholds.cumulative={limit}", "-o", tmp_path / "near")
+    near = petkit("route", "explain", trace, *flags)
     assert "warning: the entropies are estimates: 3 of 3 sums (1: " in near.err
+    page = (tmp_path / "near" / "report.html").read_text()
+    assert "Warning: the entropies are estimates: 3 of 3 sums (1: " in page
+    assert ">entropy_bias</th>" in page
     assert f"may lie above the threshold of {limit:g} nats" in near.err
     assert "warning" not in petkit("route", "explain", trace, "--set", "thresholds.cumulative=999").err
     result = petkit("route", "calibrate", model, "--data", questions, *FAST, "-o", tmp_path / "r")

@@ -92,6 +92,7 @@ def test_a_router_is_bound_to_its_model(
         (["--host", "0.0.0.0"], "--host 0.0.0.0 lets other machines in: set PETKIT_API_KEY"),
         (["--host", "no.such.host.invalid"], "lets other machines in"),
         (["--set", "probe_tokens=5"], "they need --route"),
+        (["--set", "served.attempts=5"], "they need --route"),
         (["--config", "settings.yaml"], "they need --route"),
         (["--probe-tokens", "5"], "--set, --config and --probe-tokens change a router: they need --route"),
         (["--route", "nowhere"], "nowhere is no router"),
@@ -129,6 +130,32 @@ def test_before_another_server(petkit: Petkit, served: list[Any], monkeypatch: p
         result = petkit("serve", "http://127.0.0.1:9/v1#m", "--port", "0", *wrong)
         assert result.code == 2
         assert "no effect on a model behind a server" in result.err
+
+
+def test_a_plain_proxy_has_settings_of_its_own(
+    petkit: Petkit, served: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behind = ("serve", "http://127.0.0.1:9/v1#m", "--port", "0")
+    # For other commands.
+    monkeypatch.setenv("PETKIT_SET__PROBE_TOKENS", "9")
+    file = tmp_path / "settings.yaml"
+    file.write_text("served:\n  timeout: 7\n")
+    result = petkit(*behind, "--set", "served.attempts=2", "--config", file)
+    assert result.code == 0, result.err
+    settings = served[0].source.settings
+    assert (settings.attempts, settings.timeout, served[0].rule) == (2, 7, None)
+    file.write_text("stop: [x]\n")
+    for flags, got in (
+        (("--set", "served.attempts=2", "--set", "probe_tokens=70"), "probe_tokens (--set)"),
+        (("--probe-tokens", "70"), "probe_tokens (--probe-tokens)"),
+        (("--config", file), "stop (settings.yaml:1)"),
+        (("--set", "served.vocab=9"), "served.vocab (--set)"),
+    ):
+        result = petkit(*behind, *flags)
+        assert (result.code, result.out) == (2, "")
+        assert "they need --route, but for served.attempts, served.connect_timeout, served." in result.err
+        assert result.err.endswith(f" of a server behind, got {got}\n")
+    assert len(served) == 1
 
 
 def test_a_model_without_a_chat_template(petkit: Petkit, served: list[Any], tmp_path: Path) -> None:

@@ -222,6 +222,14 @@ def test_a_dry_run_prints_the_plan(petkit, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_link_that_leads_out_is_a_failed_check(petkit, tagger, tmp_path):
+    (tagger / "vocabulary.json").rename(tmp_path / "vocabulary.json")
+    (tagger / "vocabulary.json").symlink_to(tmp_path / "vocabulary.json")
+    result = petkit("verify", tagger)
+    assert result.code == 5
+    assert "no symlink leads out" in result.out
+
+
 def test_eval_and_predict_say_that_long_sentences_go_in_parts(petkit, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(

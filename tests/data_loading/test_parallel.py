@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
 
-from petkit.data.parallel import SentencePair, read_line_pairs, read_pairs
-from petkit.errors import InputError
+from petkit.data.parallel import SAMPLES, SentencePair, read_line_pairs, read_pairs, sample_pairs
+from petkit.errors import ConfigError, InputError
 
 
 def written(folder, *rows):
@@ -74,3 +75,33 @@ def test_two_files_line_by_line(tmp_path):
     target.write_text("eins\n")
     with pytest.raises(InputError, match="must have as many lines as each other, got 2 and 1"):
         read_line_pairs(source, target)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_the_embedded_pairs_are_whole_and_apart(name):
+    sizes, sources = [], []
+    for split in ("train", "validation", "test"):
+        found = read_pairs(sample_pairs(name, split))
+        sizes.append(len(found))
+        sources += [pair.source for pair in found]
+    assert sizes == [1500, 100, 150]
+    # No sentence of one split is in another one.
+    assert len(set(sources)) == sum(sizes)
+
+
+def test_the_embedded_pairs_are_made_by_their_script(tmp_path):
+    path = sample_pairs("made-phrases", "test")
+    script = path.parent.with_name("make_phrases.py")
+    spec = importlib.util.spec_from_file_location("make_phrases", script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.FOLDER = tmp_path / "made"
+    module.main()
+    for made in module.FOLDER.iterdir():
+        assert made.read_bytes() == (path.parent / made.name).read_bytes()
+    assert len(list(module.FOLDER.iterdir())) == 3
+
+
+def test_an_unknown_set_is_refused():
+    with pytest.raises(ConfigError, match=r"data.sample must be one of made-phrases, got 'phrases'"):
+        sample_pairs("phrases", "train")

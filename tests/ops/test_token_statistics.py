@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 
 from petkit.errors import InputError
 from petkit.ops import TokenStatistics, token_statistics
@@ -224,6 +225,26 @@ def test_opcheck(kernels, chosen):
     grads = (normal(3, seed=2), normal(3, seed=3), normal(len(ids), seed=4))
     arguments = (logits.detach(), ids, maximum, log_sum, entropy, *grads, 0.9)
     torch.library.opcheck(torch.ops.petkit.token_statistics_backward.default, arguments)
+
+
+# torch's own forward mode uses what torch deprecates.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+def test_transforms_of_torch_func():
+    logits = torch.randn(3, 7)
+
+    def entropy(x):
+        return token_statistics(x).entropy.sum()
+
+    message = r"no derivatives by torch\.func \(grad, jacrev, jvp\) and in forward mode: use backward\(\)"
+    for derive in (torch.func.grad(entropy), torch.func.jacrev(entropy)):
+        with pytest.raises(InputError, match=message):
+            derive(logits)
+    with pytest.raises(InputError, match=message):
+        torch.func.jvp(entropy, (logits,), (logits,))
+    with forward_ad.dual_level(), pytest.raises(InputError, match=message):
+        entropy(forward_ad.make_dual(logits, logits))
+    with forward_ad.dual_level():
+        assert entropy(logits) > 0
 
 
 def test_under_compile():

@@ -56,12 +56,12 @@ def test_a_report_shows_every_file_of_the_run(run_folder):
     assert "2,048 bytes (2.0 KiB)" in page
     size = "4,096,000 bytes (3.9 MiB): the full model takes 1,907 times the bytes of adapter and head"
     assert size in page
-    assert '<td>cat</td><td class="number">90.0%</td>' in page
+    assert '<td class="whole">cat</td><td class="number">90.0%</td>' in page
     assert "<h2>Errors</h2>" in page
     assert "blocks.0.down" in page
     assert "images_per_second.train" in page
-    assert '<td class="good">passed</td>' in page
-    assert '<td class="bad">FAILED</td>' in page
+    assert '<td class="whole good">passed</td>' in page
+    assert '<td class="whole bad">FAILED</td>' in page
     assert "timm/test_vit" in page
     assert "output: &lt;my-run&gt;" in page
     assert (run_folder / "plots" / "training.png").is_file()
@@ -80,7 +80,7 @@ def test_numbers_are_written_for_people(tmp_path):
     }
     (tmp_path / "result.json").write_text(json.dumps(result))
     page = write_report(tmp_path).read_text()
-    rows = re.findall(r"<td>([^<]*)</td><td>([^<]*)</td>", page)
+    rows = re.findall(r"<td[^>]*>([^<]*)</td><td[^>]*>([^<]*)</td>", page)
     # Nothing twice: as many rows as names.
     assert len(rows) == len(dict(rows))
     assert dict(rows) == {
@@ -115,6 +115,19 @@ def test_text_from_outside_is_escaped(tmp_path):
     page = write_page(tmp_path / "p.html", "<x>", [Section("<y>", ("<z>",), (table,))]).read_text()
     for raw in ("<script", "<b>", "<i>", "<x>", "<y>", "<z>"):
         assert raw not in page
+
+
+def test_names_stay_whole_and_long_texts_have_room(tmp_path):
+    rows = (("set-0", "a name of words", "x" * 64), ("set-1", "words that may be wrapped", "y"))
+    table = Table(("id", "policy", "hash"), rows)
+    page = write_page(tmp_path / "p.html", "t", [Section("s", tables=(table,))]).read_text()
+    whole, long = '<td class="whole">', '<td class="long">'
+    assert f"{whole}set-0</td><td>a name of words</td>{long}xxx" in page
+    assert f"{whole}set-1</td><td>words that may be wrapped</td>{long}y</td>" in page
+    # What is wider than a narrow screen is scrolled, pictures too.
+    assert "td.number, td.whole { white-space: nowrap; }" in page
+    assert "@media (max-width: 60rem) { img { max-width: none; } }" in page
+    assert '<div class="wide"><table>' in page
 
 
 def test_images_are_inlined_with_their_captions(tmp_path):

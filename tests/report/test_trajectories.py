@@ -1,10 +1,13 @@
+import itertools
+
+import numpy as np
 import pytest
 from PIL import Image
 
 from petkit.errors import InputError
 from petkit.report import trajectories
-from petkit.report.figures import colour, marker
-from petkit.report.routing import write_routing_page
+from petkit.report.figures import PALETTE, colour, marker
+from petkit.report.routing import Estimates, write_routing_page
 from petkit.report.sparkline import sparkline
 from petkit.report.trajectories import _frontier, draw_frontier, draw_planes, draw_reliability, draw_traces
 
@@ -12,7 +15,7 @@ ITEM = {"id": "1", "decision": "cot", "regime": "convergent", "cumulative": 3.0,
         "von_neumann": 0.4, "reason": "falls <b>"}  # fmt: skip
 SPREAD = {"mean": 0.5, "low": 0.4, "high": 0.6}
 POLICY = {"policy": "always cot", "accuracy": SPREAD, "tokens": SPREAD, "tokens_saved": SPREAD,
-          "modes": {"cot": 2}}  # fmt: skip
+          "accuracy_gain": {"mean": -0.1, "low": -0.2, "high": 0.05}, "modes": {"cot": 2}}  # fmt: skip
 
 
 def test_sparkline():
@@ -74,18 +77,60 @@ def test_the_page_tells_thresholds_estimates_and_the_calibration(tmp_path):
         "reliability": None,
         "fit": [("reached", "34.2 (NOT kept)")],
     }  # fmt: skip
-    item = {**ITEM, "entropy_bias": 0.82}
     thresholds = {"cumulative": 32.0, "spearman": 0.07, "von_neumann": 2.0}
-    page = write_routing_page(
-        tmp_path, [("convergent", [1.0])], [item], result, thresholds=thresholds
-    ).read_text()
+    told = {
+        "thresholds": thresholds,
+        "estimates": Estimates({"largest": 4.43, "mean": 0.521}, "1 of 2 sums <may> lie above"),
+    }
+    items = [{**ITEM, "entropy_bias": 0.6149}, ITEM]
+    page = write_routing_page(tmp_path, [("convergent", [1.0])] * 2, items, result, **told).read_text()
     assert "34.2 (NOT kept)" in page
     assert "Thresholds: cumulative 32, spearman 0.07, von_neumann 2." in page
-    assert "at most 0.82 nats a token too low on average" in page
-    assert "<td>6 / 0 / 2</td><td>differ</td>" in page
-    assert "<td>8 / 0 / 0</td><td>agree</td>" in page
-    # On a narrow screen a table is scrolled and its words stay whole.
-    assert "@media (max-width: 40rem) { td { overflow-wrap: break-word; } }" in page
+    assert "the true ones are larger by 4.43 nats at most, 0.521 on average over all tokens;" in page
+    assert "<p>Warning: 1 of 2 sums &lt;may&gt; lie above.</p>" in page
+    assert '<th class="number">entropy_bias</th>' in page
+    assert '<td class="number">0.6149</td>' in page
+    assert '<td class="whole">6 / 0 / 2</td><td class="whole">differ</td>' in page
+    assert '<td class="whole">8 / 0 / 0</td><td class="whole">agree</td>' in page
+
+
+def policy_at(name, tokens, accuracy):
+    spread = {"accuracy": accuracy, "tokens": tokens}
+    bars = {key: {"mean": mean, "low": mean * 0.9, "high": mean * 1.1} for key, mean in spread.items()}
+    return {**POLICY, "policy": name, **bars}
+
+
+def test_points_that_hide_each_other_are_named_together(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(trajectories, "save", lambda figure, path: figures.append(figure) or path)
+    places = {"a": (50, 0.3), "b": (50, 0.3), "c": (50.1, 0.3), "d": (90, 0.3), "e": (90, 0.5)}
+    draw_frontier([policy_at(name, *place) for name, place in places.items()], tmp_path / "a.png")
+    (axes,) = figures[0].axes
+    legend = axes.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["a\n= b\n≈ c", "d", "e"]
+    markers = [line for line in axes.lines if line.get_marker() in "o^Dsv" and line.get_zorder() == 4]
+    assert len(markers) == 3
+    # Every policy's bars, thin and below every marker.
+    assert len(axes.containers) == 5
+    for bars in axes.containers:
+        assert all(part.get_zorder() < 4 for part in bars.get_children())
+
+
+def test_small_markers_keep_their_colours(tmp_path):
+    policies = [policy_at(str(place), 10 + 7 * place, 0.1 + 0.06 * (place % 5)) for place in range(14)]
+    with Image.open(draw_frontier(policies, tmp_path / "a.png")) as image:
+        found = image.convert("RGB").getcolors(300)
+    counts = {f"#{red:02X}{green:02X}{blue:02X}": count for count, (red, green, blue) in found}
+    assert all(counts[colour(place)] >= 20 for place in range(14))
+    assert max(counts, key=counts.get) == "#FFFFFF"
+
+
+def test_ids_and_modes_stay_whole_and_reasons_have_room(tmp_path):
+    reason = "spearman -0.178 < -0.07 and von Neumann 1.926 < 2: converges, reason on"
+    items = [{**ITEM, "id": "set0-0", "reason": reason}, {**ITEM, "decision": "standard", "reason": "short"}]
+    page = write_routing_page(tmp_path, [("convergent", [1.0])] * 2, items).read_text()
+    assert '<td class="whole">set0-0</td><td class="whole">cot</td><td class="long">spearman -0.178' in page
+    assert '<td class="long">short</td><td class="number">3</td>' in page
 
 
 def test_the_frontier_holds_what_nothing_surpasses():
@@ -103,6 +148,9 @@ def test_the_page_is_self_contained_and_escaped(tmp_path):
     assert page.count("data:image/png;base64,") == 4
     assert "falls &lt;b&gt;" in page
     assert "7 / 0 / 1" in page
+    assert page.count("<th>accuracy against it</th>") == 2
+    # The ends of an interval stay together.
+    assert "<td>-10.0% (-20.0%\u00a0to\u00a0+5.0%)</td>" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
@@ -110,3 +158,17 @@ def test_every_policy_of_a_comparison_has_its_own_colour_and_marker():
     """Eleven policies, this router and the learned one among them, and a spare."""
     assert len({colour(place) for place in range(14)}) == len({marker(place) for place in range(14)}) == 14
     assert len({(colour(place), marker(place)) for place in range(50)}) == 50
+    pairs = itertools.combinations(PALETTE, 2)
+    # In CIELAB, where 2.3 is a difference that is just seen.
+    assert min(np.linalg.norm(_lab(one) - _lab(other)) for one, other in pairs) > 25
+
+
+def _lab(code):
+    """CIELAB of a colour in sRGB under D65."""
+    red_green_blue = np.array(list(bytes.fromhex(code[1:]))) / 255
+    linear = np.where(
+        red_green_blue <= 0.04045, red_green_blue / 12.92, ((red_green_blue + 0.055) / 1.055) ** 2.4
+    )
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    x, y, z = np.cbrt(np.maximum(np.array(to_xyz) @ linear / [0.9505, 1, 1.089], 216 / 24389))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])

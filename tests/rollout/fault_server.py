@@ -57,6 +57,18 @@ def stream(*parts: bytes, delay: float = 0.0) -> Step:
     return step
 
 
+def hold(*parts: bytes) -> Step:
+    """Send these bytes, of an answer of 200 where there are any, and then nothing until the client goes."""
+
+    def step(handler: Handler) -> None:
+        if parts:
+            stream(*parts)(handler)
+        handler.connection.recv(1)
+        handler.server.own.left.set()
+
+    return step
+
+
 def refuse(status: int, message: str = "no", **headers: str) -> Step:
     """Answer an error in OpenAI's shape."""
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from petkit.errors import InputError, PetkitError
-from petkit.rollout.entropy import EntropyTracker, entropy_from_top
+from petkit.rollout.entropy import EntropyTracker, bias_summary, entropy_from_top, pooled_bias
 from tests.reference import token_statistics as reference
 
 VOCAB, EOS, PAD = 40, 1, 0
@@ -122,6 +122,13 @@ def test_the_truth_lies_within_the_bound(values, k):
     assert found.estimate - 1e-9 <= truth <= found.estimate + found.bias + 1e-9
 
 
+def test_the_mean_bound_is_over_tokens():
+    rows = [[0.5, 0.1], [0.2] * 8]
+    pooled = pooled_bias(list(map(bias_summary, rows)), list(map(len, rows)))
+    assert pooled == pytest.approx(bias_summary([value for row in rows for value in row]))
+    assert pooled_bias([{"largest": 0.0, "mean": 0.0}], [0]) == {"largest": 0.0, "mean": 0.0}
+
+
 def test_a_whole_vocabulary_leaves_no_doubt():
     assert entropy_from_top([math.log(0.5)] * 2, 2).bias == 0
     assert entropy_from_top([math.log(0.5)] * 2, 2).estimate == pytest.approx(math.log(2))
@@ -150,8 +157,6 @@ def test_a_tracker_serves_one_call_alone():
     tracker(torch.zeros(2, 4, dtype=torch.int64), logits)
     with pytest.raises(InputError, match="serves one call of generate: expected 5 tokens a row, got 3"):
         tracker(torch.zeros(2, 3, dtype=torch.int64), logits)
-    with pytest.raises(InputError, match="max_tokens must be at least 0, got -1"):
-        EntropyTracker(max_tokens=-1)
 
 
 @pytest.mark.parametrize("beams", [2, 4])
@@ -176,6 +181,29 @@ def test_samples_of_one_prompt_are_no_beams(model):
     tracker = EntropyTracker(EOS)
     generate(model, [[5, 9]], tracker, do_sample=True, num_return_sequences=3)
     assert len(tracker.trajectories()) == 3
+
+
+def test_no_token_may_end_a_text(model):
+    tracker = EntropyTracker(None)
+    ids = torch.tensor([[EOS], [3]])
+    for step in range(3):
+        tracker(torch.cat([ids] * (step + 1), dim=1), torch.zeros(2, VOCAB))
+    assert [len(one) for one in tracker.trajectories()] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens must be at least 1, or None for all, got 0"),
+        ({"max_tokens": -1}, "max_tokens must be at least 1, or None for all, got -1"),
+        ({"temperature": 0}, r"temperature must lie between 1e-30 and 1e\+30, got 0"),
+        ({"temperature": math.nan}, r"temperature must lie between 1e-30 and 1e\+30, got nan"),
+        ({"temperature": "1"}, "temperature must be a number, got '1'"),
+    ],
+)
+def test_a_tracker_of_nothing_is_refused_when_it_is_made(options, message):
+    with pytest.raises(InputError, match=message):
+        EntropyTracker(**options)
 
 
 def test_ends_may_be_a_tensor():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import math
 import socket
+import time
 
 import pytest
 
@@ -11,7 +12,7 @@ from petkit.rollout.config import ServedConfig
 from petkit.rollout.endpoint import Endpoint, api_key, is_endpoint, parse_endpoint
 from petkit.rollout.remote import Refused, RemoteModel, check_entries, uncertainty
 from petkit.rollout.sse import MAX_LINE
-from tests.rollout.fault_server import chunk, ended, entry, event, refuse, serving, stream, words
+from tests.rollout.fault_server import chunk, ended, entry, event, hold, refuse, serving, stream, words
 
 MESSAGES = [{"role": "user", "content": "why?"}]
 
@@ -178,6 +179,31 @@ def test_time_limits(server):
     server.play(stream(*[b": ping\n"] * 9, delay=0.02))
     with pytest.raises(PetkitError, match=r"no whole answer within 0\.03 s"):
         ask(server, timeout=0.03)
+
+
+@pytest.mark.parametrize("step", [hold(), hold(b":\n"), hold(*words(3))])
+def test_a_silent_server_is_left_when_the_time_is_over(server, step):
+    server.play(step)
+    begun = time.monotonic()
+    with pytest.raises(PetkitError, match=r"/v1: no whole answer within 0\.3 s \(served\.timeout\)"):
+        ask(server, timeout=0.3, read_timeout=60, attempts=1)
+    assert time.monotonic() - begun < 10
+    assert server.left.wait(5)
+
+
+def test_a_refusal_whose_words_do_not_come(server):
+    def step(handler):
+        handler.begin(400, "application/json")
+        handler.connection.recv(1)
+
+    server.play(step)
+    with pytest.raises(Refused, match="answers 400"):
+        ask(server, timeout=0.3, read_timeout=60)
+
+
+def test_an_answer_that_said_its_end_waits_for_its_count_in_time(server):
+    server.play(hold(*words(1), chunk(finish="stop")))
+    assert text_of(ask(server, timeout=0.3, read_timeout=60)) == "w0 "
 
 
 def test_no_server():

@@ -56,7 +56,7 @@ class RouterConfig(Config):
     """Tokens whose entropies are looked at."""
 
     max_new_tokens: int = Field(default=512, ge=1)
-    """Tokens of an answer, the probe's included where it is gone on with."""
+    """Tokens of an answer, the probe's included where it is gone on with; at least `probe_tokens`."""
 
     rule: Literal["thresholds", "learned"] = "thresholds"
     """What decides: inequalities, or the network that `petkit route calibrate --learned` trains."""
@@ -93,4 +93,14 @@ class RouterConfig(Config):
     def _learned_decides_questions(self) -> RouterConfig:
         if self.rule == "learned" and self.level == "dataset":
             raise ValueError("level must be question with rule learned: the network was trained on questions")
+        return self
+
+    @model_validator(mode="after")
+    def _holds_its_probe(self) -> RouterConfig:
+        # A shorter answer would cut every probe, and thresholds hold for probes of one length alone.
+        if self.max_new_tokens < self.probe_tokens:
+            raise ValueError(
+                f"max_new_tokens must be at least probe_tokens, {self.probe_tokens}, got "
+                f"{self.max_new_tokens}: raise max_new_tokens, or lower probe_tokens"
+            )
         return self

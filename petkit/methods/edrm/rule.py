@@ -25,6 +25,7 @@ from petkit.methods.edrm.algorithm import (
 from petkit.methods.edrm.calibration import Outcomes, Routed, by_dataset, by_question
 from petkit.methods.edrm.config import RouterConfig
 from petkit.methods.edrm.learned import MlpRouter
+from petkit.rollout.entropy import pooled_bias
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,21 @@ class Rule:
             }
             for record, point, decision, regime in rows
         ]
+
+
+def entropy_bias(records: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """How much too low the entropies of records may be, where there are estimates among them.
+
+    Args:
+        records: with `entropies` and, of estimates, `entropy_bias`.
+
+    Returns:
+        `largest`, and `mean` over the tokens of all estimates; None where there are none.
+    """
+    own = [record for record in records if "entropy_bias" in record]
+    if not own:
+        return None
+    return pooled_bias([one["entropy_bias"] for one in own], [len(one["entropies"]) for one in own])
 
 
 def _bias(record: Mapping[str, Any], tokens: int) -> dict[str, float]:

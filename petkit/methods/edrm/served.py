@@ -155,11 +155,10 @@ def _fields(prompt: Prompt, config: RouterConfig, settings: ServedConfig, top: i
 
 async def _begin(model: RemoteModel, prompt: Prompt, config: RouterConfig, keep: Keep) -> ServedBegun:
     settings, length = model.settings, config.probe_tokens
-    limit = max(config.max_new_tokens, length)
     fields = _fields(prompt, config, settings, settings.top_log_probs)
     found: list[TokenUncertainty] = []
     read = _Answer()
-    async with model.stream(prompt.messages, limit, True, **fields) as pieces:
+    async with model.stream(prompt.messages, config.max_new_tokens, True, **fields) as pieces:
         async for piece in pieces:
             check_entries(piece, read.entries, model.endpoint.url)
             found += [uncertainty(entry, settings.vocab) for entry in piece.entries]
@@ -218,7 +217,8 @@ def _tell_bias(trajectories: Sequence[Trajectory]) -> None:
     biases = [value for one in trajectories for value in one.bias]
     if biases:
         log.info(
-            "entropies are estimates: the true ones are larger by %.3g nats at most, %.3g on average",
+            "entropies are estimates: the true ones are larger by %.3g nats at most, %.3g on average "
+            "over all tokens",
             max(biases),
             sum(biases) / len(biases),
         )

@@ -16,7 +16,7 @@ from petkit.artifacts.reader import CONFIG, MANIFEST, small_file
 from petkit.artifacts.router import NETWORK, RouterManifest, read_router, write_router
 from petkit.configuration import load_yaml
 from petkit.configuration.effects import effective
-from petkit.configuration.messages import shown
+from petkit.configuration.messages import shown_apart
 from petkit.errors import ArtifactError, ConfigError, InputError
 from petkit.methods.edrm.calibration import Reached
 from petkit.methods.edrm.config import RouterConfig
@@ -110,8 +110,10 @@ def stored_config(folder: Path) -> RouterConfig:
         return RouterConfig.model_validate(read_router(folder).router)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        place = ".".join(map(str, fault["loc"]))
-        raise ArtifactError(f"{folder} has broken settings: {place}: {fault['msg']}") from error
+        # What is wrong of settings taken together has no place of its own.
+        message = fault["msg"].removeprefix("Value error, ")
+        told = ": ".join(filter(None, (".".join(map(str, fault["loc"])), message)))
+        raise ArtifactError(f"{folder} has broken settings: {told}") from error
 
 
 def settings_file(folder: Path) -> Path:
@@ -155,8 +157,9 @@ def check_fitted(folder: Path, config: RouterConfig) -> None:
     for key in FITTED_WITH:
         fitted, given = _value(own, key), _value(config, key)
         if fitted != given:
+            own_text, given_text = shown_apart(fitted, given)
             raise ConfigError(
-                f"{folder} was calibrated with {key} {shown(fitted)}, got {shown(given)}: leave it out, or "
+                f"{folder} was calibrated with {key} {own_text}, got {given_text}: leave it out, or "
                 "calibrate a router with it"
             )
 
@@ -174,12 +177,10 @@ def check_probes(folder: Path, records: Sequence[Mapping[str, Any]], file: Path)
         ArtifactError: the router is broken.
         InputError: there is none, or a trajectory is longer, or shorter and not finished; with both lengths.
     """
-    own = stored_config(folder)
-    # A model in this process stops its probe where an answer would be cut.
-    most, least = own.probe_tokens, min(own.probe_tokens, own.max_new_tokens)
+    most = stored_config(folder).probe_tokens
     for record in records:
         length, is_over = len(record["entropies"]), record.get("finished") is True
-        if length > most or (length < least and not is_over):
+        if length > most or (length < most and not is_over):
             kind = "" if length > most else " of an answer that is not finished"
             raise InputError(
                 f"{folder} was calibrated with probes of {most} tokens, got {length}{kind} in {file}, id "

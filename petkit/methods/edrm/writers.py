@@ -136,9 +136,8 @@ class LanguageModel:
     ) -> list[Written]:
         """As `Writer` says; whatever is wanted whole is gone on with later."""
         ids = [self.encode(prompt, config) for prompt in prompts]
-        limit = min(config.probe_tokens, config.max_new_tokens)
         names = [prompt.name for prompt in prompts]
-        return self._generate(ids, limit, batch_size, advance, config, names)
+        return self._generate(ids, config.probe_tokens, batch_size, advance, config, names)
 
     def finish(
         self,

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from petkit.configuration import Config, applies_to
+from petkit.configuration import Config, above, applies_to
 from petkit.training.config import TrainingConfig
 
 Kind = Literal["autoregressive", "nart", "nart-crf", "nart-dcrf"]
@@ -138,7 +138,9 @@ class DecodeConfig(Config):
     candidates: int = Field(default=1, ge=1, le=64, json_schema_extra=applies_to(_OF_STUDENTS))
     """Lengths that are tried for each sentence, around the expected one; the best translation is kept."""
 
-    rescore: str | None = Field(default=None, min_length=1, json_schema_extra=applies_to(_OF_STUDENTS))
+    rescore: str | None = Field(
+        default=None, min_length=1, json_schema_extra=applies_to({**_OF_STUDENTS, "candidates": (above(1),)})
+    )
     """Folder of an autoregressive model that chooses among the candidates; null chooses by the model's own
     log-probability a token."""
 

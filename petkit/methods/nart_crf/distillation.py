@@ -36,7 +36,7 @@ class DistilledFile:
     def __init__(self, path: Path, teacher_sha256: str, beam: int) -> None:
         self.path, self.head = path, {"teacher_sha256": teacher_sha256, "beam": beam}
         self.known: dict[str, str] = {}
-        self._whole = 0
+        self._whole = self._size = 0
         if path.exists():
             self._read()
 
@@ -52,7 +52,7 @@ class DistilledFile:
             targets: their translations.
 
         Raises:
-            InputError: the file cannot be written.
+            InputError: the file cannot be written, or another run has written it meanwhile.
         """
         rows: list[dict[str, Any]] = [
             {"source": source, "target": target} for source, target in zip(sources, targets, strict=True)
@@ -62,20 +62,29 @@ class DistilledFile:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "ab") as file:
+                self._check_alone(os.fstat(file.fileno()).st_size)
                 file.truncate(self._whole)
                 self._whole += file.write(text.encode())
+                self._size = self._whole
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise InputError(f"{self.path} cannot be written: {error.strerror}") from error
         self.known.update(zip(sources, targets, strict=True))
 
+    def _check_alone(self, size: int) -> None:
+        if size != self._size:
+            raise InputError(
+                f"{self.path} has {size} bytes, this run left it with {self._size}: another run writes it "
+                "too; wait for its end and start again"
+            )
+
     def _read(self) -> None:
         try:
             content = self.path.read_bytes()
         except OSError as error:
             raise InputError(f"{self.path} cannot be read: {error.strerror}") from error
-        self._whole = content.rfind(b"\n") + 1
+        self._whole, self._size = content.rfind(b"\n") + 1, len(content)
         for number, line in enumerate(content[: self._whole].splitlines(), start=1):
             row = _object(line)
             if number == 1:

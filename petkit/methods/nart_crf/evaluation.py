@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from petkit.data.parallel import SentencePair
 from petkit.errors import InputError, MissingError
 from petkit.methods.nart_crf.decoding import Translator
@@ -100,16 +102,26 @@ def corpus_scores(
     if not references or len(references) != len(translations):
         raise InputError(f"scores need a reference each, got {len(translations)} and {len(references)}")
     metrics: list[Any] = [BLEU(), CHRF()]
-    intervals: list[tuple[float, float] | None] = []
-    scores = []
-    for metric in metrics:
-        # A single sentence has no other resample than itself.
-        drawn = resamples if len(references) > 1 and resamples > 1 else 1
-        found = metric.corpus_score(list(translations), [list(references)], n_bootstrap=drawn)
-        scores.append(float(found.score))
-        ends = float(found._mean - found._ci), float(found._mean + found._ci)
-        intervals.append(ends if drawn > 1 else None)
+    said, meant = list(translations), [list(references)]
+    scores = [float(metric.corpus_score(said, meant).score) for metric in metrics]
+    # A single sentence has no other resample than itself.
+    drawn = resamples if len(references) > 1 else 0
+    intervals = [_interval(metric, said, meant, drawn) if drawn > 1 else None for metric in metrics]
     return Scores(scores[0], scores[1], intervals[0], intervals[1], str(metrics[0].get_signature()))
+
+
+def _interval(metric: Any, said: list[str], meant: list[list[str]], resamples: int) -> tuple[float, float]:
+    """Percentiles of sacrebleu's own resamples, whose count and seed its signature then names.
+
+    Its `corpus_score` fails on resamples of which some score 0, and its mean with a width may exceed 100.
+    """
+    from sacrebleu.significance import _bootstrap_resample
+
+    sentences = metric._extract_corpus_statistics(said, meant)
+    metric.n_bootstrap = resamples
+    metric.seed, drawn = _bootstrap_resample(sentences, metric, resamples)
+    low, high = np.percentile([float(one.score) for one in drawn], (2.5, 97.5))
+    return float(low), float(high)
 
 
 def evaluate_translator(
@@ -139,11 +151,7 @@ def evaluate_translator(
         PetkitError: a sentence is too long, or sacrebleu is missing.
     """
     model, dataset = translator.model, PairDataset(pairs, translator.vocabulary)
-    if dataset.longest() > model.config.model.max_positions:
-        raise InputError(
-            f"a sentence has {dataset.longest()} subwords with its end, the model has "
-            f"{model.config.model.max_positions} positions: leave it out or divide it"
-        )
+    dataset.check_positions(model.config.model.max_positions)
     device = next(model.parameters()).device
     own = evaluate(model, dataset, training_step, batch_size=batch_size, device=device, precision=precision)
     was_training = model.training

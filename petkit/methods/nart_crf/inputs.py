@@ -37,7 +37,7 @@ class PairDataset:
         vocabulary: of both sides.
 
     Attributes:
-        batch_lengths: target lengths, by which the loader puts like sentences together.
+        batch_lengths: subwords of both sides, by which the loader puts like sentences together.
     """
 
     def __init__(self, pairs: Sequence[SentencePair], vocabulary: Subwords) -> None:
@@ -67,9 +67,21 @@ class PairDataset:
             "target_mask": target.mask,
         }
 
-    def longest(self) -> int:
-        """Subwords of the longest side of a pair, its end included."""
-        return max(max(map(len, item)) for item in self.items)
+    def check_positions(self, positions: int) -> None:
+        """Refuse sentences that a model cannot hold.
+
+        Args:
+            positions: of the model.
+
+        Raises:
+            InputError: a side of a pair has more subwords with its end.
+        """
+        longest = max(max(map(len, item)) for item in self.items)
+        if longest > positions:
+            raise InputError(
+                f"a sentence has {longest} subwords with its end, the model has {positions} positions: leave "
+                "it out or divide it"
+            )
 
 
 def padded(rows: Sequence[Sequence[int]], value: int) -> Ids:

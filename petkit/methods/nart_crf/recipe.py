@@ -126,8 +126,10 @@ def plan(config: TranslatorConfig, context: RunContext) -> dict[str, Any]:
     """
     ready = prepare(config, context)
     splits, own = ready.splits, ready.config
-    parts = {"train": ready.train, "validation": splits.validation, "test": splits.test}
     to_translate = 0 if ready.distilled is None else len(ready.distilled.missing(_sources(ready.train)))
+    # Translations that are too long are left out, which is known as soon as all are there.
+    train = ready.train if to_translate else _training_pairs(ready, context)
+    parts = {"train": train, "validation": splits.validation, "test": splits.test}
     return {
         "status": "plan",
         "output": str(context.folder),
@@ -141,7 +143,7 @@ def plan(config: TranslatorConfig, context: RunContext) -> dict[str, Any]:
         "sentences": {name: None if part is None else len(part) for name, part in parts.items()},
         "trainable_parameters": sum(p.numel() for p in trainable_parameters(ready.model).values()),
         "bytes": _bytes(ready.model),
-        "steps": planned_steps(own.training, len(ready.train), own.seed, context.world.size),
+        "steps": planned_steps(own.training, len(train), own.seed, context.world.size),
     }
 
 
@@ -185,11 +187,13 @@ def prepare(config: TranslatorConfig, context: RunContext) -> Ready:
     train = short_enough(splits.train, vocabulary, config.data.max_length)
     config = _with_offset(config, train, vocabulary)
     plan_batches(config.training, len(train), config.seed, context.world.size)
+    for part in (splits.validation, splits.test):
+        # What is measured is never left out, and is measured after hours of training.
+        if part is not None:
+            PairDataset(part, vocabulary).check_positions(config.model.max_positions)
     model = assemble(config, vocabulary)
     _begin(model, start, config)
-    distilled = None
-    if teacher is not None and config.distills:
-        distilled = DistilledFile(Path(config.distilled_file), teacher.tensors_sha256, config.teacher.beam)
+    distilled = _distilled(config, teacher, train, context)
     rescorer = rescorer_of(config.decode, Translator(model, vocabulary, config.decode), context.device)
     model.to(context.device)
     ready = Ready(config, splits, train, vocabulary, model, teacher, start, distilled, rescorer)
@@ -246,17 +250,27 @@ def _begin(model: Nart | Teacher, start: Stored | None, config: TranslatorConfig
         )
 
 
+def _distilled(
+    config: TranslatorConfig, teacher: Stored | None, train: Sequence[SentencePair], context: RunContext
+) -> DistilledFile | None:
+    if teacher is None or not config.distills:
+        return None
+    found = DistilledFile(Path(config.distilled_file), teacher.tensors_sha256, config.teacher.beam)
+    missing = found.missing(_sources(train))
+    if missing and context.world.size > 1:
+        raise ConfigError(
+            f"{found.path} lacks {len(missing)} translations of the teacher, and several processes must not "
+            "write it at once: run once with one process and training.max_steps=1"
+        )
+    return found
+
+
 def _training_pairs(ready: Ready, context: RunContext) -> list[SentencePair]:
     """The pairs to learn from: the data's own, or those that the teacher translated."""
     if ready.distilled is None or ready.teacher is None:
         return ready.train
     config = ready.config
     missing = ready.distilled.missing(_sources(ready.train))
-    if missing and context.world.size > 1:
-        raise ConfigError(
-            f"{ready.distilled.path} lacks {len(missing)} translations of the teacher, and several processes "
-            "must not write it at once: run once with one process and training.max_steps=1"
-        )
     decode = ready.teacher.config.decode.model_copy(update={"beam": config.teacher.beam})
     teacher = Translator(ready.teacher.model, ready.vocabulary, decode)
     with context.stage("distilling", len(missing)) as advance:

@@ -77,6 +77,9 @@ def load_translator(folder: Path, device: torch.device | str = "cpu") -> Stored:
     """
     artifact = read_translator(folder)
     config, vocabulary = stored_config(artifact.manifest, folder), stored_vocabulary(artifact)
+    # Without memory, in case the settings are not those of the tensors.
+    with torch.device("meta"):
+        _check_tensors(new_model(config, vocabulary), artifact)
     model = assemble(config, vocabulary)
     _fill(model, artifact)
     ready = model.requires_grad_(False).eval().to(device)
@@ -96,9 +99,11 @@ def load_teacher(folder: Path, device: torch.device | str, vocabulary: Subwords 
         The translator.
 
     Raises:
-        ConfigError: it is no autoregressive one, or has another vocabulary.
+        ConfigError: it is missing, no autoregressive one, or has another vocabulary.
         PetkitError: it cannot be read, by kind.
     """
+    if not folder.exists():
+        raise ConfigError(f"{key} {folder} is missing: train it with `petkit train nat RECIPE --teacher`")
     stored = load_translator(folder, device)
     if not isinstance(stored.model, Teacher):
         raise ConfigError(
@@ -133,7 +138,7 @@ def rescorer_of(
     decode: DecodeConfig, stored: Stored | Translator, device: torch.device | str
 ) -> Teacher | None:
     """The model that chooses among candidates; None where the student chooses by itself."""
-    if decode.rescore is None or isinstance(stored.model, Teacher):
+    if decode.rescore is None or decode.candidates == 1 or isinstance(stored.model, Teacher):
         return None
     found = load_teacher(Path(decode.rescore), device, stored.vocabulary, "decode.rescore").model
     assert isinstance(found, Teacher)
@@ -222,9 +227,8 @@ def vocabulary_sha256(vocabulary: Subwords) -> str:
     return hashlib.sha256(vocabulary.to_json()).hexdigest()
 
 
-@torch.no_grad()
-def _fill(model: nn.Module, artifact: TranslatorArtifact) -> None:
-    """Copy the artifact's tensors into the model; each must be there, and fit."""
+def _check_tensors(model: nn.Module, artifact: TranslatorArtifact) -> None:
+    """Refuse tensors that are not those of the model."""
     wanted = dict(model.named_parameters())
     odd = sorted(wanted.keys() ^ artifact.dense.keys())
     odd += [
@@ -237,5 +241,9 @@ def _fill(model: nn.Module, artifact: TranslatorArtifact) -> None:
             f"{artifact.folder} does not hold the tensors of its settings: {', '.join(odd[:4])} is missing, "
             "unexpected or of another shape"
         )
-    for name, tensor in wanted.items():
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, artifact: TranslatorArtifact) -> None:
+    for name, tensor in model.named_parameters():
         tensor.copy_(artifact.dense[name])

@@ -21,11 +21,13 @@ class Latency:
     median: float
     p90: float
     p99: float
+    mean: float
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Latency:
         """Of measured seconds, at least one."""
-        return cls(*(float(1000 * value) for value in np.percentile(seconds, (50, 90, 99))))
+        found = (*np.percentile(seconds, (50, 90, 99)), np.mean(seconds))
+        return cls(*(float(1000 * value) for value in found))
 
 
 def one_by_one(

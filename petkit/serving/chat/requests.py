@@ -48,7 +48,7 @@ class _Strict(BaseModel):
 def _check_text(text: str) -> str:
     """JSON can hold halves of a surrogate pair, which no tokenizer takes."""
     if HALF_PAIR.search(text):
-        raise ValueError("must be text, without half of a surrogate pair")
+        raise ValueError("must be a text of whole characters, without half of a surrogate pair")
     return text
 
 
@@ -209,6 +209,8 @@ def _refusal(error: ValidationError) -> ChatError:
     if field and inside:
         field = _field(inside[0]["loc"])
     own = [fault for fault in faults if _field(fault["loc"]) == field]
+    # A value that came in a form that is taken, and is at fault for what it holds, needs no other form.
+    own = [fault for fault in own if fault["type"] == "value_error"] or own
     kind = own[0]["type"]
     if kind == "extra_forbidden":
         message = f"unknown field {field}: petkit does not know what it asks for, leave it out"

@@ -124,8 +124,8 @@ class Exchange:
             return self._written(self._ask(self.request.conversation, self._thinking))
         limit = self.request.limit or self.source.max_new_tokens
         probe = self.rule.config.probe_tokens
-        if limit <= probe:
-            reason = f"{limit} tokens leave no room behind a probe of {probe}"
+        if limit < probe:
+            reason = f"{limit} tokens leave no room for a probe of {probe}"
             self.decision = Choice("standard", reason)
             return self._written(self._ask(self._messages("standard"), self._think("standard")))
         return self._routed(self.rule)

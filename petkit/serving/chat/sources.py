@@ -196,7 +196,8 @@ class LocalSource:
             raise ChatError(
                 400, f"the model's chat template refuses the messages: {told}", "messages"
             ) from None
-        ids = list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
+        # What is too long is refused later, without transformers' own warning of it.
+        ids = list(self.tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"])
         if not ids:
             raise ChatError(400, "the messages make no token", "messages")
         return ids

@@ -136,5 +136,13 @@ def test_trajectories_of_known_processes_are_told_apart(regime):
     assert found.count(regime) / 2000 >= 0.95
 
 
+def test_white_noise_is_sometimes_taken_for_convergent():
+    """As docs/edrm.md says: no trend of 64 values is as small as the dead band for sure."""
+    points = descriptors(torch.rand(20_000, 64, generator=torch.Generator().manual_seed(0)) * 0.4)
+    # By normal approximation: P(z < -0.07 sqrt(63)) is 0.289; of 20,000 draws 0.01 are three deviations.
+    assert (points.spearman < -0.07).double().mean().item() == pytest.approx(0.29, abs=0.015)
+    assert regimes(points).count("convergent") / 20_000 == pytest.approx(0.155, abs=0.015)
+
+
 def test_token_signature():
     assert token_signature([[0.1, 0.2, 0.4], [0.9, 0.5, 0.1], [0.5, 0.5, 0.5]]) == ["cot", "direct", "direct"]

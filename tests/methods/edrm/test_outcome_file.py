@@ -26,7 +26,7 @@ def test_the_key_names_all_that_the_outcome_depends_on():
     others = [
         outcome_key(QUESTION, config, "b" * 64),
         outcome_key(Question("1", "how many?", answer="4", dataset="sums"), config, "a" * 64),
-        outcome_key(QUESTION, RouterConfig(max_new_tokens=7), "a" * 64),
+        outcome_key(QUESTION, RouterConfig(max_new_tokens=77), "a" * 64),
         outcome_key(QUESTION, RouterConfig(prompts=PromptConfig(cot="{question}!")), "a" * 64),
     ]
     assert len({key, *others}) == 5
@@ -103,7 +103,7 @@ def test_outcomes_are_found_by_the_files_of_their_model(tmp_path):
     assert kept.measured_by == "a" * 64
     assert kept.find([QUESTION], config) == [{**RECORD, "model": {"measured_by": "a" * 64, "files": "files"}}]
     assert kept.find([QUESTION, other], config) is None
-    assert kept.find([QUESTION], RouterConfig(max_new_tokens=7)) is None
+    assert kept.find([QUESTION], RouterConfig(max_new_tokens=77)) is None
     assert OutcomeFile(path, "others").find([QUESTION], config) is None
     assert OutcomeFile(path).find([QUESTION], config) is None
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from petkit.artifacts.manifest import Base
 from petkit.configuration import resolve
@@ -106,10 +107,20 @@ def test_logits_that_are_not_finite_name_the_question(language_model, monkeypatc
         Router(language_model, Rule(CONFIG)).probe(QUESTIONS)
 
 
-def test_a_limit_below_the_probe_is_kept(language_model):
-    config = CONFIG.model_copy(update={"max_new_tokens": 5, "thresholds": thresholds_for("standard")})
+def test_an_answer_of_its_probe_alone(language_model):
+    config = CONFIG.model_copy(update={"max_new_tokens": 8, "thresholds": thresholds_for("standard")})
     for answer in Router(language_model, Rule(config)).run(QUESTIONS):
-        assert answer.tokens <= 5
+        assert answer.tokens <= 8
+
+
+def test_an_answer_shorter_than_its_probe_is_refused():
+    message = (
+        r"max_new_tokens must be at least probe_tokens, 64, got 8: raise max_new_tokens, or lower "
+        r"probe_tokens"
+    )
+    with pytest.raises(ValidationError, match=message):
+        RouterConfig(max_new_tokens=8)
+    assert RouterConfig(max_new_tokens=64).probe_tokens == 64
 
 
 def test_measuring_and_comparing(language_model):
@@ -370,21 +381,12 @@ def test_settings_that_were_changed_in_the_folder_are_refused(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    ("most", "length", "finished", "fits"),
-    [
-        (20, 8, False, True),
-        (20, 7, False, False),
-        (20, 7, None, False),
-        (20, 7, True, True),
-        (20, 9, True, False),
-        # Answers that are cut at 5 tokens have probes of 5.
-        (5, 5, False, True),
-        (5, 4, False, False),
-    ],
+    ("length", "finished", "fits"),
+    [(8, False, True), (7, False, False), (7, None, False), (7, True, True), (9, True, False)],
 )
-def test_trajectories_are_as_long_as_the_probes_of_their_router(tmp_path, most, length, finished, fits):
-    folder, config = tmp_path / "router", CONFIG.model_copy(update={"max_new_tokens": most})
-    save_router(folder, Base(id="m", sha256="1" * 64), Rule(config), REACHED, (), {})
+def test_trajectories_are_as_long_as_the_probes_of_their_router(tmp_path, length, finished, fits):
+    folder = tmp_path / "router"
+    save_router(folder, Base(id="m", sha256="1" * 64), Rule(CONFIG), REACHED, (), {})
     record = {"id": "a", "entropies": [1.0] * length} | ({} if finished is None else {"finished": finished})
     expected = (
         rf"router was calibrated with probes of 8 tokens, got {length}\b.* in t\.jsonl, id a: probe with"

@@ -18,7 +18,7 @@ from petkit.rollout.config import ServedConfig
 from petkit.rollout.endpoint import Endpoint
 from petkit.serving.chat.proxy import RemoteSource, upstream_key
 from tests.methods.edrm.support import thresholds_for
-from tests.rollout.fault_server import chunk, ended, refuse, serving, stream, words
+from tests.rollout.fault_server import chunk, ended, hold, refuse, serving, stream, words
 from tests.serving.chat.support import ask, client, joined, local_source, running, until
 
 SERVED = ServedConfig(vocab=15, thinking=True, attempts=1)
@@ -185,6 +185,18 @@ def test_a_stream_that_breaks_off_ends_with_an_error(fault):
         answer = ask(chat, stream=True)
         with pytest.raises(openai.APIError, match="ended in the middle of an answer"):
             joined(answer)
+
+
+@pytest.mark.parametrize("parts", [(), words(3)])
+def test_a_silent_server_behind_is_left_in_time(fault, parts):
+    fault.play(hold(*parts))
+    hasty = ServedConfig(vocab=15, attempts=1, timeout=0.3, read_timeout=60)
+    with before(fault.url, "m", hasty) as proxy, client(proxy.url) as chat:
+        with pytest.raises(openai.APIStatusError, match=r"no whole answer within 0\.3 s") as caught:
+            ask(chat)
+        assert caught.value.status_code == 502
+        until(lambda: proxy.service.admitted == 0)
+    assert fault.left.wait(5)
 
 
 def test_a_busy_server_is_asked_again(fault):

@@ -108,7 +108,18 @@ def test_messages_in_parts_and_of_developers():
             "must be 'system', 'developer', 'user' or 'assistant', got 'tool'",
         ),
         ({"messages": [{"role": "user", "content": " \n"}]}, "messages", "not empty"),
-        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content", "surrogate"),
+        (
+            {"messages": [{"role": "user", "content": "\ud800"}]},
+            "messages[0].content",
+            "messages[0].content must be a text of whole characters, without half of a surrogate pair, got "
+            "'\\ud800'",
+        ),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content", "a text or a list, got 3"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "\udfff"}]}]},
+            "messages[0].content[0].text",
+            "must be a text of whole characters, without half of a surrogate pair, got ",
+        ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]},
             "messages[0].content[0].type",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import logging
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -145,6 +146,14 @@ def test_errors_are_the_clients_own(chat, fields, kind, param, stream):
     assert "Traceback" not in str(caught.value)
 
 
+def test_a_request_that_is_too_long_is_told_by_petkit_alone(source, chat, monkeypatch, caplog):
+    monkeypatch.setattr(source.tokenizer, "model_max_length", 2048)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    with pytest.raises(openai.BadRequestError, match="the model takes 2048 tokens, got"):
+        chat.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "the " * 2050}])
+    assert "indexing errors" not in caplog.text
+
+
 def post(url, body, path="/chat/completions", **headers):
     headers = {"Content-Type": "application/json", **headers}
     return httpx.post(url + path, content=body, headers=headers, timeout=20, trust_env=False)
@@ -243,9 +252,10 @@ def test_only_the_last_message_is_put_otherwise(source):
 
 def test_no_room_for_a_probe(source):
     with running(source, rule=Rule(CONFIG)) as routed, client(routed.url) as chat:
-        answer = ask(chat, max_tokens=8)
-        assert answer.petkit["reason"] == "8 tokens leave no room behind a probe of 8"
-        assert (answer.petkit["probe_tokens"], answer.petkit["tokens"]) == (0, 8)
+        answer = ask(chat, max_tokens=7)
+        assert answer.petkit["reason"] == "7 tokens leave no room for a probe of 8"
+        assert (answer.petkit["probe_tokens"], answer.petkit["tokens"]) == (0, 7)
+        assert ask(chat, max_tokens=8).petkit["probe_tokens"] == 8
 
 
 def test_a_sampled_answer_begins_anew_behind_its_probe(source):
