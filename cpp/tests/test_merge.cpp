@@ -44,11 +44,13 @@ bool same(float a, float b) { return bits_of(a) == bits_of(b) || (a != a && b !=
 void check_stored(const Kernels& k, const Row& got, const std::vector<float>& expected, DType dtype,
                   const char* what) {
   const Row wanted(expected, dtype);
-  std::vector<float> wide(expected.size());
-  k.to_float(got.stored.data(), dtype, wide.data(), int64_t(wide.size()));
-  for (size_t i = 0; i < wide.size(); ++i)
+  const int64_t count = int64_t(expected.size());
+  // One more, since kernels are never given a null pointer.
+  std::vector<float> wide(size_t(count) + 1);
+  k.to_float(got.stored.data(), dtype, wide.data(), count);
+  for (size_t i = 0; i < expected.size(); ++i)
     CHECK(same(wide[i], wanted.values[i]), "%s %s in %s: %zu of %zu is %g, not %g", k.name, what,
-          dtype_names[int(dtype)], i, wide.size(), double(wide[i]), double(wanted.values[i]));
+          dtype_names[int(dtype)], i, expected.size(), double(wide[i]), double(wanted.values[i]));
 }
 
 std::vector<Row> rows_of(int64_t models, int64_t count, DType dtype) {

@@ -25,7 +25,7 @@ def check_base(base: Tensor, models: Tensor) -> None:
     check_tensor("base", base)
     if base.shape != models.shape[1:] or base.dtype != models.dtype or base.device != models.device:
         raise InputError(
-            f"base must be {models.dtype} {tuple(models.shape[1:])} on {models.device} as each of the models, "
+            f"base must be {models.dtype} {tuple(models.shape[1:])} on {models.device} as the models are, "
             f"got {base.dtype} {tuple(base.shape)} on {base.device}"
         )
 
