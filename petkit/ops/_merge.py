@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from petkit.errors import InputError
+from petkit.ops._checks import FLOAT_TYPES, check_float, check_tensor
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MASK = (1 << 64) - 1
 # Constants of SplitMix64.
 _STEP, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -15,24 +15,35 @@ _STEP, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB13311
 
 def check_models(models: Tensor) -> None:
     """Refuse what is no (n, count) tensor of a float dtype that models come in."""
+    check_float("models", models)
     if models.dim() != 2 or len(models) == 0:
         raise InputError(f"models must be (n, count) with n >= 1, got {tuple(models.shape)}")
-    if models.dtype not in DTYPES:
-        raise InputError(f"models must be float32, bfloat16 or float16, got {models.dtype}")
 
 
-def check_vector(name: str, values: Tensor, count: int) -> None:
-    """Refuse what is no float64 (count,) tensor on the CPU."""
-    if values.shape != (count,) or values.dtype != torch.float64 or values.device.type != "cpu":
+def check_base(base: Tensor, models: Tensor) -> None:
+    """Refuse a base that differs from a row of the models in shape, dtype or device."""
+    check_tensor("base", base)
+    if base.shape != models.shape[1:] or base.dtype != models.dtype or base.device != models.device:
         raise InputError(
-            f"{name} must be float64 ({count},) on the CPU, got {values.dtype} {tuple(values.shape)}"
+            f"base must be {models.dtype} {tuple(models.shape[1:])} on {models.device} as the models are, "
+            f"got {base.dtype} {tuple(base.shape)} on {base.device}"
+        )
+
+
+def check_vector(name: str, values: Tensor, count: int, dtype: torch.dtype = torch.float64) -> None:
+    """Refuse what is no (count,) tensor of the dtype on the CPU."""
+    check_tensor(name, values)
+    if values.shape != (count,) or values.dtype != dtype or values.device.type != "cpu":
+        raise InputError(
+            f"{name} must be {str(dtype)[6:]} ({count},) on the CPU, "
+            f"got {values.dtype} {tuple(values.shape)} on {values.device}"
         )
 
 
 def result_dtype(dtype: torch.dtype | None, models: Tensor) -> torch.dtype:
     """The dtype of a result; None is that of the models."""
     chosen = models.dtype if dtype is None else dtype
-    if chosen not in DTYPES:
+    if chosen not in FLOAT_TYPES:
         raise InputError(f"dtype must be float32, bfloat16 or float16, got {chosen}")
     return chosen
 

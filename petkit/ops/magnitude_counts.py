@@ -9,6 +9,8 @@ from petkit.errors import InputError
 from petkit.ops import _library, _merge
 
 BINS = 1 << 16
+# The upper half of a float32 without its sign.
+LARGEST_HALF = 0x7FFF
 
 
 def magnitude_counts(base: Tensor, models: Tensor, prefix: Tensor | None = None) -> Tensor:
@@ -18,26 +20,25 @@ def magnitude_counts(base: Tensor, models: Tensor, prefix: Tensor | None = None)
         base: (count,) of the models' dtype.
         models: (n, count) float32, bfloat16 or float16.
         prefix: int64 (n,), of each model the upper half of the magnitudes that are counted by their lower
-            half; None counts all by their upper half.
+            half, 0 to 32767; None, and -1 of a model, counts all by their upper half.
 
     Returns:
         int64 (n, 65536): how many of |model_i - base|, as float32, have each half. Halves rise with the
         magnitude, nan come last.
 
     Raises:
-        InputError: other shapes or dtypes.
+        InputError: other shapes or dtypes, or a prefix out of range.
 
     Source:
         Selection by radix: two passes over 16 bits find the k-th magnitude of any number of them.
     """
     _merge.check_models(models)
-    if base.shape != models.shape[1:] or base.dtype != models.dtype:
-        raise InputError(
-            f"base must be {models.dtype} {tuple(models.shape[1:])}, got {base.dtype} {tuple(base.shape)}"
-        )
+    _merge.check_base(base, models)
     halves = torch.full((len(models),), -1, dtype=torch.int64) if prefix is None else prefix
-    if halves.shape != (len(models),) or halves.dtype != torch.int64:
-        raise InputError(f"prefix must be int64 ({len(models)},), got {halves.dtype} {tuple(halves.shape)}")
+    _merge.check_vector("prefix", halves, len(models), torch.int64)
+    for half in halves.tolist():
+        if not -1 <= half <= LARGEST_HALF:
+            raise InputError(f"prefix must lie between -1 and {LARGEST_HALF}, got {half}")
     found: Tensor = torch.ops.petkit.magnitude_counts(base, models, halves)
     return found
 

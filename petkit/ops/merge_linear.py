@@ -17,7 +17,8 @@ def merge_linear(models: Tensor, weights: Tensor, dtype: torch.dtype | None = No
         dtype: of the result, one of the same three; None is that of the models.
 
     Returns:
-        (count,). Weights are rounded to float32; products and sums are float32, in the order of the rows.
+        (count,). Weights are rounded to float32, and so is each product and each sum, in the order of the
+        rows; a weight of 0 hides no nan.
 
     Raises:
         InputError: other shapes or dtypes.
@@ -32,8 +33,10 @@ def merge_linear(models: Tensor, weights: Tensor, dtype: torch.dtype | None = No
 
 
 def _default(models: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
-    total = models.new_zeros(models.shape[1], dtype=torch.float32)
-    for row, weight in zip(models, weights.tolist(), strict=True):
+    # Not from zero: 0 + -0 is +0, and one model of weight 1 must come back as it is.
+    first, *others = weights.float().tolist()
+    total = models[0].float() * first
+    for row, weight in zip(models[1:], others, strict=True):
         total += row.float() * weight
     return total.to(dtype)
 
