@@ -27,6 +27,9 @@ class Chosen(NamedTuple):
     in_pieces: bool = True
     """False where the whole tensor has to be there at once."""
 
+    drops: bool = True
+    """Whether numbers may be left out, so that one that is not finite need not be seen in the result."""
+
 
 class Method(Protocol):
     """A method of merging.
@@ -80,7 +83,7 @@ def by_weights(weights: Sequence[float], dtype: torch.dtype) -> Chosen:
         dtype: of the result.
     """
     row = torch.tensor(weights, dtype=torch.float64)
-    return Chosen(lambda piece: merge_linear(piece.models, row, dtype))
+    return Chosen(lambda piece: merge_linear(piece.models, row, dtype), drops=False)
 
 
 def by_weights_with_base(weights: Sequence[float], of_base: float, dtype: torch.dtype) -> Chosen:
@@ -97,7 +100,7 @@ def by_weights_with_base(weights: Sequence[float], of_base: float, dtype: torch.
         assert piece.base is not None
         return merge_linear(torch.cat([piece.models, piece.base[None]]), row, dtype)
 
-    return Chosen(combine)
+    return Chosen(combine, drops=False)
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,8 @@ class Deltas:
                 dtype=dtype,
             )
 
-        return Chosen(combine)
+        # Trimming leaves the largest magnitudes, and nan, in.
+        return Chosen(combine, drops=self.high is not None or self.keep is not None)
 
 
 def _vector(given: Sequence[float] | None, default: float, count: int) -> Tensor:

@@ -24,6 +24,7 @@ from petkit.merging.plan import Plan, plan_merge
 from petkit.merging.slices import PIECE, Buffers
 from petkit.merging.sources import ModelFolder, open_model
 from petkit.merging.streaming import Outcome, carry_out
+from petkit.ops.finite_rows import finite_rows
 
 COMMAND = "merge"
 Advance = Callable[[int], None]
@@ -141,7 +142,7 @@ def _is_finite(model: ModelFolder, tensor: str) -> bool:
     for start in range(0, entry.count, PIECE):
         piece = buffer[: min(PIECE, entry.count - start)]
         model.read(tensor, start, piece)
-        if not bool(piece.isfinite().all()):
+        if not bool(finite_rows(piece[None]).all()):
             return False
     return True
 

@@ -16,7 +16,7 @@ from petkit.merging.sources import Source
 
 # Numbers of a piece: its rows of four bfloat16 models and the result stay in the second-level cache's
 # neighbourhood, and a read is long enough for the disk.
-PIECE = 1 << 20
+PIECE = 1 << 21
 # Reads ahead; preadv lets other threads go on meanwhile.
 READER = ThreadPoolExecutor(1, "petkit-read")
 

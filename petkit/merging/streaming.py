@@ -13,6 +13,9 @@ from petkit.merging.plan import Plan, Planned
 from petkit.merging.slices import PIECE
 from petkit.merging.tensors import merged_pieces
 
+# Numbers of a piece that are compared with the base first.
+LOOK = 4096
+
 
 @dataclass
 class Outcome:
@@ -72,8 +75,14 @@ def _pieces(plan: Plan, one: Planned, surveyed: object) -> Iterator[tuple[int, T
 
 
 def _differs(one: Planned, start: int, numbers: Tensor) -> bool:
+    # Nearly always the first few numbers tell.
+    return any(_part_differs(one, start, numbers, part) for part in (slice(0, LOOK), slice(LOOK, None)))
+
+
+def _part_differs(one: Planned, start: int, numbers: Tensor, part: slice) -> bool:
+    own = numbers[part]
     reading = one.slices.base or one.slices.models[0]
     entry = reading.source.entries[reading.tensor]
-    own = torch.empty(len(numbers), dtype=entry.dtype)
-    reading.source.read(reading.tensor, start, own)
-    return not torch.equal(own.to(numbers.dtype), numbers)
+    other = torch.empty(len(own), dtype=entry.dtype)
+    reading.source.read(reading.tensor, start + part.start, other)
+    return not torch.equal(other.to(own.dtype), own)

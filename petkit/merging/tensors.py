@@ -12,6 +12,7 @@ from petkit.errors import InputError
 from petkit.merging.combining import Method
 from petkit.merging.parameters import Values
 from petkit.merging.slices import Piece, Slices
+from petkit.ops.finite_rows import finite_rows
 
 
 def merged_pieces(
@@ -36,9 +37,11 @@ def merged_pieces(
         return
     chosen = method.choose(slices, values, surveyed, dtype)
     for piece in slices if chosen.in_pieces else [slices.whole()]:
-        check_finite(slices, piece)
+        if chosen.drops:
+            check_finite(slices, piece)
         merged = chosen.combine(piece).to(dtype)
-        if not bool(merged.isfinite().all()):
+        if not bool(finite_rows(merged[None]).all()):
+            check_finite(slices, piece)
             raise InputError(f"{slices.name} is not finite when it is merged in {dtype}: use a wider dtype")
         yield piece.start, merged
 
@@ -59,12 +62,13 @@ def check_finite(slices: Slices, piece: Piece) -> None:
     Raises:
         InputError: names the tensor and the model.
     """
-    if not bool(piece.models.isfinite().all()):
-        for reading, row in zip(slices.models, piece.models, strict=True):
-            if not bool(row.isfinite().all()):
-                raise InputError(
-                    f"{reading.source.name} must hold finite numbers, {reading.tensor} holds nan or inf"
-                )
-    if slices.base is not None and piece.base is not None and not bool(piece.base.isfinite().all()):
-        base = slices.base
-        raise InputError(f"{base.source.name} must hold finite numbers, {base.tensor} holds nan or inf")
+    good = finite_rows(piece.models).tolist()
+    readings = [*slices.models]
+    if piece.base is not None and slices.base is not None:
+        good += finite_rows(piece.base[None]).tolist()
+        readings.append(slices.base)
+    for reading, is_good in zip(readings, good, strict=True):
+        if not is_good:
+            raise InputError(
+                f"{reading.source.name} must hold finite numbers, {reading.tensor} holds nan or inf"
+            )
