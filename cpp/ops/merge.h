@@ -10,26 +10,26 @@ namespace petkit {
 // Slices of models, a row for each. Rows that lie apart are not copied, only numbers that do.
 class ModelRows {
 public:
-  explicit ModelRows(const Tensor& models) : kept_(in_order(models)) {
-    data_ = static_cast<const char*>(kept_.const_data_ptr());
-    row_bytes_ = kept_.stride(0) * item_size(dtype());
-  }
+  explicit ModelRows(const Tensor& models)
+      : kept_(in_order(models)), dtype_(dtype_of(models, "models")),
+        data_(static_cast<const char*>(kept_.const_data_ptr())),
+        row_bytes_(kept_.stride(0) * item_size(dtype_)) {}
 
   int64_t models() const { return kept_.size(0); }
   int64_t count() const { return kept_.size(1); }
-  DType dtype() const { return dtype_of(kept_, "models"); }
+  DType dtype() const { return dtype_; }
   const char* row(int64_t model) const { return data_ + model * row_bytes_; }
 
 private:
   static Tensor in_order(const Tensor& models) {
     check_rank(models, "models", 2);
-    dtype_of(models, "models");
     STD_TORCH_CHECK(models.size(0) > 0, "models must hold at least one row, got 0");
     return models.size(1) <= 1 || models.stride(1) == 1 ? models
                                                         : torch::stable::contiguous(models);
   }
 
   Tensor kept_;
+  DType dtype_;
   const char* data_;
   int64_t row_bytes_;
 };

@@ -35,7 +35,7 @@ def merge_linear(models: Tensor, weights: Tensor, dtype: torch.dtype | None = No
 def _default(models: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
     # Not from zero: 0 + -0 is +0, and one model of weight 1 must come back as it is.
     first, *others = weights.float().tolist()
-    total = models[0].float() * first
+    total: Tensor = models[0].float() * first
     for row, weight in zip(models[1:], others, strict=True):
         total += row.float() * weight
     return total.to(dtype)
