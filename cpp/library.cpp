@@ -55,4 +55,10 @@ STABLE_TORCH_LIBRARY(petkit, m) {
       "-> (Tensor grad_emissions, Tensor grad_left, Tensor grad_right, Tensor grad_dynamic)");
   m.def("beam_crf_viterbi(Tensor emissions, Tensor mask, Tensor left, Tensor right, Tensor "
         "dynamic, int beam) -> (Tensor paths, Tensor scores)");
+  m.def("merge_linear(Tensor models, Tensor weights, ScalarType dtype) -> Tensor");
+  m.def("merge_deltas(Tensor base, Tensor models, Tensor weights, Tensor low, Tensor high, Tensor "
+        "keep, Tensor keys, int start, str consensus, bool normalize, float factor, ScalarType "
+        "dtype) -> Tensor");
+  m.def("magnitude_counts(Tensor base, Tensor models, Tensor prefix) -> Tensor");
+  m.def("finite_rows(Tensor models) -> Tensor");
 }

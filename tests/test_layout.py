@@ -13,6 +13,10 @@ HEAVY = {"torch", "torchvision", "timm", "transformers", "accelerate", "safetens
 METHOD_FILES = ("__init__.py", "README.md", "config.py", "algorithm.py", "recipe.py")
 # A table of constants, not a computation on tensors: it has no kernel of its own.
 WITHOUT_KERNEL = {"lowbit_codebook"}
+# Models are merged on the CPU, where they are read from files; on CUDA tensors the pure-torch default runs.
+WITHOUT_CUDA = {"merge_linear", "merge_deltas", "magnitude_counts", "finite_rows"}
+# Ops whose name does not begin with that of their family's reference.
+FAMILIES = {"magnitude_counts": "merge", "finite_rows": "merge"}
 # How AdapterBank lays out its up-projections: a step inside adapter_bank, with no function of its own.
 INTERNAL = {"lowbit_transpose"}
 
@@ -30,7 +34,7 @@ def relative(path):
 
 def reference_of(op):
     """Ops of one family may share a reference: lowbit.py judges lowbit_linear."""
-    family = ROOT / f"tests/reference/{op.split('_')[0]}.py"
+    family = ROOT / f"tests/reference/{FAMILIES.get(op, op.split('_')[0])}.py"
     return family if family.exists() else ROOT / f"tests/reference/{op}.py"
 
 
@@ -38,13 +42,16 @@ def reference_of(op):
 def test_an_op_has_all_its_files(op):
     files = [ROOT / f"petkit/ops/{op}.py", ROOT / f"tests/ops/test_{op}.py", reference_of(op)]
     if op not in WITHOUT_KERNEL:
-        files += [
-            ROOT / f"cpp/ops/{op}.cpp",
-            ROOT / f"csrc_cuda/{op}.cu",
-            ROOT / f"petkit/benchmarks/ops/bench_{op}.py",
-        ]
+        files += [ROOT / f"cpp/ops/{op}.cpp", ROOT / f"petkit/benchmarks/ops/bench_{op}.py"]
+    if op not in WITHOUT_KERNEL | WITHOUT_CUDA:
+        files.append(ROOT / f"csrc_cuda/{op}.cu")
     missing = [relative(file) for file in files if not file.exists()]
     assert not missing, f"the op {op} lacks {', '.join(missing)}"
+
+
+def test_an_op_said_to_have_no_cuda_kernel_has_none():
+    assert set(OPS) >= WITHOUT_CUDA
+    assert not [op for op in WITHOUT_CUDA if (ROOT / f"csrc_cuda/{op}.cu").exists()]
 
 
 def test_every_kernel_belongs_to_an_op():

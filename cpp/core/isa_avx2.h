@@ -45,11 +45,52 @@ struct Isa {
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), exponent));
   }
 
+  static Float abs(Float a) { return _mm256_andnot_ps(set(-0.0f), a); }
   static Mask unordered(Float a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
   static bool any(Mask mask) { return _mm256_movemask_ps(mask) != 0; }
   static Mask greater(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
   static Mask not_at_most(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_NLE_UQ); }
   static Mask either(Mask a, Mask b) { return _mm256_or_ps(a, b); }
+  // Where the upper 16 bits are these.
+  static Mask upper_is(Float a, uint32_t upper) {
+    const Int halves = _mm256_srli_epi32(_mm256_castps_si256(a), 16);
+    return _mm256_castsi256_ps(_mm256_cmpeq_epi32(halves, codes(int(upper))));
+  }
+  // A product's lower 64 bits are low + (cross << 32).
+  struct Product {
+    Int low, cross;
+    Product(Int a, uint64_t b) {
+      const Int lower = _mm256_set1_epi64x(int64_t(b)), upper = _mm256_srli_epi64(lower, 32);
+      low = _mm256_mul_epu32(a, lower);
+      cross = _mm256_add_epi64(_mm256_mul_epu32(_mm256_srli_epi64(a, 32), lower),
+                               _mm256_mul_epu32(a, upper));
+    }
+    Int whole() const { return _mm256_add_epi64(low, _mm256_slli_epi64(cross, 32)); }
+  };
+  // SplitMix64 but for its last step, which leaves the upper bits as they are.
+  static Product random_bits(Int state) {
+    state = _mm256_xor_si256(state, _mm256_srli_epi64(state, 30));
+    state = Product(state, splitmix_first).whole();
+    state = _mm256_xor_si256(state, _mm256_srli_epi64(state, 27));
+    return Product(state, splitmix_second);
+  }
+  // Where the upper 24 random bits are not below share; `state` is that of the first lane.
+  static Mask dropped(uint64_t state, uint32_t share) {
+    constexpr uint64_t step = splitmix_step;
+    // So that shuffles within halves of the register bring the lanes in order.
+    const Int lanes = _mm256_setr_epi64x(0, int64_t(step), int64_t(4 * step), int64_t(5 * step));
+    const Int start = _mm256_set1_epi64x(int64_t(state));
+    const Int third = _mm256_set1_epi64x(int64_t(state + 2 * step));
+    const Product a = random_bits(_mm256_add_epi64(start, lanes));
+    const Product b = random_bits(_mm256_add_epi64(third, lanes));
+    const Float carried = _mm256_shuffle_ps(_mm256_castsi256_ps(a.low), _mm256_castsi256_ps(b.low),
+                                            _MM_SHUFFLE(3, 1, 3, 1));
+    const Float crossed = _mm256_shuffle_ps(_mm256_castsi256_ps(a.cross),
+                                            _mm256_castsi256_ps(b.cross), _MM_SHUFFLE(2, 0, 2, 0));
+    const Int upper = _mm256_add_epi32(_mm256_castps_si256(carried), _mm256_castps_si256(crossed));
+    const Int bits = _mm256_srli_epi32(upper, 32 - splitmix_bits);
+    return _mm256_castsi256_ps(_mm256_cmpgt_epi32(bits, codes(int(share) - 1)));
+  }
   static Mask load_mask(const uint8_t* p) {
     const Int bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
     const Int set = _mm256_and_si256(_mm256_set1_epi32(*p), bit);

@@ -30,12 +30,38 @@ struct Isa {
   // a * 2**whole, where biased is whole + 1.5 * 2**23.
   static Float scale(Float a, Float whole, Float) { return _mm512_scalef_ps(a, whole); }
 
+  static Float abs(Float a) { return _mm512_abs_ps(a); }
+
   static Mask unordered(Float a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
   static bool any(Mask mask) { return mask != 0; }
 
   static Mask greater(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
   static Mask not_at_most(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ); }
   static Mask either(Mask a, Mask b) { return Mask(a | b); }
+  // Where the upper 16 bits are these.
+  static Mask upper_is(Float a, uint32_t upper) {
+    const Int halves = _mm512_srli_epi32(_mm512_castps_si512(a), 16);
+    return _mm512_cmpeq_epi32_mask(halves, codes(int(upper)));
+  }
+  // SplitMix64 but for its last step, which leaves the upper bits as they are.
+  static Int random_bits(Int state) {
+    const Int first = _mm512_set1_epi64(int64_t(splitmix_first));
+    const Int second = _mm512_set1_epi64(int64_t(splitmix_second));
+    state = _mm512_mullo_epi64(_mm512_xor_si512(state, _mm512_srli_epi64(state, 30)), first);
+    return _mm512_mullo_epi64(_mm512_xor_si512(state, _mm512_srli_epi64(state, 27)), second);
+  }
+  // Where the upper 24 random bits are not below share < 2**24; `state` is that of the first lane.
+  static Mask dropped(uint64_t state, uint32_t share) {
+    constexpr uint64_t step = splitmix_step;
+    const Int first =
+        _mm512_setr_epi64(0, int64_t(step), int64_t(2 * step), int64_t(3 * step), int64_t(4 * step),
+                          int64_t(5 * step), int64_t(6 * step), int64_t(7 * step));
+    const Int limit = _mm512_set1_epi64(int64_t(uint64_t(share) << (64 - splitmix_bits)));
+    const Int low = _mm512_add_epi64(_mm512_set1_epi64(int64_t(state)), first);
+    const Int high = _mm512_add_epi64(_mm512_set1_epi64(int64_t(state + 8 * step)), first);
+    const unsigned eight = _mm512_cmpge_epu64_mask(random_bits(low), limit);
+    return Mask(eight | unsigned(_mm512_cmpge_epu64_mask(random_bits(high), limit)) << 8);
+  }
   static Mask load_mask(const uint8_t* p) {
     uint16_t bits;
     std::memcpy(&bits, p, sizeof bits);

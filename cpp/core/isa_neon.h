@@ -61,6 +61,7 @@ struct Isa {
     return {scale(a.low, biased.low), scale(a.high, biased.high)};
   }
 
+  static Float abs(Float a) { return {vabsq_f32(a.low), vabsq_f32(a.high)}; }
   static Mask unordered(Float a) {
     return {vmvnq_u32(vceqq_f32(a.low, a.low)), vmvnq_u32(vceqq_f32(a.high, a.high))};
   }
@@ -72,6 +73,22 @@ struct Isa {
     return {vmvnq_u32(vcleq_f32(a.low, b.low)), vmvnq_u32(vcleq_f32(a.high, b.high))};
   }
   static Mask either(Mask a, Mask b) { return or_codes(a, b); }
+  // Where the upper 16 bits are these.
+  static uint32x4_t upper_is(float32x4_t a, uint32_t upper) {
+    return vceqq_u32(vshrq_n_u32(vreinterpretq_u32_f32(a), 16), vdupq_n_u32(upper));
+  }
+  static Mask upper_is(Float a, uint32_t upper) {
+    return {upper_is(a.low, upper), upper_is(a.high, upper)};
+  }
+  // Where the upper 24 random bits are not below share; `state` is that of the first lane. There is
+  // no product of 64 bits in vectors.
+  static Mask dropped(uint64_t state, uint32_t share) {
+    uint32_t bits[width];
+    for (int i = 0; i < width; ++i)
+      bits[i] = uint32_t(splitmix(state + uint64_t(i) * splitmix_step) >> (64 - splitmix_bits));
+    const uint32x4_t least = vdupq_n_u32(share);
+    return {vcgeq_u32(vld1q_u32(bits), least), vcgeq_u32(vld1q_u32(bits + 4), least)};
+  }
   static Int lane_bits() {
     const uint32_t bits[8] = {1, 2, 4, 8, 16, 32, 64, 128};
     return {vld1q_u32(bits), vld1q_u32(bits + 4)};

@@ -78,6 +78,9 @@ struct Isa {
         [&](int i) { return float_of(bits_of(a.lane[i]) + (bits_of(biased.lane[i]) << 23)); });
   }
 
+  static Float abs(Float a) {
+    return each([&](int i) { return float_of(bits_of(a.lane[i]) & 0x7fffffff); });
+  }
   static Mask unordered(Float a) {
     return mask_where([&](int i) { return a.lane[i] != a.lane[i]; });
   }
@@ -97,6 +100,16 @@ struct Isa {
     for (int i = 0; i < width; ++i)
       a.lane[i] |= b.lane[i];
     return a;
+  }
+  // Where the upper 16 bits are these.
+  static Mask upper_is(Float a, uint32_t upper) {
+    return mask_where([&](int i) { return bits_of(a.lane[i]) >> 16 == upper; });
+  }
+  // Where the upper 24 random bits are not below share; `state` is that of the first lane.
+  static Mask dropped(uint64_t state, uint32_t share) {
+    return mask_where([=](int i) {
+      return splitmix(state + uint64_t(i) * splitmix_step) >> (64 - splitmix_bits) >= share;
+    });
   }
   static Mask load_mask(const uint8_t* p) {
     const uint32_t byte = *p;

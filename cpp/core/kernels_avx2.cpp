@@ -10,6 +10,7 @@
 #include "petkit/kernels.h"
 #include "petkit/packed.h"
 #include "petkit/quantizer.h"
+#include "petkit/splitmix.h"
 #include "target.h"
 
 PETKIT_TARGET_BEGIN("avx2,fma,f16c")
@@ -18,6 +19,7 @@ PETKIT_TARGET_BEGIN("avx2,fma,f16c")
 #include "bank_impl.h"
 #include "crf_floats.h"
 #include "linear_impl.h"
+#include "merge_impl.h"
 #include "quantize_impl.h"
 #include "softmax_impl.h"
 PETKIT_TARGET_END
@@ -31,6 +33,7 @@ Kernels make_avx2_kernels() {
   fill_softmax(kernels);
   fill_crf(kernels.crf);
   fill_beam_crf(kernels.beam_crf);
+  fill_merge(kernels.merge);
   fill_linear(kernels);
   fill_bank<SumRows>(kernels);
   return kernels;

@@ -10,6 +10,7 @@
 #include "petkit/kernels.h"
 #include "petkit/packed.h"
 #include "petkit/quantizer.h"
+#include "petkit/splitmix.h"
 #include "target.h"
 
 PETKIT_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
@@ -19,6 +20,7 @@ PETKIT_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #include "linear_impl.h"
 #include "lookup_avx512.h"
 #include "lookup_bank_avx512.h"
+#include "merge_impl.h"
 #include "quantize_impl.h"
 #include "softmax_impl.h"
 PETKIT_TARGET_END
@@ -32,6 +34,7 @@ Kernels make_avx512_kernels() {
   fill_softmax(kernels);
   fill_crf(kernels.crf);
   fill_beam_crf(kernels.beam_crf);
+  fill_merge(kernels.merge);
   fill_linear(kernels);
   fill_bank<LookupRows>(kernels);
   fill_lookup(kernels);

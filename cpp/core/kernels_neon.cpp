@@ -10,6 +10,7 @@
 #include "petkit/kernels.h"
 #include "petkit/packed.h"
 #include "petkit/quantizer.h"
+#include "petkit/splitmix.h"
 #include "target.h"
 
 #include "isa_neon.h"
@@ -17,6 +18,7 @@
 #include "bank_impl.h"
 #include "crf_floats.h"
 #include "linear_impl.h"
+#include "merge_impl.h"
 #include "quantize_impl.h"
 #include "softmax_impl.h"
 
@@ -29,6 +31,7 @@ Kernels make_neon_kernels() {
   fill_softmax(kernels);
   fill_crf(kernels.crf);
   fill_beam_crf(kernels.beam_crf);
+  fill_merge(kernels.merge);
   fill_linear(kernels);
   fill_bank<SumRows>(kernels);
   return kernels;

@@ -7,6 +7,7 @@
 #include "petkit/kernels.h"
 #include "petkit/packed.h"
 #include "petkit/quantizer.h"
+#include "petkit/splitmix.h"
 #include "target.h"
 
 #include "isa_scalar.h"
@@ -14,6 +15,7 @@
 #include "bank_impl.h"
 #include "crf_floats.h"
 #include "linear_impl.h"
+#include "merge_impl.h"
 #include "quantize_impl.h"
 #include "softmax_impl.h"
 
@@ -26,6 +28,7 @@ Kernels make_scalar_kernels() {
   fill_softmax(kernels);
   fill_crf(kernels.crf);
   fill_beam_crf(kernels.beam_crf);
+  fill_merge(kernels.merge);
   fill_linear(kernels);
   fill_bank<SumRows>(kernels);
   return kernels;

@@ -11,33 +11,19 @@ namespace {
 template <DType D> struct Logits {
   const char* data;
 
-  explicit Logits(const void* p) : data(static_cast<const char*>(p)) {}
+  Logits(Items<D>, const void* p) : data(static_cast<const char*>(p)) {}
 
-  Isa::Float load(int64_t i) const {
-    if constexpr (D == DType::float32)
-      return Isa::load(reinterpret_cast<const float*>(data) + i);
-    else
-      return load_half(reinterpret_cast<const uint16_t*>(data) + i, D);
-  }
+  Isa::Float load(int64_t i) const { return Items<D>::load(data, i); }
   // Into the second-level cache: while a block is worked on, the next one comes from memory.
   void prefetch(int64_t i) const { __builtin_prefetch(data + i * item_size(D), 0, 2); }
   Isa::Float load_part(int64_t i, int64_t count) const {
-    float buffer[W];
-    to_float(data + i * item_size(D), D, buffer, count);
-    return petkit::load_part(buffer, count, -__builtin_inff());
+    return Items<D>::load_part(data, i, count, -__builtin_inff());
   }
 };
 
-template <class Visit> inline void visit_dtype(const void* x, DType dtype, const Visit& visit) {
-  if (dtype == DType::float32)
-    visit(Logits<DType::float32>(x));
-  else if (dtype == DType::bfloat16)
-    visit(Logits<DType::bfloat16>(x));
-  else
-    visit(Logits<DType::float16>(x));
+template <class Visit> inline void visit_logits(const void* x, DType dtype, const Visit& visit) {
+  visit_dtype(dtype, [&](auto items) { visit(Logits(items, x)); });
 }
-
-constexpr int64_t unrolled = W == 16 ? 4 : 2; // vectors in flight, as many as registers hold
 
 // A nan may or may not show in the result: `has_nan` tells.
 template <class Source> float highest(const Source& x, int64_t count) {
@@ -118,7 +104,7 @@ SoftmaxSums sums_of(const Source& x, int64_t count, float factor, float before, 
 SoftmaxSums softmax_sums(const void* data, DType dtype, int64_t count, float factor, float before,
                          float gap) {
   SoftmaxSums sums;
-  visit_dtype(data, dtype, [&](const auto& x) { sums = sums_of(x, count, factor, before, gap); });
+  visit_logits(data, dtype, [&](const auto& x) { sums = sums_of(x, count, factor, before, gap); });
   return sums;
 }
 
@@ -133,20 +119,12 @@ void softmax_gradient(const void* data, DType dtype, int64_t count, const Softma
     // An impossible token has no gradient at all.
     return Isa::select(Isa::greater(exponent, least), result, Isa::set(0));
   };
-  visit_dtype(data, dtype, [&](const auto& x) {
+  char* target = static_cast<char*>(out);
+  visit_logits(data, dtype, [&](const auto& x) {
     sweep(
-        count,
-        [&](int64_t i) {
-          const Isa::Float result = gradient(x.load(i));
-          if (dtype == DType::float32)
-            Isa::store(static_cast<float*>(out) + i, result);
-          else
-            store_half(static_cast<uint16_t*>(out) + i, dtype, result);
-        },
+        count, [&](int64_t i) { store_items(target, dtype, i, gradient(x.load(i))); },
         [&](int64_t i, int64_t rest) {
-          float buffer[W];
-          Isa::store(buffer, gradient(x.load_part(i, rest)));
-          from_float(buffer, dtype, static_cast<char*>(out) + i * item_size(dtype), rest);
+          store_items_part(target, dtype, i, gradient(x.load_part(i, rest)), rest);
         });
   });
 }

@@ -5,6 +5,7 @@ namespace petkit {
 namespace {
 
 constexpr int W = Isa::width;
+constexpr int64_t unrolled = W == 16 ? 4 : 2; // vectors in flight, as many as registers hold
 
 // Calls `full(offset)` for whole vectors of W items and `partial(offset, count)` for what is left.
 template <class Full, class Partial>
@@ -70,6 +71,48 @@ inline void from_float(const float* source, DType dtype, void* target, int64_t c
         store_half(buffer, dtype, load_part(source + i, rest, 0));
         std::memcpy(half + i, buffer, size_t(rest) * sizeof(uint16_t));
       });
+}
+
+// Numbers of one dtype in memory, as vectors.
+template <DType D> struct Items {
+  static Isa::Float load(const char* p, int64_t i) {
+    if constexpr (D == DType::float32)
+      return Isa::load(reinterpret_cast<const float*>(p) + i);
+    else
+      return load_half(reinterpret_cast<const uint16_t*>(p) + i, D);
+  }
+  // The lanes behind the first `count` hold `fill`.
+  static Isa::Float load_part(const char* p, int64_t i, int64_t count, float fill) {
+    float buffer[W];
+    to_float(p + i * item_size(D), D, buffer, count);
+    return petkit::load_part(buffer, count, fill);
+  }
+};
+
+template <class Visit> inline void visit_dtype(DType dtype, const Visit& visit) {
+  if (dtype == DType::float32)
+    visit(Items<DType::float32>{});
+  else if (dtype == DType::bfloat16)
+    visit(Items<DType::bfloat16>{});
+  else
+    visit(Items<DType::float16>{});
+}
+
+inline void store_items(char* p, DType dtype, int64_t i, Isa::Float a) {
+  if (dtype == DType::float32)
+    Isa::store(reinterpret_cast<float*>(p) + i, a);
+  else
+    store_half(reinterpret_cast<uint16_t*>(p) + i, dtype, a);
+}
+
+inline void store_items_part(char* p, DType dtype, int64_t i, Isa::Float a, int64_t count) {
+  if (dtype == DType::float32) {
+    store_part(reinterpret_cast<float*>(p) + i, a, count);
+    return;
+  }
+  uint16_t buffer[W];
+  store_half(buffer, dtype, a);
+  std::memcpy(p + i * item_size(dtype), buffer, size_t(count) * sizeof(uint16_t));
 }
 
 // Finds codes by bisection of the bounds, and packs or looks them up. One bit is a comparison and a

@@ -85,7 +85,63 @@ def read_tensor_file(folder: Path, name: str) -> TensorFile:
             raise ArtifactError(f"cannot read {folder / name}: {os.strerror(error.errno or 0)}") from error
 
 
+class Place(NamedTuple):
+    """Where a tensor lies: dtype name, shape, and its first byte and the one behind its last, of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def locate_tensors(folder: Path, name: str) -> dict[str, Place]:
+    """Read the header of a safetensors file alone, distrusting every number in it.
+
+    Args:
+        folder: folder that must hold the file, not through a symlink that leaves it.
+        name: file name.
+
+    Returns:
+        Where each tensor lies, in the order of the header.
+
+    Raises:
+        ArtifactError: the file is truncated, too long, or its header is malformed or out of bounds.
+        FileNotFoundError: there is no such file.
+        SafetyError: the file is a pickle, or leads out of the folder.
+    """
+    with open_inside(folder, name) as file:
+        try:
+            head = _read_head(file, folder / name)
+        except OSError as error:
+            raise ArtifactError(f"cannot read {folder / name}: {os.strerror(error.errno or 0)}") from error
+    start = len(head.raw)
+    return {
+        tensor: Place(dtype, shape, start + begin, start + end)
+        for tensor, (dtype, shape, begin, end) in head.spans.items()
+    }
+
+
+class _Head(NamedTuple):
+    """The checked header of a file."""
+
+    raw: bytes
+    metadata: dict[str, str]
+    spans: dict[str, tuple[str, tuple[int, ...], int, int]]
+    payload: int
+
+
 def _parse(file: FileIO, path: Path) -> TensorFile:
+    raw, metadata, spans, payload = _read_head(file, path)
+    buffer = np.empty(payload, dtype=np.uint8)
+    if file.readinto(buffer.data) != payload:
+        raise ArtifactError(f"{path} became shorter while it was read")
+    tensors = {
+        name: RawTensor(dtype, shape, buffer[begin:end]) for name, (dtype, shape, begin, end) in spans.items()
+    }
+    return TensorFile(tensors, metadata, raw, buffer)
+
+
+def _read_head(file: FileIO, path: Path) -> _Head:
     size = os.fstat(file.fileno()).st_size
     prefix = file.read(8)
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
@@ -102,13 +158,7 @@ def _parse(file: FileIO, path: Path) -> TensorFile:
     spans = {name: _span(name, entry, path) for name, entry in header.items()}
     payload = size - 8 - length
     _check_coverage(spans, payload, path)
-    buffer = np.empty(payload, dtype=np.uint8)
-    if file.readinto(buffer.data) != payload:
-        raise ArtifactError(f"{path} became shorter while it was read")
-    tensors = {
-        name: RawTensor(dtype, shape, buffer[begin:end]) for name, (dtype, shape, begin, end) in spans.items()
-    }
-    return TensorFile(tensors, metadata, prefix + raw, buffer)
+    return _Head(prefix + raw, metadata, spans, payload)
 
 
 def _length_fault(path: Path, length: int, size: int) -> str:

@@ -14,10 +14,14 @@ from petkit.benchmarks.ops import (
     bench_crf_marginals,
     bench_crf_sample,
     bench_crf_viterbi,
+    bench_finite_rows,
     bench_lowbit_dequantize,
     bench_lowbit_fake_quantize,
     bench_lowbit_linear,
     bench_lowbit_quantize,
+    bench_magnitude_counts,
+    bench_merge_deltas,
+    bench_merge_linear,
     bench_token_statistics,
 )
 
@@ -35,5 +39,9 @@ GROUPS: dict[str, Callable[[], list[Case]]] = {
     "crf_sample": bench_crf_sample.cases,
     "beam_crf_log_partition": bench_beam_crf_log_partition.cases,
     "beam_crf_viterbi": bench_beam_crf_viterbi.cases,
+    "merge_linear": bench_merge_linear.cases,
+    "merge_deltas": bench_merge_deltas.cases,
+    "magnitude_counts": bench_magnitude_counts.cases,
+    "finite_rows": bench_finite_rows.cases,
 }
 """Op to its cases. A new op adds one line."""

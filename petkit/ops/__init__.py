@@ -20,11 +20,15 @@ if TYPE_CHECKING:
     from petkit.ops.crf_marginals import crf_marginals
     from petkit.ops.crf_sample import crf_sample
     from petkit.ops.crf_viterbi import crf_viterbi
+    from petkit.ops.finite_rows import finite_rows
     from petkit.ops.lowbit_codebook import lowbit_codebook
     from petkit.ops.lowbit_dequantize import lowbit_dequantize
     from petkit.ops.lowbit_fake_quantize import lowbit_fake_quantize
     from petkit.ops.lowbit_linear import lowbit_linear
     from petkit.ops.lowbit_quantize import lowbit_quantize
+    from petkit.ops.magnitude_counts import magnitude_counts
+    from petkit.ops.merge_deltas import merge_deltas
+    from petkit.ops.merge_linear import merge_linear
     from petkit.ops.token_statistics import TokenStatistics, token_statistics
 
 __all__ = [
@@ -39,11 +43,15 @@ __all__ = [
     "crf_marginals",
     "crf_sample",
     "crf_viterbi",
+    "finite_rows",
     "lowbit_codebook",
     "lowbit_dequantize",
     "lowbit_fake_quantize",
     "lowbit_linear",
     "lowbit_quantize",
+    "magnitude_counts",
+    "merge_deltas",
+    "merge_linear",
     "token_statistics",
 ]
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.test_layout import WITHOUT_CUDA
+
 ROOT = Path(__file__).parents[2]
 ARCHITECTURES = {"sm_80", "sm_90"}
 
@@ -71,5 +73,5 @@ def test_every_kernel_compiles_and_every_operator_is_registered(tmp_path):
     lines = [line.split() for line in done.stdout.splitlines()]
     operators = {line[1]: line[2] for line in lines if line[0] == "op"}
     assert operators
-    assert set(operators.values()) == {"True"}, operators
+    assert {name for name, has in operators.items() if has != "True"} == WITHOUT_CUDA
     assert set(next(line[1:] for line in lines if line[0] == "archs")) >= ARCHITECTURES

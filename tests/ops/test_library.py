@@ -14,6 +14,7 @@ from petkit.ops import _library
 OPERATORS = [
     "adapter_bank",
     "adapter_bank_add_",
+    "finite_rows",
     "lowbit_dequantize",
     "lowbit_fake_quantize",
     "lowbit_fake_quantize_backward",
@@ -21,6 +22,9 @@ OPERATORS = [
     "lowbit_linear_backward",
     "lowbit_quantize",
     "lowbit_transpose",
+    "magnitude_counts",
+    "merge_deltas",
+    "merge_linear",
 ]
 
 

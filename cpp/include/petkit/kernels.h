@@ -10,6 +10,7 @@
 #include "petkit/beam_crf.h"
 #include "petkit/crf.h"
 #include "petkit/dtype.h"
+#include "petkit/merge.h"
 
 namespace petkit {
 
@@ -122,6 +123,7 @@ struct Kernels {
 
   CrfKernels<float> crf;
   BeamKernels<float> beam_crf;
+  MergeKernels merge;
 };
 
 constexpr int64_t row_group = 64;

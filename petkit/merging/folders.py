@@ -1,0 +1,195 @@
+"""Model folders to a model folder: planned, streamed, read back and checked. Begin at `merge_folders`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from petkit.artifacts import Check, atomic_write, staged_artifact, step, write_checks, write_json
+from petkit.artifacts.card import lay_out
+from petkit.artifacts.merged import MergedManifest
+from petkit.artifacts.reader import MANIFEST
+from petkit.errors import GateError
+from petkit.merging.companions import companions, tokenizer_folder
+from petkit.merging.config import MergeConfig
+from petkit.merging.output import digest_of, open_output
+from petkit.merging.plan import Plan, plan_merge
+from petkit.merging.slices import PIECE, Buffers
+from petkit.merging.sources import ModelFolder, open_model
+from petkit.merging.streaming import Outcome, carry_out
+from petkit.ops.finite_rows import finite_rows
+
+COMMAND = "merge"
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A plan over models that are open."""
+
+    plan: Plan
+    models: Mapping[str, ModelFolder]
+    files: Mapping[str, bytes]
+    """What goes beside the weights."""
+
+
+def open_merge(config: MergeConfig, seed: int, stack: ExitStack) -> Opened:
+    """Open every model and plan the merge.
+
+    Args:
+        config: what is asked for.
+        seed: of methods that draw.
+        stack: closes the models.
+
+    Returns:
+        The plan, the models and the files beside the weights.
+
+    Raises:
+        PetkitError: a model cannot be read, models do not fit each other, or a parameter is wrong.
+    """
+    models = {name: stack.enter_context(open_model(name)) for name in config.models}
+    plan = plan_merge(config, models, seed, Buffers())
+    folders = [models[name].folder for name in config.models]
+    tokenizer = tokenizer_folder(config.tokenizer_source, folders[0], folders)
+    files = companions(folders[0], tokenizer, config.dtype, plan.layers, config.chat_template)
+    return Opened(plan, models, files)
+
+
+def merge_folders(
+    config: MergeConfig,
+    read_as: Mapping[str, Any],
+    output: Path,
+    *,
+    seed: int = 0,
+    overwrite: bool = False,
+    shard_bytes: int,
+    progress: Callable[[int], Any],
+) -> dict[str, Any]:
+    """Merge model folders.
+
+    Args:
+        config: what is asked for.
+        read_as: the configuration's data, for the record.
+        output: folder to write.
+        seed: of methods that draw.
+        overwrite: replace what petkit wrote there.
+        shard_bytes: the most that a file of the result holds.
+        progress: makes a context manager of a function that is told how many more bytes are written.
+
+    Returns:
+        The content of result.json.
+
+    Raises:
+        GateError: the result equals its base, or reads back as something else.
+        PetkitError: whatever else stops the merge, by kind; nothing is left under the output's name.
+    """
+    started = time.perf_counter()
+    with ExitStack() as stack:
+        opened = open_merge(config, seed, stack)
+        with staged_artifact(output, overwrite) as stage:
+            stage.mkdir()
+            with (
+                open_output(stage, opened.plan.tensors, shard_bytes) as writer,
+                progress(opened.plan.nbytes) as advance,
+            ):
+                outcome = carry_out(opened.plan, writer, advance)
+            for name, content in opened.files.items():
+                atomic_write(stage / name, content)
+            checks = [*_differs(config, outcome), _reads_back(stage, opened.plan)]
+            digest = digest_of(stage, writer.shards)
+            result = _result(config, opened.plan, outcome, checks, seed, started)
+            _describe(stage, config, read_as, seed, digest, result)
+            write_checks(stage, checks)
+            write_json(stage / "result.json", result)
+    for check in checks:
+        if not check.ok:
+            raise GateError(f"{check.name}: {check.detail} (see checks.json in {output})")
+    return result
+
+
+def _differs(config: MergeConfig, outcome: Outcome) -> Iterator[Check]:
+    if config.base is None and all(len(one.sources) == 1 for one in config.slices):
+        # Layers that are stacked anew are those of their models.
+        return
+    other = "its base" if config.base else "its first model"
+    detail = f"{outcome.changed} of {outcome.tensors} merged tensors differ from {other}"
+    yield Check(f"differs from {other}", outcome.changed > 0, detail)
+
+
+def _reads_back(stage: Path, plan: Plan) -> Check:
+    """Open the result as any other model: every tensor is there, of its shape and dtype, and finite."""
+    name = "reads back"
+    with open_model(stage) as model:
+        for one in plan.tensors:
+            entry = model.entries.get(one.name)
+            if entry is None or entry.shape != one.slices.shape or entry.dtype != one.dtype:
+                return Check(name, False, f"{one.name} is {entry}, not {one.slices.shape} {one.dtype}")
+            if one.is_merged and not _is_finite(model, one.name):
+                return Check(name, False, f"{one.name} holds nan or inf")
+    return Check(name, True, f"{len(plan.tensors)} tensors, whole and finite")
+
+
+def _is_finite(model: ModelFolder, tensor: str) -> bool:
+    entry = model.entries[tensor]
+    buffer = torch.empty(min(PIECE, entry.count), dtype=entry.dtype)
+    for start in range(0, entry.count, PIECE):
+        piece = buffer[: min(PIECE, entry.count - start)]
+        model.read(tensor, start, piece)
+        if not bool(finite_rows(piece[None]).all()):
+            return False
+    return True
+
+
+def _result(
+    config: MergeConfig, plan: Plan, outcome: Outcome, checks: Sequence[Check], seed: int, started: float
+) -> dict[str, Any]:
+    return {
+        "status": "completed" if all(check.ok for check in checks) else "gate_failed",
+        "method": config.method,
+        "base": config.base,
+        "models": [source.model for one in config.slices for source in one.sources],
+        "seed": seed,
+        **asdict(outcome),
+        "parameters": sum(one.slices.count for one in plan.tensors),
+        "bytes": plan.nbytes,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _describe(
+    stage: Path,
+    config: MergeConfig,
+    read_as: Mapping[str, Any],
+    seed: int,
+    digest: str,
+    result: Mapping[str, Any],
+) -> None:
+    manifest = MergedManifest(
+        method=config.method,
+        base=config.base,
+        models=tuple(result["models"]),
+        lineage=(step(COMMAND, read_as),),
+        merge=dict(read_as),
+        seed=seed,
+        weights_sha256=digest,
+    )
+    text = json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
+    atomic_write(stage / MANIFEST, text.encode())
+    rows = [
+        ("method", config.method),
+        ("base", config.base or "none"),
+        ("models", ", ".join(result["models"])),
+        ("parameters", f"{result['parameters']:,}"),
+        ("tensors that changed", f"{result['changed']} of {result['tensors']}"),
+        ("seed", str(seed)),
+    ]
+    about = "Models merged by petkit; transformers loads this folder as it is."
+    card = lay_out(f"Merge, {config.method}", about, rows, None, manifest.lineage, ("petkit inspect FOLDER",))
+    atomic_write(stage / "README.md", card.encode())

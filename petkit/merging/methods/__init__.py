@@ -1,0 +1,1 @@
+"""One file for each method of merging; `registry.py` lists them."""

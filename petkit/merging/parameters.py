@@ -1,0 +1,108 @@
+"""What a method may be told: numbers of the whole merge and of each model, with their ranges and defaults."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from petkit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One number, or truth, that a method reads.
+
+    Args:
+        name: as mergekit's YAML has it.
+        default: None where it has to be given.
+        low: smallest value.
+        high: largest value.
+        per_model: each model has its own.
+        is_truth: true or false.
+        choices: where it is one of some words.
+    """
+
+    name: str
+    default: Any = None
+    low: float = -math.inf
+    high: float = math.inf
+    per_model: bool = False
+    is_truth: bool = False
+    choices: tuple[str, ...] = ()
+
+    def checked(self, value: Any, where: str) -> Any:
+        """A value, or why it is none.
+
+        Raises:
+            ConfigError: names the parameter, what it may be and what came.
+        """
+        if value is None:
+            value = self.default
+        if value is None:
+            raise ConfigError(f"{self.name} is required {where}")
+        if self.is_truth:
+            return self._checked_truth(value, where)
+        if self.choices:
+            if value not in self.choices:
+                raise ConfigError(
+                    f"{self.name} must be one of {', '.join(self.choices)} {where}, got {value!r}"
+                )
+            return value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ConfigError(f"{self.name} must be a number {where}, got {value!r}")
+        if not self.low <= value <= self.high:
+            raise ConfigError(
+                f"{self.name} must be from {self.low:g} to {self.high:g} {where}, got {value:g}"
+            )
+        return float(value)
+
+    def _checked_truth(self, value: Any, where: str) -> bool:
+        # mergekit reads numbers here too.
+        if value in (0, 1, True, False):
+            return bool(value)
+        raise ConfigError(f"{self.name} must be true or false {where}, got {value!r}")
+
+
+WEIGHT = Parameter("weight", per_model=True)
+DENSITY = Parameter("density", 1.0, 0.0, 1.0, per_model=True)
+LAMBDA = Parameter("lambda", 1.0)
+
+
+@dataclass(frozen=True)
+class Values:
+    """The parameters of one tensor.
+
+    Args:
+        whole: by name, of the merge.
+        models: by name, of each model, in their order.
+        seed: of random numbers.
+    """
+
+    whole: Mapping[str, Any]
+    models: Sequence[Mapping[str, Any]]
+    seed: int = 0
+
+    def of(self, name: str) -> list[float]:
+        """A parameter of each model."""
+        return [float(own[name]) for own in self.models]
+
+
+def normalized(weights: Sequence[float], name: str) -> list[float]:
+    """Weights divided by their sum.
+
+    Args:
+        weights: of the models.
+        name: of the tensor, for the message.
+
+    Raises:
+        ConfigError: they sum to 0.
+    """
+    total = sum(weights)
+    if abs(total) < 1e-8:
+        listed = ", ".join(f"{weight:g}" for weight in weights)
+        raise ConfigError(
+            f"the weights of {name} must not sum to 0 to be normalised, got {listed}: set normalize false"
+        )
+    return [weight / total for weight in weights]

@@ -1,0 +1,263 @@
+"""From a configuration and open models to a list of tensors to merge."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from petkit.errors import ConfigError, InputError
+from petkit.merging.combining import Method
+from petkit.merging.config import MergeConfig, SliceConfig, setting_at
+from petkit.merging.parameters import Values
+from petkit.merging.registry import method_named
+from petkit.merging.slices import Buffers, Reading, Slices, check_shapes
+from petkit.merging.sources import Source
+from petkit.merging.state_dicts import FLOATS, check_count, common_dtype
+
+# The number of a layer: the first number in a tensor's name.
+LAYER = re.compile(r"^(.*?)\.(\d+)\.(.*)$")
+EARLY = ("embed", "wte", "wpe", "cls_token", "pos_", "patch")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor of the result.
+
+    Args:
+        slices: where it comes from.
+        values: parameters for it.
+        dtype: of the result.
+        is_merged: False for tensors of other dtypes, which are copied from the first reading.
+    """
+
+    slices: Slices
+    values: Values
+    dtype: torch.dtype
+    is_merged: bool
+
+    @property
+    def name(self) -> str:
+        """Of the tensor."""
+        return self.slices.name
+
+    @property
+    def nbytes(self) -> int:
+        """Of the tensor in the result."""
+        return self.slices.count * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every tensor of the result, in the order in which they are merged."""
+
+    method: Method
+    tensors: tuple[Planned, ...]
+    layers: int | None
+    """Of the result, where layers are stacked anew."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors."""
+        return sum(one.nbytes for one in self.tensors)
+
+    @property
+    def read_nbytes(self) -> int:
+        """That are read once through."""
+        readings = [
+            reading
+            for one in self.tensors
+            for reading in (*one.slices.models, *([one.slices.base] if one.slices.base else []))
+        ]
+        return sum(reading.source.entries[reading.tensor].nbytes for reading in readings)
+
+
+def plan_merge(config: MergeConfig, models: Mapping[str, Source], seed: int, buffers: Buffers) -> Plan:
+    """Say where every tensor of the result comes from, and by which parameters.
+
+    Args:
+        config: what is asked for.
+        models: the open models by the names that the configuration gives them.
+        seed: of methods that draw.
+        buffers: that pieces are read into.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ConfigError: the method does not take as many models, or parameters of another form.
+        InputError: models differ in their tensors or shapes; both are named.
+    """
+    method = method_named(config.method)
+    for one in config.slices:
+        check_count(method, len(one.sources), config.base is not None)
+    _check_names(method, config)
+    planner = _Planner(config, models, method, seed, buffers)
+    tensors = planner.sliced() if config.is_sliced else planner.whole()
+    layers = sum(_length(one) for one in config.slices) if config.is_sliced else None
+    return Plan(method, tuple(tensors), layers)
+
+
+@dataclass(frozen=True)
+class _Planner:
+    config: MergeConfig
+    models: Mapping[str, Source]
+    method: Method
+    seed: int
+    buffers: Buffers
+
+    def whole(self) -> list[Planned]:
+        """All tensors of whole models."""
+        only = self.config.slices[0]
+        sources = [self.models[one.model] for one in only.sources]
+        first = self._base or sources[0]
+        _check_same(first, sources)
+        count = _layer_count(first)
+        return [
+            self._planned(name, only, [Reading(one, name) for one in sources], name, _depth(name, count))
+            for name in first.entries
+        ]
+
+    def sliced(self) -> list[Planned]:
+        """Layers that are stacked anew, and the tensors around them."""
+        found: list[Planned] = []
+        total = sum(_length(one) for one in self.config.slices)
+        out = 0
+        for one in self.config.slices:
+            for step in range(_length(one)):
+                found += self._layer(one, step, out, 0.0 if total == 1 else out / (total - 1))
+                out += 1
+        first, last = self.config.slices[0], self.config.slices[-1]
+        return [*self._around(first, is_early=True), *found, *self._around(last, is_early=False)]
+
+    @property
+    def _base(self) -> Source | None:
+        return None if self.config.base is None else self.models[self.config.base]
+
+    def _layer(self, one: SliceConfig, step: int, out: int, depth: float) -> list[Planned]:
+        found = []
+        sources = [(self.models[source.model], _first(source.layers) + step) for source in one.sources]
+        source, number = sources[0]
+        names = [match for match in map(LAYER.match, source.entries) if match and int(match[2]) == number]
+        if not names:
+            raise InputError(f"{source.name} has no layer {number}")
+        for match in names:
+            readings = [Reading(model, f"{match[1]}.{layer}.{match[3]}") for model, layer in sources]
+            found.append(self._planned(f"{match[1]}.{out}.{match[3]}", one, readings, match[0], depth))
+        return found
+
+    def _around(self, one: SliceConfig, is_early: bool) -> list[Planned]:
+        sources = [self.models[source.model] for source in one.sources]
+        names = [name for name in sources[0].entries if not LAYER.match(name) and _is_early(name) == is_early]
+        return [
+            self._planned(name, one, [Reading(source, name) for source in sources], name, 0.0)
+            for name in names
+        ]
+
+    def _planned(
+        self, name: str, one: SliceConfig, readings: list[Reading], of_base: str, depth: float
+    ) -> Planned:
+        base = None if self._base is None or not self.method.needs_base else Reading(self._base, of_base)
+        every = [*([base] if base else []), *readings]
+        for reading in every:
+            if reading.tensor not in reading.source.entries:
+                raise InputError(
+                    f"{reading.source.name} has no tensor {reading.tensor}, which {name} is merged from"
+                )
+        shape = check_shapes(name, every)
+        dtypes = {reading.source.entries[reading.tensor].dtype for reading in every}
+        own = every[0].source.entries[every[0].tensor].dtype
+        is_merged = own in FLOATS
+        dtype = getattr(torch, self.config.dtype) if self.config.dtype and is_merged else own
+        slices = Slices(name, shape, readings, base, common_dtype(dtypes) if is_merged else own, self.buffers)
+        return Planned(slices, self._values(one, name, depth), dtype, is_merged)
+
+    def _values(self, one: SliceConfig, name: str, depth: float) -> Values:
+        """Parameters of one tensor: a model's own win over its slice's, and those over the whole merge's."""
+        whole, models = {}, []
+        for parameter in self.method.parameters:
+            if not parameter.per_model:
+                given = _first_set(parameter.name, name, depth, one.parameters, self.config.parameters)
+                whole[parameter.name] = parameter.checked(given, f"for {name}")
+        for source in one.sources:
+            layers = (source.parameters, one.parameters, self.config.parameters)
+            models.append(
+                {
+                    parameter.name: parameter.checked(
+                        _first_set(parameter.name, name, depth, *layers), f"of {source.model} for {name}"
+                    )
+                    for parameter in self.method.parameters
+                    if parameter.per_model
+                }
+            )
+        return Values(whole, models, self.seed)
+
+
+def _first_set(parameter: str, tensor: str, depth: float, *layers: Mapping[str, Any]) -> Any:
+    for layer in layers:
+        if parameter in layer:
+            value = setting_at(layer[parameter], tensor, depth)
+            if value is not None:
+                return value
+    return None
+
+
+def _check_names(method: Method, config: MergeConfig) -> None:
+    """Refuse parameters that the method does not have."""
+    import difflib
+
+    known = [one.name for one in method.parameters]
+    own = {one.name for one in method.parameters if one.per_model}
+    places = [("parameters", config.parameters, known)]
+    for one in config.slices:
+        places.append(("the slice's parameters", one.parameters, known))
+        places += [
+            (f"the parameters of {source.model}", source.parameters, sorted(own)) for source in one.sources
+        ]
+    for place, given, allowed in places:
+        # mergekit's int8_mask saves memory that petkit does not need: it changes no number.
+        for name in given.keys() - {*allowed, "int8_mask"}:
+            near = difflib.get_close_matches(name, allowed, 1)
+            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(allowed) or 'none'}"
+            raise ConfigError(f"{method.name} has no {name} in {place}{hint}")
+
+
+def _check_same(first: Source, sources: Sequence[Source]) -> None:
+    for source in sources:
+        differing = sorted(set(first.entries) ^ set(source.entries))
+        if differing:
+            raise InputError(
+                f"{first.name} and {source.name} must have the same tensors, they differ in "
+                f"{', '.join(differing[:4])}"
+                + (f" and {len(differing) - 4} more" if len(differing) > 4 else "")
+            )
+
+
+def _layer_count(source: Source) -> int:
+    numbers = [int(match[2]) for match in map(LAYER.match, source.entries) if match]
+    return max(numbers, default=0) + 1
+
+
+def _depth(name: str, layers: int) -> float:
+    match = LAYER.match(name)
+    if match:
+        return int(match[2]) / max(1, layers - 1)
+    # As mergekit has it, for what stands behind the layers too.
+    return 0.0
+
+
+def _is_early(name: str) -> bool:
+    """Whether a tensor stands before the layers, such as an embedding."""
+    return any(part in name for part in EARLY)
+
+
+def _first(layers: tuple[int, int] | None) -> int:
+    return 0 if layers is None else layers[0]
+
+
+def _length(one: SliceConfig) -> int:
+    layers = one.sources[0].layers
+    return 0 if layers is None else layers[1] - layers[0]

@@ -1,0 +1,74 @@
+"""One tensor merged: chosen, combined piece by piece, and seen to be finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from petkit.errors import InputError
+from petkit.merging.combining import Method
+from petkit.merging.parameters import Values
+from petkit.merging.slices import Piece, Slices
+from petkit.ops.finite_rows import finite_rows
+
+
+def merged_pieces(
+    method: Method, slices: Slices, values: Values, surveyed: Any, dtype: torch.dtype
+) -> Iterator[tuple[int, Tensor]]:
+    """The merged numbers of a tensor, with the place of the first of each piece.
+
+    Args:
+        method: that merges.
+        slices: the tensor in all models.
+        values: of its parameters.
+        surveyed: what the method found out of all tensors.
+        dtype: of the result.
+
+    Yields:
+        Places and numbers, in order.
+
+    Raises:
+        InputError: a model's number is not finite, or the result is not; names the tensor.
+    """
+    if slices.count == 0:
+        return
+    chosen = method.choose(slices, values, surveyed, dtype)
+    for piece in slices if chosen.in_pieces else [slices.whole()]:
+        if chosen.drops:
+            check_finite(slices, piece)
+        merged = chosen.combine(piece).to(dtype)
+        if not bool(finite_rows(merged[None]).all()):
+            check_finite(slices, piece)
+            raise InputError(f"{slices.name} is not finite when it is merged in {dtype}: use a wider dtype")
+        yield piece.start, merged
+
+
+def merged_tensor(
+    method: Method, slices: Slices, values: Values, surveyed: Any, dtype: torch.dtype
+) -> Tensor:
+    """The merged numbers of a tensor, flat; see `merged_pieces`."""
+    found = torch.empty(slices.count, dtype=dtype)
+    for start, piece in merged_pieces(method, slices, values, surveyed, dtype):
+        found[start : start + len(piece)] = piece
+    return found
+
+
+def check_finite(slices: Slices, piece: Piece) -> None:
+    """Refuse numbers of a model that are not finite.
+
+    Raises:
+        InputError: names the tensor and the model.
+    """
+    good = finite_rows(piece.models).tolist()
+    readings = [*slices.models]
+    if piece.base is not None and slices.base is not None:
+        good += finite_rows(piece.base[None]).tolist()
+        readings.append(slices.base)
+    for reading, is_good in zip(readings, good, strict=True):
+        if not is_good:
+            raise InputError(
+                f"{reading.source.name} must hold finite numbers, {reading.tensor} holds nan or inf"
+            )

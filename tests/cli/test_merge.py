@@ -1,0 +1,73 @@
+"""`petkit merge`: its help, its plan, its result and its faults."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+
+@pytest.fixture
+def config(tmp_path):
+    base = {"layers.0.w": torch.arange(6.0), "norm": torch.ones(3)}
+    for name, shift in (("base", 0.0), ("a", 1.0), ("b", 3.0)):
+        (tmp_path / name).mkdir()
+        save_file({key: one + shift for key, one in base.items()}, tmp_path / name / "model.safetensors")
+    path = tmp_path / "merge.yml"
+    path.write_text(
+        f"merge_method: linear\nbase_model: {tmp_path}/base\nmodels:\n"
+        f"  - {{model: {tmp_path}/a, parameters: {{weight: 1}}}}\n"
+        f"  - {{model: {tmp_path}/b, parameters: {{weight: 1}}}}\n"
+    )
+    return path
+
+
+def test_help(petkit):
+    assert "mergekit" in petkit("merge", "--help").out
+
+
+def test_a_merge(petkit, config, tmp_path):
+    done = petkit("merge", config, "-o", tmp_path / "out", "--json")
+    assert done.code == 0
+    result = json.loads(done.out)
+    assert (result["status"], result["tensors"], result["changed"]) == ("completed", 2, 2)
+    assert json.loads((tmp_path / "out/checks.json").read_text())["ok"] is True
+
+
+def test_a_plan_writes_nothing(petkit, config, tmp_path):
+    done = petkit("merge", config, "-o", tmp_path / "out", "--dry-run", "--json")
+    plan = json.loads(done.out)
+    assert (done.code, plan["tensors"], plan["parameters"], plan["bytes"]) == (0, 2, 9, 36)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_not_empty(petkit, config, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/x").touch()
+    done = petkit("merge", config, "-o", tmp_path / "out")
+    assert (done.code, done.out) == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("linear", "liner"), "did you mean linear?"),
+        (("weight: 1", "wieght: 1"), "did you mean weight?"),
+        (("/a,", "/gone,"), "gone is missing"),
+        (("base_model", "base_modl"), "did you mean base_model?"),
+    ],
+)
+def test_faults_exit_with_2(petkit, config, tmp_path, change, message):
+    config.write_text(config.read_text().replace(*change, 1))
+    for flags in ((), ("--dry-run",)):
+        done = petkit("merge", config, "-o", tmp_path / "out", *flags)
+        assert (done.code, done.out) == (2, "")
+        assert message in done.err
+
+
+def test_a_merge_that_changes_nothing_exits_with_3(petkit, config, tmp_path):
+    text = config.read_text().replace("linear", "task_arithmetic").replace("weight: 1", "weight: 0")
+    config.write_text(text)
+    done = petkit("merge", config, "-o", tmp_path / "out")
+    assert done.code == 3
+    assert "0 of 2 merged tensors differ from its base" in done.err

@@ -1,0 +1,182 @@
+"""Model folders: the same numbers as in memory, whatever the pieces and shards; damage is named."""
+
+import json
+from contextlib import contextmanager
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from petkit.artifacts.merged import read_merged
+from petkit.errors import ArtifactError, GateError, InputError, SafetyError
+from petkit.merging import slices as slices_module
+from petkit.merging.config import read_merge_config
+from petkit.merging.folders import merge_folders
+from petkit.merging.sources import open_model
+from petkit.merging.state_dicts import merge_state_dicts
+
+
+@contextmanager
+def silent(_):
+    yield lambda count: None
+
+
+def merge(family, text, *, shard_bytes=10**9, seed=0, name="out", **more):
+    path = family.folder / "c.yml"
+    path.write_text(text.replace("@", f"{family.folder}/"))
+    config, output = read_merge_config(path), family.folder / name
+    result = merge_folders(
+        config, {"text": text}, output, seed=seed, shard_bytes=shard_bytes, progress=silent, **more
+    )
+    return output, result
+
+
+def asked(method, parameters="{}", own="{weight: 1.0}", count=3, more=""):
+    models = "".join(f"  - {{model: '@m{i}', parameters: {own}}}\n" for i in range(count))
+    return f"merge_method: {method}\nbase_model: '@base'\nparameters: {parameters}\nmodels:\n{models}{more}"
+
+
+def tensors(folder):
+    found = {}
+    for file in folder.glob("*.safetensors"):
+        found |= load_file(file)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "own"),
+    [
+        ("linear", "{}", "{weight: 0.5}"),
+        ("task_arithmetic", "{lambda: 0.5}", "{weight: 0.5}"),
+        ("ties", "{density: 0.4}", "{weight: 0.5}"),
+        ("ties", "{density: 0.4, scope: global}", "{weight: 0.5}"),
+        ("dare_ties", "{density: 0.4}", "{weight: 0.5}"),
+        ("della", "{density: 0.4}", "{weight: 0.5}"),
+        ("sce", "{select_topk: 0.5}", "{}"),
+        ("tsv", "{}", "{}"),
+    ],
+)
+@pytest.mark.parametrize("piece", [5, 1 << 20])
+def test_folders_are_merged_as_state_dicts_are(half_family, method, parameters, own, piece, monkeypatch):
+    monkeypatch.setattr(slices_module, "PIECE", piece)
+    folder, result = merge(half_family, asked(method, parameters, own), shard_bytes=300, seed=5)
+    given = {"ties": {"density": 0.4}, "dare_ties": {"density": 0.4}, "della": {"density": 0.4}}.get(
+        method, {}
+    )
+    if "global" in parameters:
+        given = {**given, "scope": "global"}
+    given |= {"task_arithmetic": {"lambda_": 0.5}, "sce": {"select_topk": 0.5}}.get(method, {})
+    weights = [0.5] * 3 if "weight" in own else None
+    wanted = merge_state_dicts(method, half_family.models, half_family.base, weights, seed=5, **given)
+    found = tensors(folder)
+    assert found.keys() == wanted.keys()
+    for name, one in wanted.items():
+        assert torch.equal(found[name], one), name
+    assert (result["status"], result["tensors"], result["copied"]) == ("completed", 10, 1)
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    assert read_merged(folder).method == method
+
+
+def test_parameters_by_layer_and_name(family):
+    weights = "[{filter: attn, value: [0, 1]}, {filter: norm, value: 5}, {value: 1}]"
+    text = asked("task_arithmetic", own=f"{{weight: {weights}}}", count=1)
+    found = tensors(merge(family, text)[0])
+    for name, factor in (
+        ("model.layers.0.attn.weight", 0),
+        ("model.layers.1.attn.weight", 1 / 3),
+        ("model.layers.3.attn.weight", 1),
+        ("model.layers.1.mlp.weight", 1),
+        ("model.norm.weight", 5),
+    ):
+        wanted = family.base[name] + factor * (family.models[0][name] - family.base[name])
+        torch.testing.assert_close(found[name], wanted)
+
+
+def test_layers_are_stacked_anew(family):
+    text = """
+merge_method: passthrough
+slices:
+  - sources: [{model: '@m0', layer_range: [0, 3]}]
+  - sources: [{model: '@m1', layer_range: [1, 4]}]
+"""
+    (family.folder / "m0/config.json").write_text('{"num_hidden_layers": 4}')
+    folder, _ = merge(family, text)
+    found = tensors(folder)
+    assert {name for name in found if "mlp" in name} == {f"model.layers.{i}.mlp.weight" for i in range(6)}
+    for out, (model, layer) in enumerate([(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (1, 3)]):
+        wanted = family.models[model][f"model.layers.{layer}.attn.weight"]
+        assert torch.equal(found[f"model.layers.{out}.attn.weight"], wanted)
+    assert torch.equal(found["model.embed.weight"], family.models[0]["model.embed.weight"])
+    assert torch.equal(found["model.norm.weight"], family.models[1]["model.norm.weight"])
+    assert json.loads((folder / "config.json").read_text())["num_hidden_layers"] == 6
+
+
+def test_the_dtype_of_the_result(family):
+    (family.folder / "base/config.json").write_text('{"torch_dtype": "float32"}')
+    folder, _ = merge(family, asked("linear", more="dtype: bfloat16\n"))
+    found = tensors(folder)
+    assert {one.dtype for one in found.values()} == {torch.bfloat16, torch.int64}
+    assert json.loads((folder / "config.json").read_text()) == {"torch_dtype": "bfloat16"}
+
+
+def test_a_merge_that_equals_its_base_is_no_success(family):
+    with pytest.raises(GateError, match=r"differs from its base: 0 of 10 merged tensors"):
+        merge(family, asked("task_arithmetic", own="{weight: 0.0}"))
+    assert json.loads((family.folder / "out/result.json").read_text())["status"] == "gate_failed"
+
+
+def test_tokenizers_that_differ_are_named(family):
+    for name, ids in (("base", {"a": 0, "b": 1}), ("m0", {"a": 0, "b": 1}), ("m1", {"a": 1, "b": 0})):
+        content = {"model": {"vocab": ids}, "added_tokens": []}
+        (family.folder / name / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(
+        InputError, match=r"base and .*m1 must have one vocabulary, token 'a' is 0 in one and 1"
+    ):
+        merge(family, asked("linear"))
+    folder, _ = merge(family, asked("linear", more="tokenizer_source: base\n"))
+    assert json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"] == {"a": 0, "b": 1}
+
+
+def test_nothing_is_left_of_a_merge_that_fails(family):
+    family.models[1]["model.norm.weight"][2] = float("inf")
+    family.write("m1", family.models[1])
+    with pytest.raises(InputError, match=r"m1 must hold finite numbers, model.norm.weight holds nan or inf"):
+        merge(family, asked("linear"))
+    assert not (family.folder / "out").exists()
+
+
+def test_an_index_of_shards(family):
+    folder, _ = merge(family, asked("linear"), shard_bytes=200, name="sharded")
+    index = folder / "model.safetensors.index.json"
+    with open_model(folder) as model:
+        assert model.entries.keys() == family.base.keys()
+    content = json.loads(index.read_text())
+    content["weight_map"]["model.norm.weight"] = "../base/model.safetensors"
+    index.write_text(json.dumps(content))
+    with pytest.raises(SafetyError), open_model(folder):
+        pass
+    content["weight_map"]["model.norm.weight"] = "model-00009-of-00001.safetensors"
+    index.write_text(json.dumps(content))
+    with (
+        pytest.raises(ArtifactError, match=r"model-00009-of-00001.safetensors is missing, 1 of the 11"),
+        open_model(folder),
+    ):
+        pass
+    other = next(file for name, file in content["weight_map"].items() if name == "model.embed.weight")
+    content["weight_map"]["model.norm.weight"] = other
+    index.write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=r"says that model.norm.weight is in"), open_model(folder):
+        pass
+
+
+def test_folders_that_are_no_models(tmp_path):
+    with (
+        pytest.raises(InputError, match=r"expected a model folder, .*nothing is missing"),
+        open_model(tmp_path / "nothing"),
+    ):
+        pass
+    with pytest.raises(InputError, match=r"it holds no safetensors file"), open_model(tmp_path):
+        pass
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(SafetyError), open_model(tmp_path):
+        pass
