@@ -16,7 +16,7 @@ from petkit.errors import ArtifactError
 
 SCHEMA_VERSION = 1
 MAX_MANIFEST = 4 * 2**20
-OTHER_KINDS = ("router", "tagger", "translator")
+OTHER_KINDS = {"router": "router", "tagger": "tagger", "translator": "translator", "merged": "merged model"}
 
 _Deviation = Annotated[float, Field(gt=0)]
 Sha256 = Field(default=None, pattern=r"^[0-9a-f]{64}$")
@@ -181,8 +181,9 @@ def parse_manifest(raw: bytes, path: str) -> Manifest:
     if not isinstance(content, Mapping):
         raise ArtifactError(f"{path} must hold a JSON object, got {type(content).__name__}")
     _check_version(content, path)
-    if content.get("kind") in OTHER_KINDS:
-        raise ArtifactError(f"{path} describes a {content['kind']}, but an adapter is needed here")
+    kind = OTHER_KINDS.get(str(content.get("kind")))
+    if kind is not None:
+        raise ArtifactError(f"{path} describes a {kind}, but an adapter is needed here")
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:

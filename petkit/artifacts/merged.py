@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,9 @@ from pydantic import BaseModel, ConfigDict
 
 from petkit.artifacts.kinds import kind_of, read_kind
 from petkit.artifacts.manifest import Step
+from petkit.artifacts.paths import open_inside
+from petkit.artifacts.tensor_file import Place, locate_tensors
+from petkit.errors import ArtifactError
 
 
 class MergedManifest(BaseModel):
@@ -43,6 +47,59 @@ def read_merged(folder: str | os.PathLike[str]) -> MergedManifest:
         InputError: there is none.
     """
     return read_kind(Path(folder), "merged", MergedManifest)
+
+
+def shards_of(folder: Path) -> list[str]:
+    """The files of a merged model's weights, in the order in which they were written.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    found = sorted(path.name for path in folder.glob("model*.safetensors"))
+    if not found:
+        raise ArtifactError(f"{folder} has no model.safetensors: it was not finished, or not copied whole")
+    return found
+
+
+def weights_sha256(folder: Path) -> str:
+    """SHA-256 of the bytes of all shards, one behind the other.
+
+    Raises:
+        ArtifactError: there is none, or one cannot be read.
+    """
+    digest = hashlib.sha256()
+    for name in shards_of(folder):
+        with open_inside(folder, name) as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def merged_tensors(folder: Path) -> dict[str, Place]:
+    """Where the tensors of a merged model lie, by the headers of its shards.
+
+    Raises:
+        ArtifactError: a shard is damaged.
+        SafetyError: a pickle, or a path that leaves the folder.
+    """
+    found: dict[str, Place] = {}
+    for name in shards_of(folder):
+        found |= locate_tensors(folder, name)
+    return found
+
+
+def check_weights(folder: Path, manifest: MergedManifest) -> None:
+    """Refuse shards that are not the ones that were written.
+
+    Raises:
+        ArtifactError: they have another hash than `petkit.json` says.
+    """
+    found = weights_sha256(folder)
+    if found != manifest.weights_sha256:
+        raise ArtifactError(
+            f"the shards of {folder} have sha256 {found}, petkit.json says {manifest.weights_sha256}: one "
+            "was altered or exchanged"
+        )
 
 
 def is_merged(folder: str | os.PathLike[str]) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from petkit.artifacts import translator
+from petkit.artifacts import merged, translator
 from petkit.artifacts.checks import CHECKS, MAX_CHECKS, Check, parse_checks
 from petkit.artifacts.manifest import Manifest
 from petkit.artifacts.model_folder import VOCABULARY, read_vocabulary
@@ -62,6 +62,8 @@ def verify(
         return checks + _tagger_checks(path, base_sha256)
     if is_translator(path):
         return checks + _translator_checks(path, base_sha256)
+    if merged.is_merged(path):
+        return checks + _merged_checks(path, base_sha256)
     manifest = _attempt(checks, "petkit.json", lambda: _manifest(path, examine), _describe)
     content = _attempt(checks, "tensor file", lambda: read_tensor_file(path, TENSORS), _describe_file)
     if manifest is not None and content is not None:
@@ -127,6 +129,34 @@ def _translator_checks(path: Path, base_sha256: str | None) -> list[Check]:
     checks += _recorded_checks(path)
     if base_sha256 is not None:
         checks.append(Check("base sha256", False, "a translator has no base: all of its weights are its own"))
+    return checks
+
+
+def _merged_checks(path: Path, base_sha256: str | None) -> list[Check]:
+    checks: list[Check] = []
+    manifest = _attempt(
+        checks,
+        "petkit.json",
+        lambda: merged.read_merged(path),
+        lambda found: f"valid, schema version {found.schema_version}: merged by {found.method}",
+    )
+    tensors = _attempt(
+        checks,
+        "shards",
+        lambda: merged.merged_tensors(path),
+        lambda found: f"{len(found):,} tensors in {len(merged.shards_of(path))} files without gap or overlap",
+    )
+    if manifest is not None and tensors is not None:
+        _attempt(
+            checks,
+            "weights sha256",
+            lambda: merged.check_weights(path, manifest),
+            lambda _: f"the shards have the one in petkit.json, {manifest.weights_sha256}",
+        )
+    _attempt(checks, "config.yaml", lambda: read_config(path), _describe_config)
+    checks += _recorded_checks(path)
+    if base_sha256 is not None:
+        checks.append(Check("base sha256", False, "a merged model holds all of its weights: it has no base"))
     return checks
 
 

@@ -25,6 +25,7 @@ def command(
     as_json: JsonFlag = False,
 ) -> None:
     """Say what an artifact holds: its base, its history, and every matrix with its bits and bytes."""
+    from petkit.artifacts.merged import is_merged
     from petkit.artifacts.summary import describe_foreign, summarize, summary_json
     from petkit.artifacts.tagger import is_tagger, read_tagger
     from petkit.artifacts.translator import is_translator, read_translator
@@ -43,6 +44,9 @@ def command(
         page = _page(translated.facts(translator), summary)
         output.print_result(page, summary_json(translator, summary), as_json)
         return
+    if is_merged(artifact):
+        _print_merged(artifact, as_json)
+        return
     foreign = describe_foreign(artifact)
     if foreign is not None:
         kind, sentence = foreign
@@ -51,6 +55,32 @@ def command(
     content = read_checked(artifact)
     summary = summarize(content)
     output.print_result(_page(_facts(content), summary), summary_json(content, summary), as_json)
+
+
+def _print_merged(artifact: Path, as_json: bool) -> None:
+    """A merged model: what it was made of; its tensors are an ordinary model's, and many."""
+    from math import prod
+
+    from petkit.artifacts.merged import merged_tensors, read_merged, shards_of
+
+    manifest, tensors = read_merged(artifact), merged_tensors(artifact)
+    numbers = sum(prod(place.shape) for place in tensors.values())
+    nbytes = sum(place.end - place.begin for place in tensors.values())
+    dtypes = ", ".join(sorted({place.dtype for place in tensors.values()}))
+    content = manifest.model_dump(mode="json")
+    version = content.pop("schema_version")
+    lines = [
+        f"{artifact}: {manifest.kind}, schema version {manifest.schema_version}",
+        f"method   {manifest.method}, seed {manifest.seed}",
+        f"base     {manifest.base or 'none'}",
+        *(f"model    {one}" for one in manifest.models),
+        f"tensors  {len(tensors):,} of {numbers:,} numbers ({dtypes}), {nbytes:,} bytes",
+        f"files    {', '.join(shards_of(artifact))}",
+        *(f"lineage  petkit {step.command} ({step.version}, {step.created})" for step in manifest.lineage),
+    ]
+    more = {"tensors": len(tensors), "parameters": numbers, "bytes": nbytes}
+    payload = {"folder": str(artifact), "artifact_schema_version": version, **content, **more}
+    output.print_result("\n".join(lines), payload, as_json)
 
 
 def _page(lines: Sequence[str], summary: Summary) -> RenderableType:

@@ -14,12 +14,13 @@ import torch
 
 from petkit.artifacts import Check, atomic_write, staged_artifact, step, write_checks, write_json
 from petkit.artifacts.card import lay_out
-from petkit.artifacts.merged import MergedManifest
-from petkit.artifacts.reader import MANIFEST
+from petkit.artifacts.merged import MergedManifest, weights_sha256
+from petkit.artifacts.reader import CONFIG, MANIFEST
+from petkit.configuration import dump_yaml
 from petkit.errors import GateError
 from petkit.merging.companions import companions, tokenizer_folder
 from petkit.merging.config import MergeConfig
-from petkit.merging.output import digest_of, open_output
+from petkit.merging.output import open_output
 from petkit.merging.plan import Plan, plan_merge
 from petkit.merging.slices import PIECE, Buffers
 from petkit.merging.sources import ModelFolder, open_model
@@ -103,7 +104,7 @@ def merge_folders(
             for name, content in opened.files.items():
                 atomic_write(stage / name, content)
             checks = [*_differs(config, outcome), _reads_back(stage, opened.plan)]
-            digest = digest_of(stage, writer.shards)
+            digest = weights_sha256(stage)
             result = _result(config, opened.plan, outcome, checks, seed, started)
             _describe(stage, config, read_as, seed, digest, result)
             write_checks(stage, checks)
@@ -182,6 +183,7 @@ def _describe(
     )
     text = json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
     atomic_write(stage / MANIFEST, text.encode())
+    atomic_write(stage / CONFIG, dump_yaml(read_as).encode())
     rows = [
         ("method", config.method),
         ("base", config.base or "none"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import struct
@@ -177,13 +176,3 @@ def _write_index(folder: Path, shards: Sequence[Shard]) -> None:
         "weight_map": {name: shard.name for shard in shards for name in shard.tensors},
     }
     (folder / INDEX).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-
-def digest_of(folder: Path, shards: Sequence[Shard]) -> str:
-    """SHA-256 of all shards' bytes, in their order."""
-    digest = hashlib.sha256()
-    for shard in shards:
-        with (folder / shard.name).open("rb", buffering=0) as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()

@@ -71,3 +71,30 @@ def test_a_merge_that_changes_nothing_exits_with_3(petkit, config, tmp_path):
     done = petkit("merge", config, "-o", tmp_path / "out")
     assert done.code == 3
     assert "0 of 2 merged tensors differ from its base" in done.err
+
+
+def test_what_was_merged_can_be_looked_at(petkit, config, tmp_path):
+    folder = tmp_path / "out"
+    petkit("merge", config, "-o", folder)
+    shown = petkit("inspect", folder)
+    assert (shown.code, "method   linear, seed 0" in shown.out) == (0, True)
+    assert json.loads(petkit("inspect", folder, "--json").out)["parameters"] == 9
+    assert petkit("verify", folder).code == 0
+    refused = petkit("verify", folder, "--base", "0" * 64)
+    assert (refused.code, "it has no base" in refused.out) == (3, True)
+    for verb in (("eval",), ("quantize", "--bits", "1", "-o", tmp_path / "q")):
+        done = petkit(verb[0], folder, *verb[1:])
+        assert (done.code, "describes a merged model, but an adapter is needed here" in done.err) == (2, True)
+
+
+def test_an_altered_shard_is_found(petkit, config, tmp_path):
+    folder = tmp_path / "out"
+    petkit("merge", config, "-o", folder)
+    file = folder / "model.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    done = petkit("verify", folder)
+    assert (done.code, "one was altered or exchanged" in done.out) == (2, True)
+    file.unlink()
+    assert "has no model.safetensors" in petkit("verify", folder).out
