@@ -35,7 +35,7 @@ def test_a_batch_is_padded_behind_its_sentences(subwords):
 def test_long_pairs_are_left_out_and_counted(subwords, caplog):
     source, target = subwords.encode(["xyz", "x"])
     assert len(source) > len(target)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="petkit"):
         assert short_enough(PAIRS[1:], subwords, len(target)) == PAIRS[1:2]
     assert "1 of 2 training pairs are longer than data.max_length and left out" in caplog.text
     turned = SentencePair("x", "xyz")

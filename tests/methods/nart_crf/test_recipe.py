@@ -147,7 +147,7 @@ def test_a_crf_without_a_start_is_worth_a_warning(recipe, nart, caplog):
         ({"model__kind": "nart-dcrf", "start": str(nart)}, False),
     ):
         caplog.clear()
-        with caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.INFO, logger="petkit"):
             config = recipe(**changes)
             prepare(config, tiny.context(config))
         assert (WARM_START in caplog.text) == warned
