@@ -17,7 +17,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +160,6 @@ def ran(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     # What was written before is not to be written meanwhile.
     os.sync()
-    time.sleep(0.5)
     text = subprocess.run(
         [sys.executable, "-c", CHILD, *command],
         env={**os.environ, **offline, **environment},

@@ -176,11 +176,11 @@ def test_what_is_dropped_is_made_up_for_on_average(family, method):
     assert 0.2 < float((found["w"] != 0).double().mean()) < 0.3
 
 
-@pytest.mark.parametrize("method", NAMES)
+# Model stock takes two models at least.
+@pytest.mark.parametrize("method", [name for name in NAMES if name != "model_stock"])
 def test_one_model_at_weight_one_is_the_model(family, method):
-    if method in ("slerp", "model_stock", "breadcrumbs", "breadcrumbs_ties"):
-        pytest.skip("mixes with the base, or leaves something out")
-    found = merge_state_dicts(method, family.models[:1], family.base)
+    ends = {"t": 1.0} if method == "slerp" else {}
+    found = merge_state_dicts(method, family.models[:1], family.base, **ends)
     for name in family.base:
         close(found[name], family.models[0][name], 1e-5)
 
@@ -203,8 +203,7 @@ def test_models_that_equal_the_base_give_the_base(family, method):
 
 @pytest.mark.parametrize("method", [name for name in NAMES if name not in ONE])
 def test_order_of_equal_weights_does_not_matter(family, method):
-    if method.startswith(("dare", "della")):
-        pytest.skip("draws belong to places")
+    # At the default density of 1 nothing is drawn.
     there = merge_state_dicts(method, family.models, family.base)
     back = merge_state_dicts(method, family.models[::-1], family.base)
     for name in there:
@@ -215,7 +214,8 @@ def test_numbers_are_rounded_once(half_family):
     found = merge_state_dicts("linear", half_family.models)
     name = "model.embed.weight"
     exact = torch.stack([model[name].double() for model in half_family.models]).mean(0)
-    assert float((found[name].double() - exact).abs().max()) <= float(exact.abs().max()) * 2**-8
+    # Half a step of eight significant bits, and float32's own rounding before.
+    assert bool(((found[name].double() - exact).abs() <= exact.abs() * (2**-8 + 2**-20)).all())
     assert found[name].dtype == torch.bfloat16
 
 

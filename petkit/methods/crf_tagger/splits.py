@@ -9,13 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from petkit.data.conll import TaggedSentence, read_conll, sample_file
 from petkit.data.spans import checked_tags, likely_scheme
 from petkit.errors import ConfigError, InputError
 from petkit.methods.crf_tagger.config import TaggedDataConfig, TaggerConfig
-from petkit.training.seeds import stream
+from petkit.training.subset import seeded_subset
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +103,7 @@ def measured_split(config: TaggerConfig, split: str) -> Sentences:
         InputError: as `load_splits`.
     """
     size = {"train": config.data.train_size, "test": config.data.test_size}.get(split)
-    return _chosen(_required(config.data, split), size, config.seed, f"{split}_size")
+    return seeded_subset(_required(config.data, split), size, config.seed, f"{split}_size", "sentences")
 
 
 def read_checked(file: Path, data: TaggedDataConfig) -> Sentences:
@@ -176,13 +174,3 @@ def _required(data: TaggedDataConfig, split: str) -> Sentences:
     if found is None:
         raise ConfigError(f"data.{split} is required: name the file")
     return found
-
-
-def _chosen(sentences: Sentences, size: int | None, seed: int, key: str) -> Sentences:
-    """The first `size` of a seeded order, in the order of the file."""
-    if size is None or size == len(sentences):
-        return sentences
-    if size > len(sentences):
-        raise InputError(f"data.{key} must be at most {len(sentences)}, the sentences there are, got {size}")
-    order = torch.randperm(len(sentences), generator=stream(seed, "data", key))[:size]
-    return [sentences[index] for index in sorted(order.tolist())]

@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from petkit.data.parallel import SentencePair, read_line_pairs, read_pairs, sample_pairs
-from petkit.errors import ConfigError, InputError
+from petkit.errors import ConfigError
 from petkit.methods.nart_crf.config import PairDataConfig, TranslatorConfig
-from petkit.training.seeds import stream
+from petkit.training.subset import seeded_subset
 
 Pairs = list[SentencePair]
 
@@ -96,19 +94,9 @@ def measured_split(config: TranslatorConfig, split: str) -> Pairs:
     if found is None:
         raise ConfigError(f"data.{split} is required: name the file")
     size = {"train": config.data.train_size, "test": config.data.test_size}.get(split)
-    return _chosen(found, size, config.seed, f"{split}_size")
+    return seeded_subset(found, size, config.seed, f"{split}_size", "pairs")
 
 
 def pairs_sha256(pairs: Sequence[SentencePair]) -> str:
     """Hash of what a model learns from."""
     return hashlib.sha256(json.dumps([[one.source, one.target] for one in pairs]).encode()).hexdigest()
-
-
-def _chosen(pairs: Pairs, size: int | None, seed: int, key: str) -> Pairs:
-    """The first `size` of a seeded order, in the order of the file."""
-    if size is None or size == len(pairs):
-        return pairs
-    if size > len(pairs):
-        raise InputError(f"data.{key} must be at most {len(pairs)}, the pairs there are, got {size}")
-    order = torch.randperm(len(pairs), generator=stream(seed, "data", key))[:size]
-    return [pairs[index] for index in sorted(order.tolist())]
