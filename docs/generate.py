@@ -90,7 +90,8 @@ def commands() -> str:
     parts = ["# Commands", NOTE, f"```text\n{help_of()}\n```\n"]
     for verb in VERBS:
         parts.append(f"## petkit {verb}\n")
-        for words in ([verb], *([verb, name] for name in getattr(load_verb(verb), "commands", {}))):
+        beneath = getattr(load_verb(verb), "commands", {})
+        for words in ([verb], *([verb, name] for name, one in beneath.items() if not one.hidden)):
             parts.append(f"```text\n{help_of(*words)}\n```\n")
     parts += ["## Exit codes\n", "The same with `--json`.\n", rows(("code", "meaning"), EXIT_CODES)]
     setting = {

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from petkit.cli import common, output
+from petkit.cli.default_group import app_with_default
 
 
 def command(
@@ -92,3 +93,6 @@ def _result_rows(result: Mapping[str, Any], folder: Path) -> list[tuple[str, str
         ("changed", f"{result['changed']:,} of {result['tensors']:,} tensors"),
         ("bytes", f"{result['bytes']:,}"),
     ]
+
+
+app = app_with_default(command, "Merge models into one, from mergekit's YAML.")

@@ -23,7 +23,15 @@ def config(tmp_path):
 
 
 def test_help(petkit):
-    assert "mergekit" in petkit("merge", "--help").out
+    shown = petkit("merge", "--help").out
+    assert "mergekit" in shown
+    assert "--shard-size" in shown
+
+
+def test_no_configuration(petkit):
+    done = petkit("merge")
+    assert (done.code, done.out) == (2, "")
+    assert "missing argument 'CONFIG'" in done.err
 
 
 def test_a_merge(petkit, config, tmp_path):
