@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import gc
 import io
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import TextIO
 
@@ -36,6 +39,22 @@ def adopt_manners() -> None:
     sys.stdout = _patient(sys.stdout)
     sys.stderr = _patient(sys.stderr)
     signal.signal(signal.SIGTERM, _terminate)
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import much at once: what is made meanwhile stays, so that looking for garbage in it is in vain."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def let_threads_sleep() -> None:
+    """Keep OpenMP's idle threads, once torch is imported, from spinning on cores that other threads need."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _open_closed_streams() -> None:
