@@ -132,10 +132,8 @@ class Writer:
             self._digest.update(head)
             self._end = (spot.shard, len(head))
         assert self._end == (spot.shard, position), "numbers must come in the order of the plan"
-        done = 0
         try:
-            while done < len(view):
-                done += os.pwrite(spot.file, view[done:], position + done)
+            _write_all(spot.file, view, position)
         except OSError as error:
             raise InputError(f"cannot write to {self.folder}: {error.strerror}") from error
         self._digest.update(view)
@@ -187,7 +185,7 @@ def _created(path: Path, shard: Shard) -> Iterator[int]:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
     try:
         try:
-            os.pwrite(file, shard.head, 0)
+            _write_all(file, memoryview(shard.head), 0)
             # A full disk is found now, and not behind hours of work.
             if shard.payload:
                 os.posix_fallocate(file, len(shard.head), shard.payload)
@@ -196,6 +194,12 @@ def _created(path: Path, shard: Shard) -> Iterator[int]:
         yield file
     finally:
         os.close(file)
+
+
+def _write_all(file: int, view: memoryview, position: int) -> None:
+    done = 0
+    while done < len(view):
+        done += os.pwrite(file, view[done:], position + done)
 
 
 def _shards(tensors: Sequence[Planned], most: int) -> Iterator[Shard]:
