@@ -35,7 +35,7 @@ def command(
     asked = read_merge_config(config)
     check_output(folder, overwrite)
     if dry_run:
-        plan = _planned(asked, seed, threads)
+        plan = _planned(asked, seed, threads, folder)
         output.print_result(output.table(("", ""), _plan_rows(plan, folder)), plan, as_json)
         return
     # Torch takes longer to import than many a merge: the files are hashed meanwhile.
@@ -59,9 +59,10 @@ def command(
     output.print_result(output.table(("", ""), _result_rows(result, folder)), content, as_json)
 
 
-def _planned(asked: Any, seed: int, threads: int | None) -> dict[str, Any]:
+def _planned(asked: Any, seed: int, threads: int | None, folder: Path) -> dict[str, Any]:
     from contextlib import ExitStack
 
+    from petkit.merging.estimate import as_content, estimate
     from petkit.merging.folders import open_merge
     from petkit.training import device as devices
 
@@ -78,6 +79,7 @@ def _planned(asked: Any, seed: int, threads: int | None) -> dict[str, Any]:
             "bytes_read": plan.read_nbytes,
             "bytes": plan.nbytes,
             "files": sorted(opened.files),
+            "estimate": as_content(estimate(plan, folder)),
         }
 
 
@@ -89,7 +91,19 @@ def _plan_rows(plan: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
         ("tensors", f"{plan['tensors']:,} of {plan['parameters']:,} numbers"),
         ("to read", f"{plan['bytes_read']:,} bytes"),
         ("to write", f"{plan['bytes']:,} bytes"),
+        (
+            "estimated time",
+            _duration(plan["estimate"]["seconds"]) + " after start-up, on this machine as it is now",
+        ),
+        ("estimated memory", f"{plan['estimate']['peak_bytes'] / 2**20:,.0f} MiB"),
     ]
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 10:
+        return f"{seconds:.1f} s"
+    return f"{whole} s" if whole < 120 else f"{whole // 60} min {whole % 60} s"
 
 
 def _result_rows(result: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
