@@ -119,9 +119,9 @@ def merge_folders(
             _describe(stage, config, step(COMMAND, read_as, inputs), dict(read_as), digest, result)
             write_checks(stage, checks)
             write_json(stage / "result.json", result)
-    for check in checks:
-        if not check.ok:
-            raise GateError(f"{check.name}: {check.detail} (see checks.json in {output})")
+    for one in checks:
+        if not one.ok:
+            raise GateError(f"{one.name}: {one.detail} (see checks.json in {output})")
     return result
 
 
