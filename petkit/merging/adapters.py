@@ -6,27 +6,46 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from petkit.artifacts import Artifact, Manifest
 from petkit.errors import ConfigError, InputError
+from petkit.merging.bases import described, same_base
+from petkit.merging.low_rank import Pair, Part, nearest_of_rank, norm, of_rank, side_by_side
 
-_DOWN, _UP = ".down", ".up"
+DOWN, UP = ".down", ".up"
+DEFAULT_TARGETS = ("q", "v")
+# The widest bottleneck that an artifact may have.
+MAX_RANK = 4096
 
 
-class Part(NamedTuple):
-    """One adapter's share of a site: factor times up, of what down gives."""
+@dataclass(frozen=True, eq=False)
+class MergedSite:
+    """An adapter of the result.
 
-    down: Tensor
-    """float32 (rank, in)."""
+    Args:
+        name: of the site.
+        pair: its matrices.
+        ranks: of the adapters that were merged; 0 where one lacks the site.
+        norm: of the product before the rank was cut, Frobenius.
+        lost: of what a smaller rank lost, Frobenius.
+        inputs: sum of the norms of what was merged, by which rounding is told from a change.
+    """
 
-    up: Tensor
-    """float32 (out, rank)."""
+    name: str
+    pair: Pair
+    ranks: tuple[int, ...]
+    norm: float
+    lost: float
+    inputs: float
 
-    factor: float
+    @property
+    def error(self) -> float:
+        """The share of the product's norm that a smaller rank lost."""
+        return self.lost / self.norm if self.norm > 0 else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +54,27 @@ class MergedAdapter:
 
     Args:
         manifest: its `petkit.json`, without a lineage yet.
-        dense: tensors by name, as an artifact stores them.
-        errors: of each site the share of the exact merge's norm that a smaller rank lost; empty when exact.
+        sites: the adapters, in the order of the first one that was merged.
+        others: heads and other tensors that were trained whole.
     """
 
     manifest: Manifest
-    dense: dict[str, Tensor]
-    errors: dict[str, float]
+    sites: tuple[MergedSite, ...]
+    others: dict[str, Tensor]
+
+    @property
+    def dense(self) -> dict[str, Tensor]:
+        """Tensors by name, as an artifact stores them."""
+        found = {}
+        for site in self.sites:
+            found[f"{site.name}{DOWN}.weight"] = site.pair.down
+            found[f"{site.name}{UP}.weight"] = site.pair.up
+        return found | self.others
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """Of each site the share of the exact merge's norm that a smaller rank lost."""
+        return {site.name: site.error for site in self.sites if site.lost > 0}
 
 
 def merge_adapters(
@@ -67,63 +100,52 @@ def merge_adapters(
     """
     if len(weights) != len(adapters):
         raise ConfigError(f"weights must be one for each of the {len(adapters)} adapters, got {len(weights)}")
-    first = adapters[0]
-    _check_alike(first, adapters)
-    if rank is not None and first.manifest.adapter.get("method", "lora") != "lora":
-        raise ConfigError(
-            f"rank is for LoRA: {first.folder} has an activation in its bottleneck, so that only bottlenecks "
-            "side by side give the same"
-        )
-    sites = _sites(adapters, weights)
-    dense: dict[str, Tensor] = {}
-    errors: dict[str, float] = {}
-    for site, parts in sites.items():
-        down, up = side_by_side(parts)
-        if rank is not None and rank < len(down):
-            down, up, errors[site] = of_rank(down, up, rank)
-        dense[f"{site}{_DOWN}.weight"], dense[f"{site}{_UP}.weight"] = down, up
-    dense |= _others(adapters, weights)
-    return MergedAdapter(_manifest(first, dense), dense, errors)
+    check_alike(adapters)
+    pairs = pairs_of(adapters)
+    check_rank(adapters, rank, max(sum(ranks_of(own)) for own in pairs.values()))
+    sites = tuple(add_side_by_side(name, own, weights, rank) for name, own in pairs.items())
+    others = [whole_tensors(adapter) for adapter in adapters]
+    check_whole_tensors(adapters, others)
+    means = {name: weighted_mean([own[name] for own in others], weights) for name in others[0]}
+    return MergedAdapter(merged_manifest(adapters, sites), sites, means)
 
 
-def side_by_side(parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
-    """Bottlenecks side by side: the sum of their outputs, exactly.
+def add_side_by_side(
+    name: str, pairs: Sequence[Pair | None], weights: Sequence[float], rank: int | None
+) -> MergedSite:
+    """One site's adapters by weight.
 
     Args:
-        parts: of one site.
-
-    Returns:
-        down (sum of ranks, in) and up (out, sum of ranks), the factors in up.
+        name: of the site.
+        pairs: of each adapter; None where it lacks the site.
+        weights: of each adapter.
+        rank: the most that the result may have; None for as much as there is.
     """
-    down = torch.cat([part.down for part in parts])
-    up = torch.cat([part.up * part.factor for part in parts], dim=1)
-    return down, up
+    own = [(pair, weight) for pair, weight in zip(pairs, weights, strict=True) if pair is not None]
+    # What counts for nothing needs no place.
+    own = [one for one in own if one[1] != 0] or own[:1]
+    exact = side_by_side([Part(*pair, weight) for pair, weight in own])
+    size, lost, kept = norm(exact), 0.0, exact
+    if rank is not None and rank < len(exact.down):
+        down, up, left = of_rank(exact.down, exact.up, rank)
+        kept, lost = Pair(down, up, exact.scale), left * exact.scale
+    inputs = sum(abs(weight) * norm(pair) for pair, weight in own)
+    return MergedSite(name, kept, ranks_of(pairs), size, lost, inputs)
 
 
-def of_rank(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
-    """The nearest product of a smaller rank.
+def cut_to_rank(name: str, pairs: Sequence[Pair | None], merged: Tensor, rank: int) -> MergedSite:
+    """A site whose products were merged to a matrix.
 
     Args:
-        down: (larger rank, in).
-        up: (out, larger rank).
-        rank: of the result.
-
-    Returns:
-        down (rank, in) and up (out, rank), which share the singular values evenly; and what is lost, as a
-        share of the product's Frobenius norm.
-
-    Source:
-        Eckart and Young 1936, by QR of both factors: the product itself is never made.
+        name: of the site.
+        pairs: of each adapter.
+        merged: (out, in).
+        rank: of the result, at most the matrix's smaller side.
     """
-    left, small_up = torch.linalg.qr(up.double())
-    right, small_down = torch.linalg.qr(down.double().T)
-    u, values, v = torch.linalg.svd(small_up @ small_down.T)
-    root = values[:rank].sqrt()
-    total = float(values.square().sum())
-    lost = float(values[rank:].square().sum())
-    kept_up = (left @ u[:, :rank]) * root
-    kept_down = root[:, None] * (v[:rank] @ right.T)
-    return kept_down.float(), kept_up.float(), (lost / total) ** 0.5 if total > 0 else 0.0
+    down, up, lost = nearest_of_rank(merged, min(rank, *merged.shape))
+    size = float(merged.double().norm())
+    inputs = sum(norm(pair) for pair in pairs if pair is not None)
+    return MergedSite(name, Pair(down, up, 1.0), ranks_of(pairs), size, lost, inputs)
 
 
 def matrices_of(artifact: Artifact) -> dict[str, Tensor]:
@@ -131,82 +153,227 @@ def matrices_of(artifact: Artifact) -> dict[str, Tensor]:
     found = {
         name: torch.from_numpy(matrix.dequantize())
         for name, matrix in artifact.packed.items()
-        if name.endswith((_DOWN, _UP))
+        if name.endswith((DOWN, UP))
     }
     for name, tensor in artifact.dense.items():
         module = name.removesuffix(".weight")
-        if module.endswith((_DOWN, _UP)):
+        if module != name and module.endswith((DOWN, UP)):
             found[module] = tensor.float()
     return found
 
 
-def _sites(adapters: Sequence[Artifact], weights: Sequence[float]) -> dict[str, list[Part]]:
-    """The parts of every site, in the order of the first adapter that has it."""
-    found: dict[str, list[Part]] = defaultdict(list)
-    for artifact, weight in zip(adapters, weights, strict=True):
+def whole_tensors(artifact: Artifact) -> dict[str, Tensor]:
+    """Heads and other tensors of an artifact that were trained whole, float32 by name."""
+    found = {
+        name: tensor.float()
+        for name, tensor in artifact.dense.items()
+        if not re.search(r"\.(down|up)\.weight$", name)
+    }
+    if "head" in artifact.packed:
+        found["head.weight"] = torch.from_numpy(artifact.packed["head"].dequantize())
+    return found
+
+
+def pairs_of(adapters: Sequence[Artifact]) -> dict[str, tuple[Pair | None, ...]]:
+    """What each adapter has at every site, None where nothing, in the order of the first that has a site.
+
+    Raises:
+        InputError: shapes differ, or there is no adapter in any; the adapters are named.
+    """
+    found: dict[str, list[Pair | None]] = defaultdict(lambda: [None] * len(adapters))
+    for place, artifact in enumerate(adapters):
         matrices = matrices_of(artifact)
         for name, down in matrices.items():
-            site = name.removesuffix(_DOWN)
-            if name == site:
-                continue
-            part = Part(down, matrices[f"{site}{_UP}"], weight * artifact.manifest.scaling_of(site))
-            known = found[site]
-            if known and (known[0].down.shape[1], len(known[0].up)) != (down.shape[1], len(part.up)):
-                raise InputError(
-                    f"{site} must have one shape in all adapters, {artifact.folder} maps {down.shape[1]} to "
-                    f"{len(part.up)} and another one {known[0].down.shape[1]} to {len(known[0].up)}"
-                )
-            known.append(part)
+            site = name.removesuffix(DOWN)
+            if name != site:
+                pair = Pair(down, matrices[f"{site}{UP}"], artifact.manifest.scaling_of(site))
+                found[site][place] = pair
     if not found:
         raise InputError(f"{adapters[0].folder} holds no adapter: there is nothing to merge")
-    return dict(found)
+    for site, pairs in found.items():
+        _check_shapes(site, pairs, adapters)
+    return {site: tuple(pairs) for site, pairs in found.items()}
 
 
-def _others(adapters: Sequence[Artifact], weights: Sequence[float]) -> dict[str, Tensor]:
-    """Heads and other tensors that were trained whole: their mean by weight."""
-    total = sum(weights)
-    kept = [
-        {
-            name: one.float()
-            for name, one in artifact.dense.items()
-            if not re.search(r"\.(down|up)\.weight$", name)
-        }
-        for artifact in adapters
-    ]
-    for artifact, own in zip(adapters, kept, strict=True):
-        if "head" in artifact.packed:
-            own["head.weight"] = torch.from_numpy(artifact.packed["head"].dequantize())
-        if own.keys() != kept[0].keys():
-            differing = sorted(own.keys() ^ kept[0].keys())
-            both = f"{adapters[0].folder} and {artifact.folder}"
+def shape_of(pairs: Sequence[Pair | None]) -> tuple[int, int]:
+    """(out, in) of a site."""
+    first = next(pair for pair in pairs if pair is not None)
+    return len(first.up), first.down.shape[1]
+
+
+def ranks_of(pairs: Sequence[Pair | None]) -> tuple[int, ...]:
+    """Of each adapter at a site, 0 where it lacks it."""
+    return tuple(0 if pair is None else len(pair.down) for pair in pairs)
+
+
+def _check_shapes(site: str, pairs: Sequence[Pair | None], adapters: Sequence[Artifact]) -> None:
+    shapes = {
+        adapter: (len(pair.up), pair.down.shape[1])
+        for adapter, pair in zip(range(len(adapters)), pairs, strict=True)
+        if pair is not None
+    }
+    first = next(iter(shapes))
+    for place, shape in shapes.items():
+        if shape != shapes[first]:
             raise InputError(
-                f"{both} must hold the same tensors beside their adapters, they differ in "
-                f"{', '.join(differing[:4])}"
+                f"{site} must have one shape in all adapters, {adapters[place].folder} maps {shape[1]} to "
+                f"{shape[0]} and {adapters[first].folder} {shapes[first][1]} to {shapes[first][0]}"
             )
-    if kept[0] and abs(total) < 1e-8:
+
+
+def check_whole_tensors(adapters: Sequence[Artifact], others: Sequence[Mapping[str, Tensor]]) -> None:
+    """Refuse adapters that do not hold the same tensors beside their matrices, such as one with a head.
+
+    Raises:
+        InputError: names two adapters and the tensors.
+    """
+    for artifact, own in zip(adapters, others, strict=True):
+        if own.keys() != others[0].keys():
+            differing = sorted(own.keys() ^ others[0].keys())
+            raise InputError(
+                f"{adapters[0].folder} and {artifact.folder} must hold the same tensors beside their adapters, "
+                f"they differ in {', '.join(differing[:4])}"
+            )
+        for name, tensor in own.items():
+            if tensor.shape != others[0][name].shape:
+                raise InputError(
+                    f"{name} must have one shape, {adapters[0].folder} has {tuple(others[0][name].shape)} and "
+                    f"{artifact.folder} {tuple(tensor.shape)}"
+                )
+
+
+def weighted_mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The mean of tensors that were trained whole, float32; one of weight 1 stays as it is.
+
+    Raises:
+        ConfigError: the weights sum to 0.
+    """
+    total = sum(weights)
+    if abs(total) < 1e-8:
         raise ConfigError("the weights must not sum to 0, since heads are averaged by them")
-    shares = torch.tensor([weight / total for weight in weights])
-    return {name: torch.tensordot(shares, torch.stack([own[name] for own in kept]), 1) for name in kept[0]}
+    first, *others = (one.double() * (weight / total) for one, weight in zip(tensors, weights, strict=True))
+    for other in others:
+        first += other
+    return first.float()
 
 
-def _check_alike(first: Artifact, adapters: Sequence[Artifact]) -> None:
+def check_rank(adapters: Sequence[Artifact], rank: int | None, possible: int) -> None:
+    """Refuse a rank that the result cannot have.
+
+    Args:
+        adapters: that are merged.
+        rank: asked for; None for all of the possible.
+        possible: the largest that there can be.
+
+    Raises:
+        ConfigError: says which it may have.
+    """
+    first = adapters[0]
+    if rank is not None:
+        if first.manifest.adapter.get("method", "lora") != "lora":
+            raise ConfigError(
+                f"rank is for LoRA: {first.folder} has an activation in its bottleneck, so that only "
+                "bottlenecks side by side give the same"
+            )
+        if not 1 <= rank <= possible:
+            raise ConfigError(f"rank must be from 1 to {possible}, which is the exact merge's, got {rank}")
+    elif possible > MAX_RANK:
+        raise ConfigError(
+            f"side by side the bottlenecks have {possible} units, at most {MAX_RANK} are kept: give a rank"
+        )
+
+
+def check_alike(adapters: Sequence[Artifact]) -> None:
+    """Refuse adapters that do not belong to one base, method and task.
+
+    Raises:
+        InputError: names two adapters and what differs.
+    """
+    first = adapters[0]
     for other in adapters[1:]:
         one, two = first.manifest, other.manifest
+        if not same_base(one.base, two.base):
+            raise InputError(_unlike(first, other, "base", described(one.base), described(two.base)))
         pairs: Mapping[str, tuple[object, object]] = {
-            "base": (one.base.sha256 or one.base.id, two.base.sha256 or two.base.id),
             "method": (one.adapter.get("method"), two.adapter.get("method")),
             "task": (one.task and one.task.type, two.task and two.task.type),
             "classes": (one.task and one.task.classes, two.task and two.task.classes),
+            "pooling": (one.model.get("pooling"), two.model.get("pooling")),
         }
         for what, (own, theirs) in pairs.items():
             if own != theirs:
-                raise InputError(
-                    f"{first.folder} and {other.folder} must have the same {what}, got {own} and {theirs}"
-                )
+                raise InputError(_unlike(first, other, what, own, theirs))
+        pixels = [manifest.task.preprocess for manifest in (one, two) if manifest.task]
+        if len(pixels) == 2 and None not in pixels and pixels[0] != pixels[1]:
+            raise InputError(_unlike(first, other, "preprocess", *pixels))
 
 
-def _manifest(first: Artifact, dense: Mapping[str, Tensor]) -> Manifest:
-    widths = {len(one) for name, one in dense.items() if name.endswith(f"{_DOWN}.weight")}
-    adapter = {**first.manifest.adapter, "bits": 32, "scale": 1.0, "bottleneck": max(widths)}
-    changes = {"adapter": adapter, "scaling": {}, "lineage": (), "source": None, "tensors_sha256": None}
-    return first.manifest.model_copy(update=changes)
+def _unlike(first: Artifact, other: Artifact, what: str, own: object, theirs: object) -> str:
+    return f"{first.folder} and {other.folder} must have the same {what}, got {own} and {theirs}"
+
+
+def merged_manifest(adapters: Sequence[Artifact], sites: Sequence[MergedSite]) -> Manifest:
+    """The `petkit.json` of a merge, of 32 bits and without a lineage.
+
+    Args:
+        adapters: that were merged.
+        sites: of the result.
+    """
+    manifests = [one.manifest for one in adapters]
+    # The one that knows its base best tells how to load it.
+    known = next((one for one in manifests if one.base.sha256), manifests[0])
+    scales = {site.name: site.pair.scale for site in sites}
+    same = len(set(scales.values())) == 1
+    adapter: dict[str, Any] = {
+        **manifests[0].adapter,
+        "bits": 32,
+        "scale": next(iter(scales.values())) if same else 1.0,
+        "bottleneck": max(len(site.pair.down) for site in sites),
+    }
+    targets = [tuple(one.adapter.get("targets") or DEFAULT_TARGETS) for one in manifests]
+    if len(set(targets)) > 1:
+        adapter["targets"] = list(dict.fromkeys(target for own in targets for target in own))
+    if adapter.get("head") == "binary":
+        adapter["head"] = "fp32"
+    return manifests[0].model_copy(
+        update={
+            "base": known.base,
+            "model": known.model,
+            "adapter": adapter,
+            "task": _task(manifests),
+            "scaling": {} if same else scales,
+            "lineage": (),
+            "source": _source(manifests),
+            "tensors_sha256": None,
+        }
+    )
+
+
+def _task(manifests: Sequence[Manifest]) -> Any:
+    tasks = [one.task for one in manifests if one.task]
+    if not tasks:
+        return None
+    lengths = [one.max_length for one in tasks if one.max_length]
+    pixels = next((one.preprocess for one in tasks if one.preprocess), None)
+    return tasks[0].model_copy(
+        update={"preprocess": pixels, "max_length": max(lengths) if lengths else None}
+    )
+
+
+def _source(manifests: Sequence[Manifest]) -> Any:
+    """Where the adapters sit in PEFT's model, where all know it and agree: so the merge can go back there."""
+    sources = [one.source for one in manifests]
+    first = sources[0]
+    if first is None or first.format != "peft":
+        return first if len(sources) == 1 else None
+    places = [one and (one.format, one.settings.get("prefix"), one.settings.get("head")) for one in sources]
+    configs = [one.settings.get("adapter_config", {}) for one in sources if one]
+    targets = [config.get("target_modules") for config in configs]
+    if any(place != places[0] for place in places):
+        return None
+    if all(own == targets[0] for own in targets):
+        return first
+    if not all(isinstance(own, list) for own in targets):
+        return None
+    config = {**configs[0], "target_modules": sorted({name for own in targets for name in own})}
+    return first.model_copy(update={"settings": {**first.settings, "adapter_config": config}})
