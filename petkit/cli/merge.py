@@ -8,45 +8,70 @@ from typing import Annotated, Any
 
 import typer
 
-from petkit.cli import common, output
+from petkit.cli import common, merge_adapters, output
 from petkit.cli.default_group import app_with_default
+
+SHARD_GIGABYTES = 5.0
 
 
 def command(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file in mergekit's format.")],
     folder: common.OutputOption,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of DARE's and DELLA's draws.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", metavar="N", min=0, help="Of DARE's and DELLA's draws (default 0)."),
+    ] = None,
     shard_gigabytes: Annotated[
-        float, typer.Option("--shard-size", metavar="GB", min=0.001, help="The most that a file holds.")
-    ] = 5.0,
+        float | None,
+        typer.Option(
+            "--shard-size", metavar="GB", min=0.001, help="The most that a file holds (default 5); models."
+        ),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option("--rank", metavar="N", min=1, help="Of the result, by SVD (default: exact); adapters."),
+    ] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option("--bits", metavar="N", help="Quantise the result to 1, 2, 4 or 8 bits; adapters."),
+    ] = None,
     dry_run: common.DryRunFlag = False,
     threads: common.ThreadsOption = None,
     overwrite: common.OverwriteFlag = False,
     as_json: common.JsonFlag = False,
 ) -> None:
-    """Merge models into one, streamed: memory does not grow with their size."""
+    """Merge models into one, streamed: memory does not grow with their size. Or adapters into an adapter."""
     from petkit.artifacts.writer import check_output
     from petkit.configuration.reader import load_with_duplicates
     from petkit.merging.config import read_merge_config
+    from petkit.merging.recognition import lists_adapters
 
     asked = read_merge_config(config)
     check_output(folder, overwrite)
+    if lists_adapters(asked):
+        read_as = load_with_duplicates(config).data
+        wanted = merge_adapters.Wanted(
+            folder, rank, bits, seed, shard_gigabytes, threads, dry_run, overwrite, as_json
+        )
+        merge_adapters.run(asked, read_as, wanted)
+        return
+    merge_adapters.refuse(rank, bits)
 
     from petkit.merging.folders import merge_folders
     from petkit.training import device as devices
 
     devices.configure(threads, deterministic=False)
     if dry_run:
-        plan = _planned(asked, seed)
+        plan = _planned(asked, seed or 0)
         output.print_result(output.table(("", ""), _plan_rows(plan, folder)), plan, as_json)
         return
     result = merge_folders(
         asked,
         load_with_duplicates(config).data,
         folder,
-        seed=seed,
+        seed=seed or 0,
         overwrite=overwrite,
-        shard_bytes=int(shard_gigabytes * 1e9),
+        shard_bytes=int((shard_gigabytes or SHARD_GIGABYTES) * 1e9),
         progress=lambda total: output.progress("merge", total, "bytes"),
     )
     content = {**result, "folder": str(folder)}

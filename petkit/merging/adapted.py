@@ -26,7 +26,7 @@ from petkit.models.checkpoint_names import checkpoint_names
 
 log = logging.getLogger(__name__)
 
-# Architectures with the linear maps that transformers calls Conv1D, whose weights are (in, out), and their names.
+# Architectures with linear maps that transformers calls Conv1D, whose weights are (in, out); and their names.
 TRANSPOSED_TYPES = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder")
 TRANSPOSED_NAMES = ("c_attn", "q_attn", "c_proj", "c_fc")
 SITE = re.compile(r"(.*)\.lora(?:_([qkv]))?")
@@ -178,7 +178,7 @@ def _matched(name: str, known: Mapping[str, str]) -> str | None:
         if wanted in known:
             return known[wanted]
         # The files of `...ForMaskedLM` name the backbone, an adapter beside the bare backbone does not.
-        longer = [own for own in known if own.endswith(f".{wanted}") and own.count(".") == wanted.count(".") + 1]
+        longer = [own for own in known if own.partition(".")[2] == wanted]
         if len(longer) == 1:
             return known[longer[0]]
         shorter = wanted.partition(".")[2]
@@ -196,7 +196,9 @@ def _changes(adapter: Artifact, base: ModelFolder, find: _Names) -> dict[str, Pr
     for site in [name.removesuffix(".down") for name in matrices if name.endswith(".down")]:
         match = SITE.fullmatch(site)
         if match is None:
-            raise InputError(f"{adapter.folder}: {site} is not beside a linear map, so that no weight holds it")
+            raise InputError(
+                f"{adapter.folder}: {site} is not beside a linear map, so that no weight holds it"
+            )
         module, third = match.groups()
         tensor = find.weight(module)
         turned[tensor] = kind in TRANSPOSED_TYPES and module.rpartition(".")[2] in TRANSPOSED_NAMES
@@ -249,7 +251,7 @@ def _replaced(
     task = adapter.manifest.task
     if left_out and task is not None and task.type == "causal_lm":
         raise InputError(
-            f"{adapter.folder} holds {', '.join(left_out)}, and {base.name} has no tensor of that name and shape "
-            "(is it tied to the embedding?): the model would not be the adapter's"
+            f"{adapter.folder} holds {', '.join(left_out)}, and {base.name} has no tensor of that "
+            "name and shape (is it tied to the embedding?): the model would not be the adapter's"
         )
     return found, tuple(left_out)

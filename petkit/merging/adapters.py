@@ -231,14 +231,14 @@ def check_whole_tensors(adapters: Sequence[Artifact], others: Sequence[Mapping[s
         if own.keys() != others[0].keys():
             differing = sorted(own.keys() ^ others[0].keys())
             raise InputError(
-                f"{adapters[0].folder} and {artifact.folder} must hold the same tensors beside their adapters, "
-                f"they differ in {', '.join(differing[:4])}"
+                f"{adapters[0].folder} and {artifact.folder} must hold the same tensors beside their "
+                f"adapters, they differ in {', '.join(differing[:4])}"
             )
         for name, tensor in own.items():
             if tensor.shape != others[0][name].shape:
                 raise InputError(
-                    f"{name} must have one shape, {adapters[0].folder} has {tuple(others[0][name].shape)} and "
-                    f"{artifact.folder} {tuple(tensor.shape)}"
+                    f"{name} must have one shape, {adapters[0].folder} has {tuple(others[0][name].shape)} "
+                    f"and {artifact.folder} {tuple(tensor.shape)}"
                 )
 
 
@@ -355,9 +355,7 @@ def _task(manifests: Sequence[Manifest]) -> Any:
         return None
     lengths = [one.max_length for one in tasks if one.max_length]
     pixels = next((one.preprocess for one in tasks if one.preprocess), None)
-    return tasks[0].model_copy(
-        update={"preprocess": pixels, "max_length": max(lengths) if lengths else None}
-    )
+    return tasks[0].model_copy(update={"preprocess": pixels, "max_length": max(lengths) if lengths else None})
 
 
 def _source(manifests: Sequence[Manifest]) -> Any:

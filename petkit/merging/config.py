@@ -241,7 +241,7 @@ def split_adapter(name: str, where: str = "models") -> tuple[str, str | None]:
     there = [pair for pair in pairs if all(part and Path(part).exists() for part in pair)]
     found = there if len(there) == 1 else pairs
     if len(found) != 1 or not all(found[0]):
-        raise ConfigError(f"{where}: {name} must be a model folder, or a model and one adapter, as base+adapter")
+        raise ConfigError(f"{where}: {name} must be a model folder, or base+adapter, with one plus")
     return found[0]
 
 

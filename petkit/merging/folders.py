@@ -18,6 +18,8 @@ from petkit.artifacts.merged import MergedManifest, weights_sha256
 from petkit.artifacts.reader import CONFIG, MANIFEST
 from petkit.configuration import dump_yaml
 from petkit.errors import GateError
+from petkit.merging.adapted import AdaptedModel, adapter_checks, open_source
+from petkit.merging.bases import Hashes
 from petkit.merging.companions import companions, tokenizer_folder
 from petkit.merging.config import MergeConfig
 from petkit.merging.output import open_output
@@ -36,7 +38,7 @@ class Opened:
     """A plan over models that are open."""
 
     plan: Plan
-    models: Mapping[str, ModelFolder]
+    models: Mapping[str, ModelFolder | AdaptedModel]
     files: Mapping[str, bytes]
     """What goes beside the weights."""
 
@@ -55,7 +57,8 @@ def open_merge(config: MergeConfig, seed: int, stack: ExitStack) -> Opened:
     Raises:
         PetkitError: a model cannot be read, models do not fit each other, or a parameter is wrong.
     """
-    models = {name: stack.enter_context(open_model(name)) for name in config.models}
+    hashes: Hashes = {}
+    models = {name: stack.enter_context(open_source(name, hashes)) for name in config.models}
     plan = plan_merge(config, models, seed, Buffers())
     folders = [models[name].folder for name in config.models]
     tokenizer = tokenizer_folder(config.tokenizer_source, folders[0], folders)
@@ -103,7 +106,11 @@ def merge_folders(
                 outcome = carry_out(opened.plan, writer, advance)
             for name, content in opened.files.items():
                 atomic_write(stage / name, content)
-            checks = [*_differs(config, outcome), _reads_back(stage, opened.plan)]
+            checks = [
+                *_differs(config, outcome),
+                *adapter_checks(opened.models),
+                _reads_back(stage, opened.plan),
+            ]
             digest = weights_sha256(stage)
             result = _result(config, opened.plan, outcome, checks, seed, started)
             _describe(stage, config, read_as, seed, digest, result)

@@ -123,7 +123,10 @@ def test_one_adapter_at_weight_one_is_itself_bit_for_bit(scaling):
     assert merged.dense.keys() == one.dense.keys()
     for name, tensor in merged.dense.items():
         assert tensor.numpy().tobytes() == one.dense[name].numpy().tobytes(), name
-    assert (merged.manifest.scaling, merged.manifest.adapter) == (scaling, one.manifest.adapter | _scale(scaling))
+    assert (merged.manifest.scaling, merged.manifest.adapter) == (
+        scaling,
+        one.manifest.adapter | _scale(scaling),
+    )
 
 
 def _scale(scaling):
@@ -132,7 +135,9 @@ def _scale(scaling):
 
 def test_targets_are_those_of_all():
     one, other = adapter(1), adapter(2)
-    manifest = other.manifest.model_copy(update={"adapter": {**other.manifest.adapter, "targets": ["o", "q"]}})
+    manifest = other.manifest.model_copy(
+        update={"adapter": {**other.manifest.adapter, "targets": ["o", "q"]}}
+    )
     merged = merge_adapters([one, Artifact(other.folder, manifest, {}, other.raw_dense)], [1.0, 1.0])
     assert merged.manifest.adapter["targets"] == ["q", "v", "o"]
 
@@ -149,7 +154,9 @@ def test_a_base_is_known_by_its_hash_or_else_by_its_name():
 
 @pytest.mark.parametrize("rank", [0, -1, 7])
 def test_ranks_that_cannot_be(rank):
-    with pytest.raises(ConfigError, match=f"rank must be from 1 to 6, which is the exact merge's, got {rank}"):
+    with pytest.raises(
+        ConfigError, match=f"rank must be from 1 to 6, which is the exact merge's, got {rank}"
+    ):
         merge_adapters([adapter(1), adapter(2)], [1.0, 1.0], rank)
 
 
@@ -177,5 +184,3 @@ def test_adapters_that_do_not_fit_are_named(others, weights, rank, message):
 def test_a_rank_for_an_activation_is_refused():
     with pytest.raises(ConfigError, match=r"rank is for LoRA: adapter-1 has an activation"):
         merge_adapters([adapter(1, method="adaptformer")], [1.0], rank=2)
-
-

@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from petkit.merging import low_rank
-from petkit.merging.low_rank import Pair, Part, Product, distance, nearest_of_rank, norm, of_rank, side_by_side
+from petkit.merging.low_rank import (
+    Pair,
+    Part,
+    Product,
+    distance,
+    nearest_of_rank,
+    norm,
+    of_rank,
+    side_by_side,
+)
 
 
 def matrices(seed, out=5, inputs=7, rank=3):
