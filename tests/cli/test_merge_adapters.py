@@ -30,6 +30,7 @@ def world(tmp_path_factory):
         ("b", 2, {"bits": 1, "bottleneck": 4, "targets": ("q", "mlp")}),
     ):
         write_text(folder / name, base, AdapterConfig(**LORA, **options), task="causal_lm", seed=seed)
+    (folder / "same").symlink_to(folder / "a")
     save_adapter(
         folder / "p",
         base,
@@ -160,6 +161,22 @@ def test_it_computes_what_peft_computes_of_the_same(petkit, tmp_path):
     torch.testing.assert_close(logits(exported, TOKENS), wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_adapters_with_an_activation_merge_side_by_side(petkit, tmp_path):
+    for seed in (1, 2):
+        write(tmp_path / str(seed), AdapterConfig(bits=1, bottleneck=4, dropout=0.0, scale=seed), seed=seed)
+    yaml = asked(tmp_path, tmp_path, "task_arithmetic", {"1": 0.5, "2": -1})
+    result = result_of(petkit("merge", yaml, "-o", tmp_path / "out", "--json"))
+    assert (result["rank"], result["rank_error"]) == (8, 0)
+    site, x = result["sites"][0]["site"], torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(0))
+    first, other, found = (
+        load_adapted(tmp_path / name, mode="dense").model.get_submodule(site)(x) for name in ("1", "2", "out")
+    )
+    torch.testing.assert_close(found, 0.5 * first - other, rtol=1e-4, atol=1e-5)
+    refused = petkit("merge", yaml, "-o", tmp_path / "x", "--rank", 2)
+    assert (refused.code, "rank is for LoRA" in refused.err) == (2, True)
+    assert result_of(petkit("merge", yaml, "-o", tmp_path / "x", "--bits", 1, "--json"))["bits_error"] < 1
+
+
 def test_errors_are_reported(petkit, tmp_path, world):
     config = asked(tmp_path, world, "linear", {"a": 1, "b": 1})
     result = result_of(petkit("merge", config, "-o", tmp_path / "out", "--rank", 2, "--bits", 8, "--json"))
@@ -208,7 +225,6 @@ def test_a_plan_writes_nothing(petkit, tmp_path, world):
 
 @pytest.mark.parametrize("weights", [{"a": 0.0, "b": 0.0}, {"a": 1.0, "same": -1.0}])
 def test_a_merge_that_equals_its_base_exits_with_3(petkit, tmp_path, world, weights):
-    (world / "same").exists() or (world / "same").symlink_to(world / "a")
     config = asked(tmp_path, world, "task_arithmetic", weights)
     done = petkit("merge", config, "-o", tmp_path / "out")
     assert done.code == 3
@@ -271,11 +287,13 @@ def test_adapters_that_do_not_belong_together(petkit, tmp_path, world):
 
 
 def test_a_base_that_is_not_theirs(petkit, tmp_path, world):
-    other = save_base(tmp_path / "other", peft_models.llama)
-    message = refused(petkit, tmp_path, [world / "a"], base_model=str(other))
-    assert (
-        f"cannot be compared with {world}/base" in message or f"base_model {other} is not the base" in message
+    other = save_llama(tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    save_file(
+        {**tensors, "model.norm.weight": torch.zeros(16)}, other / "model.safetensors", {"format": "pt"}
     )
+    message = refused(petkit, tmp_path, [world / "a"], base_model=str(other))
+    assert f"base_model {other} is not the base of {world}/a, which is {world}/base of sha256" in message
     assert f"base_model {other} is not" in refused(petkit, tmp_path, [world / "p"], base_model=str(other))
     assert "is an adapter" in refused(petkit, tmp_path, [world / "a"], base_model=str(world / "b"))
     copy = save_llama(tmp_path / "copy")

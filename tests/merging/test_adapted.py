@@ -18,7 +18,7 @@ from petkit.models.config import AdapterConfig
 from tests.artifacts import peft_models
 from tests.artifacts.peft_models import IMAGES, TOKENS, logits
 from tests.merging.peft_adapters import load_base, save_adapter, save_base, with_adapters, write_yaml
-from tests.serving.text_models import save_bert, save_llama, write_text
+from tests.serving.text_models import save_bert, save_llama, save_tokenizer, write_text
 
 # PEFT 0.21 asks transformers for an attribute under the name it is about to lose.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -75,7 +75,7 @@ def test_transformers_loads_what_peft_computes(tmp_path, case):
     base = save_base(tmp_path / "base", make)
     adapter = save_adapter(tmp_path / "lora", base, **options)
     yaml = write_yaml(tmp_path / "m.yml", "passthrough", [f"{base}+{adapter}"])
-    merge(yaml, tmp_path / "out")
+    assert merge(yaml, tmp_path / "out")["changed"] > 0
     wanted = logits(with_adapters(base, adapter), inputs)
     torch.testing.assert_close(logits(load_base(tmp_path / "out"), inputs), wanted, rtol=1e-5, atol=1e-5)
     assert (wanted - logits(load_base(base), inputs)).abs().max() > 1e-2
@@ -152,6 +152,18 @@ def test_a_packed_adapter_knows_its_base_by_its_hash(tmp_path):
         open_source(f"{base}+{adapter}", {}),
     ):
         pass
+
+
+def test_thirds_of_a_transposed_map(tmp_path):
+    from petkit.models.loading import load_adapted
+
+    base = save_base(tmp_path / "base", peft_models.gpt2)
+    save_tokenizer(base, chat=False)
+    config = AdapterConfig(method="lora", bits=32, bottleneck=3, targets=("q", "v"), dropout=0.0, scale=2.0)
+    adapter = write_text(tmp_path / "a", base, config, task="causal_lm")
+    merge(write_yaml(tmp_path / "m.yml", "passthrough", [f"{base}+{adapter}"]), tmp_path / "out")
+    wanted = logits(load_adapted(adapter).model, TOKENS)
+    torch.testing.assert_close(logits(load_base(tmp_path / "out"), TOKENS), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_a_head_that_has_no_place_is_told(tmp_path, caplog):
