@@ -64,13 +64,13 @@ def checked_logits(stage: Path, config: Path, seed: int, base: str | None) -> Ch
 
 def compared(stage: Path, config: Path, seed: int, base: str | None) -> dict[str, Any]:
     """What the child process finds out."""
-    from petkit.merging.config import read_merge_config
+    from petkit.merging.config import read_merge_config, split_adapter
     from petkit.merging.in_memory import merged_in_memory
     from petkit.models.fixed_batch import fixed_output
 
     written = fixed_output(stage)
     wanted = fixed_output(stage, merged_in_memory(read_merge_config(config), seed))
-    before = fixed_output(Path(base)) if base else None
+    before = fixed_output(Path(split_adapter(base)[0])) if base else None
     is_comparable = before is not None and before.shape == written.shape
     return {
         "difference": float((written - wanted).abs().max()),

@@ -75,10 +75,10 @@ def command(
     as_json: common.JsonFlag = False,
 ) -> None:
     """Quantise a trained 32-bit adapter without further training; head and base stay as they are."""
+    from petkit.artifacts.source import read_source
     from petkit.artifacts.writer import check_output
     from petkit.methods.binary_adapter.recorded import check_sections
     from petkit.quantization.artifact import adapter_matrices
-    from petkit.quantization.source import read_source
     from petkit.training import device as devices
 
     settings = _settings(bits=bits, method=method, codebook=codebook, rounds=rounds)

@@ -210,20 +210,39 @@ def _layered(data: Any, where: str) -> SourceConfig:
 
 
 def _model(data: Any, where: str) -> str:
-    """The folder of a model; mergekit's longer forms are read where petkit can do what they say."""
+    """The folder of a model, perhaps with `+` and an adapter's; mergekit's longer forms are read too."""
     if isinstance(data, Mapping):
-        _check_keys(
-            data,
-            ("model", "path"),
-            where,
-            {"lora": "merge adapters on their own", "revision": "use a folder"},
-        )
-        return _model(data.get("path") or data.get("model"), where)
+        _check_keys(data, ("model", "path", "lora"), where, {"revision": "use a folder"})
+        model = _model(data.get("path") or data.get("model"), where)
+        adapter = data.get("lora")
+        return model if adapter is None else f"{model}+{_model(adapter, f'{where}.lora')}"
     if not isinstance(data, str) or not data:
         raise ConfigError(f"{where} must be a model folder, got {data!r}")
-    if "+" in data and not Path(data).exists():
-        raise ConfigError(f"{where}: {data} adds an adapter, which is not supported here: merge it first")
+    split_adapter(data, where)
     return data
+
+
+def split_adapter(name: str, where: str = "models") -> tuple[str, str | None]:
+    """Take `base+adapter` apart.
+
+    Args:
+        name: a folder, or two with a plus between; a folder that is there may have one in its name.
+        where: for the message.
+
+    Returns:
+        The model's folder and the adapter's, or None.
+
+    Raises:
+        ConfigError: there is no one place to take it apart.
+    """
+    if "+" not in name or Path(name).exists():
+        return name, None
+    pairs = [(name[:place], name[place + 1 :]) for place, letter in enumerate(name) if letter == "+"]
+    there = [pair for pair in pairs if all(part and Path(part).exists() for part in pair)]
+    found = there if len(there) == 1 else pairs
+    if len(found) != 1 or not all(found[0]):
+        raise ConfigError(f"{where}: {name} must be a model folder, or base+adapter, with one plus")
+    return found[0]
 
 
 def _list(data: Any, where: str) -> list[Any]:

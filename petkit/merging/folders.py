@@ -20,6 +20,8 @@ from petkit.artifacts.merged import MergedManifest, weights_sha256
 from petkit.artifacts.reader import CONFIG, MANIFEST
 from petkit.configuration import dump_yaml
 from petkit.errors import GateError
+from petkit.merging.adapted import AdaptedModel, adapter_checks, open_source
+from petkit.merging.bases import Hashes
 from petkit.merging.companions import companions, tokenizer_folder
 from petkit.merging.config import MergeConfig
 from petkit.merging.fingerprints import Fingerprints
@@ -39,7 +41,7 @@ class Opened:
     """A plan over models that are open."""
 
     plan: Plan
-    models: Mapping[str, ModelFolder]
+    models: Mapping[str, ModelFolder | AdaptedModel]
     files: Mapping[str, bytes]
     """What goes beside the weights."""
 
@@ -58,7 +60,8 @@ def open_merge(config: MergeConfig, seed: int, stack: ExitStack) -> Opened:
     Raises:
         PetkitError: a model cannot be read, models do not fit each other, or a parameter is wrong.
     """
-    models = {name: stack.enter_context(open_model(name)) for name in config.models}
+    hashes: Hashes = {}
+    models = {name: stack.enter_context(open_source(name, hashes)) for name in config.models}
     plan = plan_merge(config, models, seed, Buffers())
     folders = [models[name].folder for name in config.models]
     tokenizer = tokenizer_folder(config.tokenizer_source, folders[0], folders)
@@ -113,8 +116,8 @@ def merge_folders(
                 checks = [*_differs(config, outcome), *_reads_back(stage, opened.plan, digest)]
             for name, content in opened.files.items():
                 atomic_write(stage / name, content)
-            checks += [check(stage)] if check else []
-            result = _result(config, opened.plan, outcome, checks, seed, started)
+            checks += [*adapter_checks(opened.models), *([check(stage)] if check else [])]
+            result = _result(config, opened, outcome, checks, seed, started)
             inputs = hashes.result() if hashes else {}
             _describe(stage, config, step(COMMAND, read_as, inputs), dict(read_as), digest, result)
             write_checks(stage, checks)
@@ -181,8 +184,9 @@ def _is_finite(model: ModelFolder, tensor: str) -> bool:
 
 
 def _result(
-    config: MergeConfig, plan: Plan, outcome: Outcome, checks: Sequence[Check], seed: int, started: float
+    config: MergeConfig, opened: Opened, outcome: Outcome, checks: Sequence[Check], seed: int, started: float
 ) -> dict[str, Any]:
+    plan, models = opened.plan, opened.models
     return {
         "status": "completed" if all(check.ok for check in checks) else "gate_failed",
         "method": config.method,
@@ -193,6 +197,9 @@ def _result(
         "parameters": sum(one.slices.count for one in plan.tensors),
         "bytes": plan.nbytes,
         "checks": {check.name: check.ok for check in checks},
+        "left_out": {
+            name: list(one.left_out) for name, one in models.items() if isinstance(one, AdaptedModel)
+        },
         "seconds": time.perf_counter() - started,
     }
 

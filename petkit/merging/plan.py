@@ -170,7 +170,7 @@ class _Planner:
                 )
         shape = check_shapes(name, every)
         dtypes = {reading.source.entries[reading.tensor].dtype for reading in every}
-        own = every[0].source.entries[every[0].tensor].dtype
+        own = every[0].source.entries[every[0].tensor].own_dtype
         is_merged = own in FLOATS
         dtype = getattr(torch, self.config.dtype) if self.config.dtype and is_merged else own
         slices = Slices(name, shape, readings, base, common_dtype(dtypes) if is_merged else own, self.buffers)

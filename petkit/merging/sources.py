@@ -33,6 +33,13 @@ class Entry:
 
     dtype: torch.dtype
     shape: tuple[int, ...]
+    stored: torch.dtype | None = None
+    """Where it is read in a wider one than the model has."""
+
+    @property
+    def own_dtype(self) -> torch.dtype:
+        """Of the model, which a result takes from it."""
+        return self.stored or self.dtype
 
     @property
     def count(self) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from petkit.merging.plan import Plan, Planned
 from petkit.merging.slices import PIECE
+from petkit.merging.sources import Source
 from petkit.merging.tensors import merged_pieces
 
 # Numbers of a piece that are compared with the base first.
@@ -89,7 +90,8 @@ def _differs(one: Planned, start: int, numbers: Tensor) -> bool:
 def _part_differs(one: Planned, start: int, numbers: Tensor, part: slice) -> bool:
     own = numbers[part]
     reading = one.slices.base or one.slices.models[0]
-    entry = reading.source.entries[reading.tensor]
-    other = torch.empty(len(own), dtype=entry.dtype)
-    reading.source.read(reading.tensor, start + part.start, other)
+    # What an adapter changes in its base is a change.
+    source: Source = getattr(reading.source, "base", reading.source)
+    other = torch.empty(len(own), dtype=source.entries[reading.tensor].dtype)
+    source.read(reading.tensor, start + part.start, other)
     return not torch.equal(other.to(own.dtype), own)

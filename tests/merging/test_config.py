@@ -3,7 +3,7 @@
 import pytest
 
 from petkit.errors import ConfigError
-from petkit.merging.config import read_merge_config, setting_at
+from petkit.merging.config import read_merge_config, setting_at, split_adapter
 
 LINEAR = """
 merge_method: linear
@@ -55,6 +55,18 @@ slices:
     assert [one.sources[0].layers for one in config.slices] == [(0, 2), (1, 4)]
 
 
+def test_a_model_and_an_adapter(tmp_path, monkeypatch):
+    text = "merge_method: linear\nmodels: [{model: a+b}, {model: {model: {path: a}, lora: {path: c}}}]"
+    assert read(tmp_path, text).models == ("a+b", "a+c")
+    assert split_adapter("a+b") == ("a", "b")
+    assert split_adapter("a") == ("a", None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a+b").mkdir()
+    assert split_adapter("a+b") == ("a+b", None)
+    (tmp_path / "c").mkdir()
+    assert split_adapter("a+b+c") == ("a+b", "c")
+
+
 def test_settings_by_depth_and_by_name():
     assert setting_at(0.5, "x", 0.3) == 0.5
     assert setting_at([0, 1], "x", 0.25) == 0.25
@@ -77,8 +89,9 @@ def test_settings_by_depth_and_by_name():
         (LINEAR + "dtype: float16", "dtype"),
         ("merge_method: linear\nmodels: []", "models must be a list of at least one"),
         ("merge_method: linear\nmodels: [{modle: a}]", "models[0]: unknown key modle; did you mean model?"),
-        ("merge_method: linear\nmodels: [{model: a+b}]", "a+b adds an adapter"),
-        ("merge_method: linear\nmodels: [{model: {path: a, lora: b}}]", "lora is not supported"),
+        ("merge_method: linear\nmodels: [{model: a+b+c}]", "a+b+c must be a model folder, or base+adapter"),
+        ("merge_method: linear\nmodels: [{model: a+}]", "a+ must be a model folder, or base+adapter"),
+        ("merge_method: linear\nmodels: [{model: {path: a, revision: b}}]", "revision is not supported"),
         ("merge_method: linear\nmodels: [{model: a, parameters: 3}]", "must be a mapping of names to values"),
         (
             "merge_method: linear\nslices: [{sources: [{model: a, layer_range: [2, 1]}]}]",

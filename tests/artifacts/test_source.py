@@ -1,11 +1,11 @@
 import pytest
 import torch
 
+from petkit.artifacts.source import read_source
 from petkit.errors import ArtifactError, InputError
 from petkit.models.config import AdapterConfig
 from petkit.quantization.artifact import adapter_matrices, quantize_artifact
 from petkit.quantization.config import QuantizationConfig
-from petkit.quantization.source import read_source
 from tests.quantization.artifacts import write
 from tests.quantization.peft_folder import write_peft
 

@@ -1,0 +1,42 @@
+"""Whether a configuration merges adapters or whole models, by what its folders hold. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from petkit.artifacts.source import is_adapter_folder
+from petkit.errors import ConfigError
+from petkit.merging.config import MergeConfig, split_adapter
+
+
+def lists_adapters(config: MergeConfig) -> bool:
+    """Whether a configuration merges adapters, by what its folders hold.
+
+    Args:
+        config: what is asked for.
+
+    Returns:
+        True for adapters, False for whole models.
+
+    Raises:
+        ConfigError: some of the one kind and some of the other; names one of each.
+    """
+    named = list(dict.fromkeys(source.model for one in config.slices for source in one.sources))
+    adapters = [name for name in named if is_adapter_folder(name)]
+    others = [name for name in named if name not in adapters]
+    if adapters and others:
+        raise ConfigError(
+            f"adapters and whole models do not merge with each other: {adapters[0]} is an adapter, "
+            f"{others[0]} is none; base+adapter is a model, as models: [{{model: BASE+{adapters[0]}}}]"
+        )
+    return bool(adapters)
+
+
+def folders_of(config: MergeConfig) -> dict[str, Path]:
+    """Every folder that a merge reads, by the name that the configuration gives it.
+
+    Args:
+        config: what is asked for; `base+adapter` is two folders.
+    """
+    parts = (part for name in config.models for part in split_adapter(name) if part is not None)
+    return {part: Path(part) for part in parts}
