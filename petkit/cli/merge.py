@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from petkit.cli import common, output
+from petkit.cli import common, merge_tune, output
 from petkit.cli.default_group import app_with_default
 
 
@@ -95,4 +95,4 @@ def _result_rows(result: Mapping[str, Any], folder: Path) -> list[tuple[str, str
     ]
 
 
-app = app_with_default(command, "Merge models into one, from mergekit's YAML.")
+app = app_with_default(command, "Merge models into one, from mergekit's YAML.", tune=merge_tune.command)
