@@ -209,7 +209,7 @@ def _tried(search: Search, folder: Path, study: Study, proposal: Proposal) -> Tr
                 raise MetricError("the command removed the model's folder")
         except (ConfigError, GateError, MetricError) as fault:
             # Of these numbers, and not of the machine: others may do.
-            score, error = None, str(fault)
+            score, error = None, _without_place(str(fault))
         trial = study.record(proposal, score, time.monotonic() - started, error)
         with (folder / TRIALS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(trial.record) + "\n")
@@ -217,6 +217,11 @@ def _tried(search: Search, folder: Path, study: Study, proposal: Proposal) -> Tr
             _keep(search, folder, trial, model)
     _tell(search, trial, before)
     return trial
+
+
+def _without_place(message: str) -> str:
+    """A merge that fails a check says where its files are, which are deleted here."""
+    return message.partition(" (see checks.json in ")[0]
 
 
 def _merged(search: Search, values: Mapping[str, float], scratch: Path) -> Path:
