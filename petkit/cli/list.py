@@ -81,7 +81,7 @@ def merge_methods(as_json: JsonFlag = False) -> None:
     """List what `merge_method` may be, with its parameters and its paper."""
     from petkit.merging.registry import METHODS as MERGE_METHODS
 
-    payload = [
+    payload: list[dict[str, Any]] = [
         {
             "name": method.name,
             "summary": method.title,
