@@ -162,7 +162,7 @@ def main() -> None:
         with suppress(PetkitError):
             sys.stdout.flush()
         sys.stderr.flush()
-    sys.exit(code)
+    process.leave(code)
 
 
 def _command() -> TyperGroup:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import codecs
+import gc
 import io
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from petkit.errors import PetkitError
 
@@ -36,6 +41,36 @@ def adopt_manners() -> None:
     sys.stdout = _patient(sys.stdout)
     sys.stderr = _patient(sys.stderr)
     signal.signal(signal.SIGTERM, _terminate)
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import much at once: what is made meanwhile stays, so that looking for garbage in it is in vain."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def leave(code: int) -> NoReturn:
+    """End the process once threads and exit handlers are through, without taking every module apart.
+
+    That would cost a process with torch 0.3 s, and a quarter more memory than it had at its peak.
+    """
+    # As the interpreter does before it runs the handlers.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(PetkitError, OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def let_threads_sleep() -> None:
+    """Keep OpenMP's idle threads, once torch is imported, from spinning on cores that other threads need."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _open_closed_streams() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,12 +15,14 @@ import torch
 
 from petkit.artifacts import Check, atomic_write, staged_artifact, step, write_checks, write_json
 from petkit.artifacts.card import lay_out
+from petkit.artifacts.manifest import Step
 from petkit.artifacts.merged import MergedManifest, weights_sha256
 from petkit.artifacts.reader import CONFIG, MANIFEST
 from petkit.configuration import dump_yaml
 from petkit.errors import GateError
 from petkit.merging.companions import companions, tokenizer_folder
 from petkit.merging.config import MergeConfig
+from petkit.merging.fingerprints import Fingerprints
 from petkit.merging.output import open_output
 from petkit.merging.plan import Plan, plan_merge
 from petkit.merging.slices import PIECE, Buffers
@@ -72,6 +75,7 @@ def merge_folders(
     overwrite: bool = False,
     shard_bytes: int,
     progress: Callable[[int], Any],
+    hashes: Fingerprints | None = None,
 ) -> dict[str, Any]:
     """Merge model folders.
 
@@ -83,6 +87,7 @@ def merge_folders(
         overwrite: replace what petkit wrote there.
         shard_bytes: the most that a file of the result holds.
         progress: makes a context manager of a function that is told how many more bytes are written.
+        hashes: of the models' files, for the lineage; None leaves them out.
 
     Returns:
         The content of result.json.
@@ -100,19 +105,34 @@ def merge_folders(
                 open_output(stage, opened.plan.tensors, shard_bytes) as writer,
                 progress(opened.plan.nbytes) as advance,
             ):
-                outcome = carry_out(opened.plan, writer, advance)
+                outcome = carry_out(opened.plan, writer, _told(advance, opened.plan.nbytes, hashes))
+                digest = writer.finish()
+                # While the disk takes what is left.
+                checks = [*_differs(config, outcome), *_reads_back(stage, opened.plan, digest)]
             for name, content in opened.files.items():
                 atomic_write(stage / name, content)
-            checks = [*_differs(config, outcome), _reads_back(stage, opened.plan)]
-            digest = weights_sha256(stage)
             result = _result(config, opened.plan, outcome, checks, seed, started)
-            _describe(stage, config, read_as, seed, digest, result)
+            inputs = hashes.result() if hashes else {}
+            _describe(stage, config, step(COMMAND, read_as, inputs), dict(read_as), digest, result)
             write_checks(stage, checks)
             write_json(stage / "result.json", result)
     for check in checks:
         if not check.ok:
             raise GateError(f"{check.name}: {check.detail} (see checks.json in {output})")
     return result
+
+
+def _told(advance: Advance, total: int, hashes: Fingerprints | None) -> Advance:
+    done = 0
+
+    def told(count: int) -> None:
+        nonlocal done
+        done += count
+        advance(count)
+        if hashes is not None:
+            hashes.merged(done / total)
+
+    return told
 
 
 def _differs(config: MergeConfig, outcome: Outcome) -> Iterator[Check]:
@@ -124,8 +144,17 @@ def _differs(config: MergeConfig, outcome: Outcome) -> Iterator[Check]:
     yield Check(f"differs from {other}", outcome.changed > 0, detail)
 
 
-def _reads_back(stage: Path, plan: Plan) -> Check:
-    """Open the result as any other model: every tensor is there, of its shape and dtype, and finite."""
+def _reads_back(stage: Path, plan: Plan, merged: str) -> Iterator[Check]:
+    """Open the result as any other model: whole, finite, and byte for byte what was merged in memory."""
+    with ThreadPoolExecutor(1) as hashing:
+        hashed = hashing.submit(weights_sha256, stage)
+        yield _is_whole(stage, plan)
+        found = hashed.result()
+    detail = f"sha256 {found} read from the disk, {merged} of the numbers in memory"
+    yield Check("is what was merged", found == merged, detail)
+
+
+def _is_whole(stage: Path, plan: Plan) -> Check:
     name = "reads back"
     with open_model(stage) as model:
         for one in plan.tensors:
@@ -167,8 +196,8 @@ def _result(
 def _describe(
     stage: Path,
     config: MergeConfig,
-    read_as: Mapping[str, Any],
-    seed: int,
+    history: Step,
+    read_as: dict[str, Any],
     digest: str,
     result: Mapping[str, Any],
 ) -> None:
@@ -176,9 +205,9 @@ def _describe(
         method=config.method,
         base=config.base,
         models=tuple(result["models"]),
-        lineage=(step(COMMAND, read_as),),
-        merge=dict(read_as),
-        seed=seed,
+        lineage=(history,),
+        merge=read_as,
+        seed=result["seed"],
         weights_sha256=digest,
     )
     text = json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
@@ -190,7 +219,7 @@ def _describe(
         ("models", ", ".join(result["models"])),
         ("parameters", f"{result['parameters']:,}"),
         ("tensors that changed", f"{result['changed']} of {result['tensors']}"),
-        ("seed", str(seed)),
+        ("seed", str(result["seed"])),
     ]
     about = "Models merged by petkit; transformers loads this folder as it is."
     card = lay_out(f"Merge, {config.method}", about, rows, None, manifest.lineage, ("petkit inspect FOLDER",))

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from petkit.errors import InputError
 from petkit.merging.plan import Planned
-from petkit.merging.sources import DTYPES, INDEX, OTHER_DTYPES, SINGLE
+from petkit.merging.shards import INDEX, SINGLE
+from petkit.merging.sources import DTYPES, OTHER_DTYPES
 
 # As transformers writes shards.
 SHARD_BYTES = 5_000_000_000
+# Pieces that may wait to be written.
+AHEAD = 2
+# After so many bytes the disk is told to begin.
+SYNC_BYTES = 1 << 27
 _NAMES = {dtype: name for name, dtype in {**DTYPES, **OTHER_DTYPES}.items()}
 
 
 class _Spot(NamedTuple):
     """Where a tensor goes."""
 
+    shard: int
     file: int
     position: int
     item: int
@@ -48,9 +57,9 @@ class Shard:
     payload: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class Writer:
-    """Open shards.
+    """Open shards, which are written and hashed beside the merging.
 
     Args:
         folder: where they are.
@@ -61,26 +70,79 @@ class Writer:
     folder: Path
     shards: Sequence[Shard]
     spots: dict[str, _Spot]
+    _digest: Any = field(default_factory=hashlib.sha256)
+    _end: tuple[int, int] = (-1, 0)
+    """Place of the shard that was written last, and the position behind its last byte."""
+
+    _writing: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "petkit-write"))
+    _syncing: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "petkit-sync"))
+    _pending: deque[Future[None]] = field(default_factory=deque)
+    _synced: list[Future[None]] = field(default_factory=list)
+    _unsynced: int = 0
 
     def write(self, tensor: str, start: int, numbers: Tensor) -> None:
-        """Write numbers of a tensor.
+        """Write numbers of a tensor, in the order of the plan; it may be done after this returns.
 
         Args:
             tensor: its name.
             start: place of the first.
-            numbers: flat, of the planned dtype.
+            numbers: flat, of the planned dtype; to be left as they are.
 
         Raises:
-            InputError: the disk is full, or the file cannot be written.
+            InputError: the disk is full, or the file cannot be written; of these numbers or earlier ones.
         """
+        while len(self._pending) >= AHEAD:
+            self._pending.popleft().result()
         spot = self.spots[tensor]
         view = memoryview(numbers.contiguous().view(torch.uint8).numpy().data)
-        position, done = spot.position + start * spot.item, 0
+        self._pending.append(self._writing.submit(self._put, spot, spot.position + start * spot.item, view))
+
+    def finish(self) -> str:
+        """Wait until all is written, though perhaps not yet on the disk.
+
+        Returns:
+            SHA-256 of the shards as they were in memory, one behind the other.
+        """
+        while self._pending:
+            self._pending.popleft().result()
+        assert self._end[0] == len(self.shards) - 1
+        for file in dict.fromkeys(spot.file for spot in self.spots.values()):
+            self._synced.append(self._syncing.submit(os.fsync, file))
+        digest: str = self._digest.hexdigest()
+        return digest
+
+    def close(self) -> None:
+        """Wait until all that was finished is on the disk.
+
+        Raises:
+            InputError: it cannot be written.
+        """
         try:
-            while done < len(view):
-                done += os.pwrite(spot.file, view[done:], position + done)
+            for one in self._synced:
+                one.result()
         except OSError as error:
             raise InputError(f"cannot write to {self.folder}: {error.strerror}") from error
+        finally:
+            self._writing.shutdown(cancel_futures=True)
+            self._syncing.shutdown(cancel_futures=True)
+
+    def _put(self, spot: _Spot, position: int, view: memoryview) -> None:
+        if spot.shard != self._end[0]:
+            head = self.shards[spot.shard].head
+            self._digest.update(head)
+            self._end = (spot.shard, len(head))
+        assert self._end == (spot.shard, position), "numbers must come in the order of the plan"
+        try:
+            _write_all(spot.file, view, position)
+        except OSError as error:
+            raise InputError(f"cannot write to {self.folder}: {error.strerror}") from error
+        self._digest.update(view)
+        self._end = (spot.shard, position + len(view))
+        self._unsynced += len(view)
+        if self._unsynced >= SYNC_BYTES:
+            # The disk is kept busy from early on, and not asked for everything at the end.
+            self._synced.append(self._syncing.submit(os.fdatasync, spot.file))
+            self._unsynced = 0
 
 
 @contextmanager
@@ -89,7 +151,7 @@ def open_output(folder: Path, tensors: Sequence[Planned], shard_bytes: int = SHA
 
     Args:
         folder: which is there, and empty of them.
-        tensors: what will be written.
+        tensors: what will be written, larger items first.
         shard_bytes: the most that a shard holds; a larger tensor has one of its own.
 
     Yields:
@@ -102,19 +164,17 @@ def open_output(folder: Path, tensors: Sequence[Planned], shard_bytes: int = SHA
     by_name = {one.name: one for one in tensors}
     spots: dict[str, _Spot] = {}
     with ExitStack() as stack:
-        files = []
-        for shard in shards:
+        for place, shard in enumerate(shards):
             file = stack.enter_context(_created(folder / shard.name, shard))
-            files.append(file)
             position = len(shard.head)
             for name in shard.tensors:
-                spots[name] = _Spot(file, position, by_name[name].dtype.itemsize)
+                spots[name] = _Spot(place, file, position, by_name[name].dtype.itemsize)
                 position += by_name[name].nbytes
         if len(shards) > 1:
             _write_index(folder, shards)
-        yield Writer(folder, shards, spots)
-        for file in files:
-            os.fsync(file)
+        writer = Writer(folder, shards, spots)
+        stack.callback(writer.close)
+        yield writer
 
 
 @contextmanager
@@ -125,7 +185,7 @@ def _created(path: Path, shard: Shard) -> Iterator[int]:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
     try:
         try:
-            os.pwrite(file, shard.head, 0)
+            _write_all(file, memoryview(shard.head), 0)
             # A full disk is found now, and not behind hours of work.
             if shard.payload:
                 os.posix_fallocate(file, len(shard.head), shard.payload)
@@ -134,6 +194,12 @@ def _created(path: Path, shard: Shard) -> Iterator[int]:
         yield file
     finally:
         os.close(file)
+
+
+def _write_all(file: int, view: memoryview, position: int) -> None:
+    done = 0
+    while done < len(view):
+        done += os.pwrite(file, view[done:], position + done)
 
 
 def _shards(tensors: Sequence[Planned], most: int) -> Iterator[Shard]:
@@ -147,11 +213,7 @@ def _shards(tensors: Sequence[Planned], most: int) -> Iterator[Shard]:
         size += one.nbytes
     for place, group in enumerate(groups, start=1):
         name = SINGLE if len(groups) == 1 else f"model-{place:05d}-of-{len(groups):05d}.safetensors"
-        # Larger items first, so that each tensor is aligned.
-        ordered = sorted(group, key=lambda one: -one.dtype.itemsize)
-        yield Shard(
-            name, _head(ordered), tuple(one.name for one in ordered), sum(one.nbytes for one in ordered)
-        )
+        yield Shard(name, _head(group), tuple(one.name for one in group), sum(one.nbytes for one in group))
 
 
 def _head(tensors: Sequence[Planned]) -> bytes:

@@ -98,7 +98,8 @@ def plan_merge(config: MergeConfig, models: Mapping[str, Source], seed: int, buf
     planner = _Planner(config, models, method, seed, buffers)
     tensors = planner.sliced() if config.is_sliced else planner.whole()
     layers = sum(_length(one) for one in config.slices) if config.is_sliced else None
-    return Plan(method, tuple(tensors), layers)
+    # As they lie in the file, where larger items come first, so that each tensor is aligned.
+    return Plan(method, tuple(sorted(tensors, key=lambda one: -one.dtype.itemsize)), layers)
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,11 @@ class Slices:
     def _piece(self, start: int, count: int, place: int) -> Piece:
         readings = [*self.models, *([self.base] if self.base else [])]
         rows = self.buffers.rows(place % 2, len(readings), count, self.dtype)
-        for row, reading in zip(rows, readings, strict=True):
-            self.buffers.fill(row, reading, start)
+        # A tensor of at most two pieces is read once, however often a method looks at it.
+        if not self.buffers.holds(place % 2, self, start, count):
+            for row, reading in zip(rows, readings, strict=True):
+                self.buffers.fill(row, reading, start)
+            self.buffers.held[place % 2] = (self, start, count)
         base = rows[-1] if self.base else None
         return Piece(start, rows[: len(self.models)], base)
 
@@ -105,13 +108,22 @@ class Slices:
 class Buffers:
     """Memory that pieces are read into, again and again: two of them in turn."""
 
+    held: list[tuple[Slices, int, int] | None] = field(default_factory=lambda: [None, None])
+    """The piece that each memory holds: of which tensor, from where on, how many numbers."""
+
     _memory: list[Tensor] = field(default_factory=lambda: [torch.empty(0, dtype=torch.uint8)] * 2)
     _raw: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+
+    def holds(self, which: int, slices: Slices, start: int, count: int) -> bool:
+        """Whether a piece is there already."""
+        held = self.held[which]
+        return held is not None and held[0] is slices and held[1:] == (start, count)
 
     def rows(self, which: int, count: int, length: int, dtype: torch.dtype) -> Tensor:
         """A (count, length) tensor of the dtype, in memory that is used again at the next call for it."""
         nbytes = count * length * dtype.itemsize
-        self._memory[which] = _grown(self._memory[which], nbytes)
+        if self._memory[which].numel() < nbytes:
+            self._memory[which], self.held[which] = torch.empty(nbytes, dtype=torch.uint8), None
         return self._memory[which][:nbytes].view(dtype).view(count, length)
 
     def fill(self, row: Tensor, reading: Reading, start: int) -> None:

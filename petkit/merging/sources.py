@@ -9,20 +9,16 @@ from dataclasses import dataclass, field
 from io import FileIO
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from petkit.artifacts.paths import PICKLE_SUFFIXES, check_relative, open_inside, refuse_pickle
-from petkit.artifacts.reader import small_file
-from petkit.artifacts.strict_json import parse_json
-from petkit.artifacts.tensor_file import Place, locate_tensors
-from petkit.errors import ArtifactError, InputError
+from petkit.artifacts.paths import open_inside
+from petkit.artifacts.tensor_file import Place
+from petkit.errors import ArtifactError
+from petkit.merging.shards import located
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-MAX_INDEX = 64 * 2**20
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 # As safetensors writes other tensors, such as the counters of batch norms.
 OTHER_DTYPES = {
@@ -139,50 +135,13 @@ def open_model(folder: str | os.PathLike[str], name: str | None = None) -> Itera
         SafetyError: a pickle, or a path that leads out of the folder.
     """
     path = Path(folder)
-    if not path.is_dir():
-        raise InputError(f"expected a model folder, {path} is {'a file' if path.exists() else 'missing'}")
-    places = _indexed(path) if (path / INDEX).exists() else _single(path)
+    places = located(path)
     model = ModelFolder(name or str(path), path, places)
     model.entries.update({tensor: _entry(place, path, tensor) for tensor, (_, place) in places.items()})
     with ExitStack() as stack:
         for file in dict.fromkeys(file for file, _ in places.values()):
             model._files[file] = stack.enter_context(open_inside(path, file))
         yield model
-
-
-def _single(path: Path) -> dict[str, tuple[str, Place]]:
-    files = [SINGLE] if (path / SINGLE).exists() else sorted(one.name for one in path.glob("*.safetensors"))
-    if len(files) != 1:
-        pickles = sorted(one for one in path.iterdir() if one.suffix in PICKLE_SUFFIXES)
-        if not files and pickles:
-            raise refuse_pickle(pickles[0])
-        found = f"{len(files)} safetensors files and no {INDEX}" if files else "no safetensors file"
-        raise InputError(f"{path} must hold {SINGLE} or {INDEX} with its shards, it holds {found}")
-    return {tensor: (files[0], place) for tensor, place in locate_tensors(path, files[0]).items()}
-
-
-def _indexed(path: Path) -> dict[str, tuple[str, Place]]:
-    try:
-        content: Any = parse_json(small_file(path, INDEX, MAX_INDEX))
-        weight_map = content["weight_map"]
-        named = {str(tensor): check_relative(str(file)) for tensor, file in weight_map.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        if isinstance(error, ArtifactError):
-            raise
-        raise ArtifactError(f"{path / INDEX} is no index of shards: {str(error)[:200]}") from error
-    shards: dict[str, dict[str, Place]] = {}
-    for file in dict.fromkeys(named.values()):
-        try:
-            shards[file] = locate_tensors(path, file)
-        except FileNotFoundError:
-            lost = sum(other == file for other in named.values())
-            raise ArtifactError(
-                f"{path / file} is missing, {lost} of the {len(named)} tensors of {INDEX} are in it"
-            ) from None
-    for tensor, file in named.items():
-        if tensor not in shards[file]:
-            raise ArtifactError(f"{path / INDEX} says that {tensor} is in {file}, which has no such tensor")
-    return {tensor: (file, shards[file][tensor]) for tensor, file in named.items()}
 
 
 def _entry(place: Place, path: Path, tensor: str) -> Entry:

@@ -28,7 +28,7 @@ def merged_pieces(
         dtype: of the result.
 
     Yields:
-        Places and numbers, in order.
+        Places and numbers, in order; they stay as they are when the next are made.
 
     Raises:
         InputError: a model's number is not finite, or the result is not; names the tensor.
@@ -39,11 +39,17 @@ def merged_pieces(
     for piece in slices if chosen.in_pieces else [slices.whole()]:
         if chosen.drops:
             check_finite(slices, piece)
-        merged = chosen.combine(piece).to(dtype)
+        merged = _own(chosen.combine(piece).to(dtype), piece)
         if not bool(finite_rows(merged[None]).all()):
             check_finite(slices, piece)
             raise InputError(f"{slices.name} is not finite when it is merged in {dtype}: use a wider dtype")
         yield piece.start, merged
+
+
+def _own(merged: Tensor, piece: Piece) -> Tensor:
+    """A copy of what would be overwritten by the next piece."""
+    is_shared = merged.untyped_storage().data_ptr() == piece.models.untyped_storage().data_ptr()
+    return merged.clone() if is_shared else merged
 
 
 def merged_tensor(

@@ -377,6 +377,21 @@ main.main()
     assert child.returncode == 143
 
 
+def test_leaving_waits_for_threads_and_runs_exit_handlers():
+    code = """
+import atexit, threading, time
+from petkit.cli import process
+atexit.register(print, "handler")
+def work():
+    time.sleep(0.05)
+    print("thread")
+threading.Thread(target=work).start()
+process.leave(5)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("thread\nhandler\n", "", 5)
+
+
 def test_only_rank_0_prints(petkit, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert petkit("recipes", "ls")[:2] == (0, "")

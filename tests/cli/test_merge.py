@@ -1,5 +1,6 @@
 """`petkit merge`: its help, its plan, its result and its faults."""
 
+import hashlib
 import json
 
 import pytest
@@ -40,6 +41,14 @@ def test_a_merge(petkit, config, tmp_path):
     result = json.loads(done.out)
     assert (result["status"], result["tensors"], result["changed"]) == ("completed", 2, 2)
     assert json.loads((tmp_path / "out/checks.json").read_text())["ok"] is True
+
+
+def test_the_history_has_the_hashes_of_the_inputs(petkit, config, tmp_path):
+    assert petkit("merge", config, "-o", tmp_path / "out").code == 0
+    history = json.loads((tmp_path / "out/petkit.json").read_text())["lineage"]
+    wanted = hashlib.sha256((tmp_path / "a/model.safetensors").read_bytes()).hexdigest()
+    assert history[0]["inputs"][f"{tmp_path}/a/model.safetensors"] == wanted
+    assert len(history[0]["inputs"]) == 3
 
 
 def test_a_plan_writes_nothing(petkit, config, tmp_path):
