@@ -21,18 +21,19 @@ from petkit.configuration import dump_yaml
 from petkit.configuration.messages import dotted, shown_apart
 from petkit.errors import ArtifactError, ConfigError, GateError, InputError, PetkitError
 from petkit.merging.config import merge_config
+from petkit.merging.fingerprints import Fingerprints, fingerprints
 from petkit.merging.folders import merge_folders, open_merge
 from petkit.merging.metric import Metric, MetricError, measure
 from petkit.merging.parameters import Parameter
 from petkit.merging.ranges import Space, numbers_in, range_places, read_space, with_usual_ranges
 from petkit.merging.registry import method_named
-from petkit.merging.study import Direction, Proposal, Study, Trial, open_study
+from petkit.merging.study import Direction, Study, Trial, open_study
 
 log = logging.getLogger(__name__)
 
 BEST, BEST_YAML = "best", "best.yml"
 TRIALS, RESULT, RECORD = "trials.jsonl", "result.json", "study.json"
-SCRATCH = "scratch"
+SCRATCH, MODEL = "scratch", "model"
 # What is searched where a file says nothing, by the name of a parameter. At a density of 0 nothing is left.
 LIMITS = {"weight": (0.0, 1.0), "density": (0.05, 1.0), "t": (0.0, 1.0), "select_topk": (0.05, 1.0)}
 # From where DELLA's density - epsilon and density + epsilon are refused.
@@ -80,7 +81,7 @@ class Budget:
 
     Args:
         trials: in all, those of earlier processes too.
-        seconds: of this process, after which no trial begins; None for any time.
+        seconds: of this process, after which no trial but the very first begins; None for any time.
         failures: trials in a row that may fail.
     """
 
@@ -174,68 +175,128 @@ def tune(search: Search, budget: Budget, run: RunDirectory) -> dict[str, Any]:
             tried is kept, and the best of it.
     """
     started = time.monotonic()
-    _same_search(run, search)
-    with open_study(run.path, search.space.ranges, search.seed, search.direction) as study:
-        _write_trials(run.path, study.trials)
-        if study.trials:
-            log.info("%d of %d trials are there", len(study.trials), budget.trials)
-        with _marked(search, run.path, study):
-            reason = _searched(search, budget, run.path, study, started)
-        return _finished(search, run.path, study, reason)
+    models = merge_config(search.space.filled(search.space.start), search.name).models
+    with fingerprints({name: Path(name) for name in models}) as hashes:
+        _same_search(run, search, hashes.result())
+        with open_study(run.path, search.space.ranges, search.seed, search.direction) as study:
+            _write_trials(run.path, study.trials)
+            if study.trials:
+                log.info("%d of %d trials are there", len(study.trials), budget.trials)
+            running = _Running(search, run.path, study, hashes)
+            with running.marked():
+                reason = running.until(budget, started)
+            return running.finished(reason)
 
 
-def _searched(search: Search, budget: Budget, folder: Path, study: Study, started: float) -> str | None:
-    """Run trials; the reason why it ended before all of them."""
-    failures = 0
-    while len(study.trials) < budget.trials:
-        if budget.seconds is not None and time.monotonic() - started >= budget.seconds:
-            return "time_limit"
-        trial = _tried(search, folder, study, study.propose())
-        failures = failures + 1 if trial.score is None else 0
-        if failures > budget.failures:
-            return "failures"
-    return None
+@dataclass(frozen=True)
+class _Running:
+    """A search in a folder that is locked."""
 
+    search: Search
+    folder: Path
+    study: Study
+    hashes: Fingerprints
 
-def _tried(search: Search, folder: Path, study: Study, proposal: Proposal) -> Trial:
-    started = time.monotonic()
-    before = search.best(study.trials)
-    score, error = None, None
-    with _scratch(folder) as scratch:
+    def until(self, budget: Budget, started: float) -> str | None:
+        """Run trials; the reason why it ended before all of them."""
+        failures = 0
+        while (done := len(self.study.trials)) < budget.trials:
+            # The first one always begins: without it there is no result.
+            if done and budget.seconds is not None and time.monotonic() - started >= budget.seconds:
+                return "time_limit"
+            failures = failures + 1 if self.tried().score is None else 0
+            if failures > budget.failures:
+                return "failures"
+        return None
+
+    def tried(self) -> Trial:
+        """Run the next trial, write it down, and keep its model if it is the best one."""
+        before = self.search.best(self.study.trials)
+        started, proposal = time.monotonic(), self.study.propose()
+        with _scratch(self.folder) as scratch:
+            score, error = self._scored(proposal.parameters, scratch)
+            trial = self.study.record(proposal, score, time.monotonic() - started, error)
+            with (self.folder / TRIALS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(trial.record) + "\n")
+            if self.search.best([one for one in (before, trial) if one]) is trial:
+                self._keep(trial, scratch / MODEL)
+        _tell(trial, before)
+        return trial
+
+    def finished(self, reason: str | None) -> dict[str, Any]:
+        """Mend what a kill may have left, and write the result."""
+        trials = self.study.trials
+        best = self.search.best(trials)
+        if best is not None and not self._is_kept(best):
+            log.info("merging trial %d again, whose model was lost when the search was stopped", best.trial)
+            with _scratch(self.folder) as scratch:
+                self._merge(best.parameters, scratch)
+                self._keep(best, scratch / MODEL)
+        failed = best is None or reason == "failures"
+        result = _result(self.search, trials, "failed" if failed else "completed", reason)
+        write_json(self.folder / RESULT, result)
+        if failed:
+            count = sum(one.score is None for one in trials)
+            last = next(one for one in reversed(trials) if one.score is None)
+            what = f"all {count} trials" if best is None else f"too many trials in a row ({count} in all)"
+            raise PetkitError(f"{what} failed, the last one: {last.error} (see {TRIALS} in {self.folder})")
+        return result
+
+    @contextmanager
+    def marked(self) -> Iterator[None]:
+        """Keep result.json true, however the search ends; it also marks the folder as petkit's."""
+        self._mark("running")
         try:
-            model = _merged(search, proposal.parameters, scratch)
-            score = measure(search.metric, model, scratch)
-            if not model.is_dir():
+            yield
+        except BaseException as error:
+            self._mark("failed" if isinstance(error, Exception) else "interrupted")
+            raise
+
+    def _mark(self, status: str) -> None:
+        write_json(self.folder / RESULT, _result(self.search, self.study.trials, status, None))
+
+    def _scored(self, values: Mapping[str, float], scratch: Path) -> tuple[float | None, str | None]:
+        try:
+            self._merge(values, scratch)
+            score = measure(self.search.metric, scratch / MODEL, scratch)
+            if not (scratch / MODEL).is_dir():
                 raise MetricError("the command removed the model's folder")
         except (ConfigError, GateError, MetricError) as fault:
             # Of these numbers, and not of the machine: others may do.
-            score, error = None, _without_place(str(fault))
-        trial = study.record(proposal, score, time.monotonic() - started, error)
-        with (folder / TRIALS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(trial.record) + "\n")
-        if score is not None and (before is None or search.better(score, before.score or 0.0)):
-            _keep(search, folder, trial, model)
-    _tell(search, trial, before)
-    return trial
+            return None, _without_place(str(fault))
+        return score, None
+
+    def _merge(self, values: Mapping[str, float], scratch: Path) -> None:
+        data = self.search.space.filled(values)
+        merge_folders(
+            merge_config(data, self.search.name),
+            data,
+            scratch / MODEL,
+            seed=self.search.seed,
+            shard_bytes=self.search.shard_bytes,
+            progress=_silent,
+            hashes=self.hashes,
+        )
+
+    def _keep(self, trial: Trial, model: Path) -> None:
+        """Put a model in the place of the best one. A kill in between is mended at the end of the search."""
+        shutil.rmtree(self.folder / BEST, ignore_errors=True)
+        model.rename(self.folder / BEST)
+        atomic_write(self.folder / BEST_YAML, self._yaml(trial).encode())
+
+    def _is_kept(self, trial: Trial) -> bool:
+        files = (self.folder / BEST / CONFIG, self.folder / BEST_YAML)
+        if not all(file.is_file() for file in (*files, self.folder / BEST / MANIFEST)):
+            return False
+        return all(file.read_text(encoding="utf-8") == self._yaml(trial) for file in files)
+
+    def _yaml(self, trial: Trial) -> str:
+        return dump_yaml(self.search.space.filled(trial.parameters))
 
 
 def _without_place(message: str) -> str:
     """A merge that fails a check says where its files are, which are deleted here."""
     return message.partition(" (see checks.json in ")[0]
-
-
-def _merged(search: Search, values: Mapping[str, float], scratch: Path) -> Path:
-    data = search.space.filled(values)
-    model = scratch / "model"
-    merge_folders(
-        merge_config(data, search.name),
-        data,
-        model,
-        seed=search.seed,
-        shard_bytes=search.shard_bytes,
-        progress=_silent,
-    )
-    return model
 
 
 @contextmanager
@@ -255,60 +316,14 @@ def _scratch(folder: Path) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _keep(search: Search, folder: Path, trial: Trial, model: Path) -> None:
-    """Put a model in the place of the best one. A kill in between is mended at the end of the search."""
-    shutil.rmtree(folder / BEST, ignore_errors=True)
-    model.rename(folder / BEST)
-    atomic_write(folder / BEST_YAML, dump_yaml(search.space.filled(trial.parameters)).encode())
-
-
-def _is_kept(search: Search, folder: Path, trial: Trial) -> bool:
-    text = dump_yaml(search.space.filled(trial.parameters))
-    files = (folder / BEST / CONFIG, folder / BEST_YAML)
-    whole = (folder / BEST / MANIFEST).is_file() and all(file.is_file() for file in files)
-    return whole and all(file.read_text(encoding="utf-8") == text for file in files)
-
-
-def _tell(search: Search, trial: Trial, before: Trial | None) -> None:
+def _tell(trial: Trial, best: Trial | None) -> None:
+    """Log a trial, beside the best one before it."""
     if trial.score is None:
         log.warning("trial %d failed: %s", trial.trial, trial.error)
         return
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in trial.parameters.items())
-    if before is None or before.score is None or search.better(trial.score, before.score):
-        verdict = "the best so far"
-    else:
-        verdict = f"best {before.score:.6g} of trial {before.trial}"
-    log.info("trial %d: %.6g, %s (%.1f s; %s)", trial.trial, trial.score, verdict, trial.seconds, numbers)
-
-
-def _finished(search: Search, folder: Path, study: Study, reason: str | None) -> dict[str, Any]:
-    trials = study.trials
-    best = search.best(trials)
-    if best is not None and not _is_kept(search, folder, best):
-        log.info("merging trial %d again, whose model was lost when the search was stopped", best.trial)
-        with _scratch(folder) as scratch:
-            _keep(search, folder, best, _merged(search, best.parameters, scratch))
-    failed = best is None or reason == "failures"
-    result = _result(search, trials, "failed" if failed else "completed", reason)
-    write_json(folder / RESULT, result)
-    if failed:
-        count = sum(one.score is None for one in trials)
-        last = next(one for one in reversed(trials) if one.score is None)
-        what = f"all {count} trials" if best is None else f"too many trials in a row ({count} in all)"
-        raise PetkitError(f"{what} failed, the last one: {last.error} (see {TRIALS} in {folder})")
-    return result
-
-
-@contextmanager
-def _marked(search: Search, folder: Path, study: Study) -> Iterator[None]:
-    """Keep result.json true, however the search ends; it also marks the folder as petkit's."""
-    write_json(folder / RESULT, _result(search, study.trials, "running", None))
-    try:
-        yield
-    except BaseException as error:
-        status = "failed" if isinstance(error, Exception) else "interrupted"
-        write_json(folder / RESULT, _result(search, study.trials, status, None))
-        raise
+    before = "the first score" if best is None else f"{best.score:.6g} of trial {best.trial} was the best"
+    log.info("trial %d: %.6g, %s (%.1f s; %s)", trial.trial, trial.score, before, trial.seconds, numbers)
 
 
 def _result(search: Search, trials: Sequence[Trial], status: str, reason: str | None) -> dict[str, Any]:
@@ -337,7 +352,7 @@ def _write_trials(folder: Path, trials: Sequence[Trial]) -> None:
     atomic_write(folder / TRIALS, text.encode())
 
 
-def _same_search(run: RunDirectory, search: Search) -> None:
+def _same_search(run: RunDirectory, search: Search, inputs: Mapping[str, str]) -> None:
     """Write down what is searched, or refuse to go on with something else."""
     content = {
         "schema_version": 1,
@@ -346,6 +361,7 @@ def _same_search(run: RunDirectory, search: Search) -> None:
         "key": search.metric.key,
         "direction": search.direction,
         "seed": search.seed,
+        "inputs": dict(inputs),
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     path = run.path / RECORD
@@ -372,6 +388,9 @@ def _differences(known: Any, asked: Any) -> str:
     places = [place for place in {**before, **now} if before.get(place, ()) != now.get(place, ())]
     lines = []
     for place in places[:8]:
+        if place[0] == "inputs" and place in before and place in now:
+            lines.append(f"{place[1]} has changed since")
+            continue
         if place not in before or place not in now:
             has, value = ("now", now[place]) if place in now else ("there", before[place])
             lines.append(f"{dotted(place)} is only {has}: {value!r:.60}")

@@ -1,5 +1,6 @@
 """The search: near a known optimum, never worse than where it starts, and whole after any stop."""
 
+import hashlib
 import json
 import shlex
 import shutil
@@ -140,7 +141,11 @@ def test_best_yml_gives_the_best_model_bit_for_bit(bench, method):
     )
     best, again = (bench.folder / name / "model.safetensors" for name in ("out/best", "again"))
     assert best.read_bytes() == again.read_bytes()
-    assert read_merged(best.parent).weights_sha256 == read_merged(again.parent).weights_sha256
+    found = read_merged(best.parent)
+    assert found.weights_sha256 == read_merged(again.parent).weights_sha256
+    inputs = found.lineage[0].inputs
+    file = bench.folder / "m0/model.safetensors"
+    assert inputs[str(file)] == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def test_the_files_own_numbers_are_the_first_trial(bench):
@@ -211,11 +216,11 @@ def test_a_command_that_removes_the_model(bench):
         bench.run(bench.search(metric=metric), trials=1)
 
 
-def test_no_trial_begins_after_the_time_limit(bench):
-    result = bench.run(
-        bench.search(metric=command("import time; time.sleep(0.2); print(1)")), trials=9, seconds=0.1
-    )
+def test_no_trial_but_the_first_begins_after_the_time_limit(bench):
+    search = bench.search(metric=command("print(1)"))
+    result = bench.run(search, trials=9, seconds=0.001)
     assert (result["status"], result["stopped"], result["trials"]) == ("completed", "time_limit", 1)
+    assert bench.run(search, resume=True, trials=9, seconds=0.001) == result
 
 
 def test_a_best_model_that_was_lost_is_merged_again(bench):
@@ -251,6 +256,14 @@ def test_another_search_is_not_gone_on_with(bench):
         with pytest.raises(InputError, match=message):
             bench.run(search, resume=True, trials=2)
     assert len(bench.lines()) == 1
+
+
+def test_models_that_changed_are_noticed(bench):
+    search = bench.search(metric=command("print(1)"))
+    bench.run(search, trials=1)
+    bench.family.write("m1", bench.family.models[2])
+    with pytest.raises(InputError, match=r"m1/model.safetensors has changed since$"):
+        bench.run(search, resume=True, trials=2)
 
 
 def test_a_folder_of_something_else_is_not_gone_on_with(bench):
