@@ -129,10 +129,10 @@ def test_a_key_of_json(tune):
 
 def test_a_command_that_hangs_is_a_failed_trial(tune):
     code = "import sys, time; print('so far', file=sys.stderr, flush=True); time.sleep(60)"
-    done = tune("--trials", "1", "--trial-timeout", "0.5", score=code)
+    done = tune("--trials", "1", "--trial-timeout", "1.5", score=code)
     assert (done.code, done.out) == (1, "")
     assert (
-        "error: all 1 trials failed, the last one: took longer than 0.5 s and was stopped: so far" in done.err
+        "error: all 1 trials failed, the last one: took longer than 1.5 s and was stopped: so far" in done.err
     )
 
 
