@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from petkit.cli import common, merge_tune, output, process
 from petkit.cli.default_group import app_with_default
+from petkit.cli.merged_logits import checked_logits
 
 
 def command(
@@ -19,6 +21,13 @@ def command(
     shard_gigabytes: Annotated[
         float, typer.Option("--shard-size", metavar="GB", min=0.001, help="The most that a file holds.")
     ] = 5.0,
+    check_logits: Annotated[
+        bool,
+        typer.Option(
+            "--check-logits",
+            help="Load the result and compare its logits with the merge in memory: needs that memory.",
+        ),
+    ] = False,
     dry_run: common.DryRunFlag = False,
     threads: common.ThreadsOption = None,
     overwrite: common.OverwriteFlag = False,
@@ -54,6 +63,9 @@ def command(
             shard_bytes=int(shard_gigabytes * 1e9),
             progress=lambda total: output.progress("merge", total, "bytes"),
             hashes=hashes,
+            check=partial(checked_logits, config=config, seed=seed, base=asked.base)
+            if check_logits
+            else None,
         )
     content = {**result, "folder": str(folder)}
     output.print_result(output.table(("", ""), _result_rows(result, folder)), content, as_json)
@@ -114,6 +126,7 @@ def _result_rows(result: Mapping[str, Any], folder: Path) -> list[tuple[str, str
         ("tensors", f"{result['tensors']:,} merged, {result['copied']:,} copied"),
         ("changed", f"{result['changed']:,} of {result['tensors']:,} tensors"),
         ("bytes", f"{result['bytes']:,}"),
+        ("checked", ", ".join(result["checks"])),
     ]
 
 

@@ -76,6 +76,7 @@ def merge_folders(
     shard_bytes: int,
     progress: Callable[[int], Any],
     hashes: Fingerprints | None = None,
+    check: Callable[[Path], Check] | None = None,
 ) -> dict[str, Any]:
     """Merge model folders.
 
@@ -88,6 +89,7 @@ def merge_folders(
         shard_bytes: the most that a file of the result holds.
         progress: makes a context manager of a function that is told how many more bytes are written.
         hashes: of the models' files, for the lineage; None leaves them out.
+        check: a further look at the written folder, before it gets its name.
 
     Returns:
         The content of result.json.
@@ -111,14 +113,15 @@ def merge_folders(
                 checks = [*_differs(config, outcome), *_reads_back(stage, opened.plan, digest)]
             for name, content in opened.files.items():
                 atomic_write(stage / name, content)
+            checks += [check(stage)] if check else []
             result = _result(config, opened.plan, outcome, checks, seed, started)
             inputs = hashes.result() if hashes else {}
             _describe(stage, config, step(COMMAND, read_as, inputs), dict(read_as), digest, result)
             write_checks(stage, checks)
             write_json(stage / "result.json", result)
-    for check in checks:
-        if not check.ok:
-            raise GateError(f"{check.name}: {check.detail} (see checks.json in {output})")
+    for one in checks:
+        if not one.ok:
+            raise GateError(f"{one.name}: {one.detail} (see checks.json in {output})")
     return result
 
 
@@ -189,6 +192,7 @@ def _result(
         **asdict(outcome),
         "parameters": sum(one.slices.count for one in plan.tensors),
         "bytes": plan.nbytes,
+        "checks": {check.name: check.ok for check in checks},
         "seconds": time.perf_counter() - started,
     }
 

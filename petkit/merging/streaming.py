@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from petkit.merging.output import Writer
 from petkit.merging.plan import Plan, Planned
 from petkit.merging.slices import PIECE
 from petkit.merging.tensors import merged_pieces
 
 # Numbers of a piece that are compared with the base first.
 LOOK = 4096
+
+
+class Taker(Protocol):
+    """What takes the merged numbers."""
+
+    def write(self, tensor: str, start: int, numbers: Tensor) -> None:
+        """Take numbers of a tensor, from the `start`-th on."""
 
 
 @dataclass
@@ -32,7 +39,7 @@ class Outcome:
     changed: int = 0
 
 
-def carry_out(plan: Plan, writer: Writer, advance: Callable[[int], None] | None = None) -> Outcome:
+def carry_out(plan: Plan, writer: Taker, advance: Callable[[int], None] | None = None) -> Outcome:
     """Merge every tensor of a plan.
 
     Args:

@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import shutil
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+
+from petkit.cli.merged_logits import checked_logits
 
 
 @pytest.fixture
@@ -51,10 +54,34 @@ def test_the_history_has_the_hashes_of_the_inputs(petkit, config, tmp_path):
     assert len(history[0]["inputs"]) == 3
 
 
+@pytest.mark.slow
+def test_logits_are_those_of_the_merge_in_memory(petkit, llama, tmp_path):
+    state = load_file(llama / "model.safetensors")
+    for name, shift in (("a", 0.1), ("b", 0.3)):
+        shutil.copytree(llama, tmp_path / name)
+        moved = {key: one + shift * torch.sin(one * 50) for key, one in state.items()}
+        save_file(moved, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+    config = tmp_path / "m.yml"
+    own = "parameters: {weight: 1, density: 0.5}"
+    models = ", ".join(f"{{model: {tmp_path}/{name}, {own}}}" for name in "ab")
+    config.write_text(f"merge_method: dare_ties\nbase_model: {llama}\nmodels: [{models}]\n")
+    done = petkit("merge", config, "-o", tmp_path / "out", "--check-logits", "--seed", 3, "--json")
+    assert (done.code, json.loads(done.out)["checks"]["logits"]) == (0, True)
+    (tmp_path / "out/config.json").unlink()
+    failed = checked_logits(tmp_path / "out", config, 3, None)
+    assert not failed.ok
+    assert "has no config.json" in failed.detail
+    shutil.copy(llama / "config.json", tmp_path / "out")
+    # Of another seed, other differences are dropped.
+    other = checked_logits(tmp_path / "out", config, 4, str(llama))
+    assert not other.ok
+
+
 def test_a_plan_writes_nothing(petkit, config, tmp_path):
     done = petkit("merge", config, "-o", tmp_path / "out", "--dry-run", "--json")
     plan = json.loads(done.out)
     assert (done.code, plan["tensors"], plan["parameters"], plan["bytes"]) == (0, 2, 9, 36)
+    assert plan["estimate"]["seconds"] > 0
     assert not (tmp_path / "out").exists()
 
 
