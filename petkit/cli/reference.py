@@ -23,6 +23,7 @@ OWN_VARIABLES = {
     "PETKIT_CPU_KERNELS": "CPU kernels to run, such as `torch`. Default: the fastest that this machine has.",
     "PETKIT_CPP": "When installing: 0 leaves the CPU kernels unbuilt, 1 fails when they cannot be built.",
     "PETKIT_CUDA": "When installing: the same of the CUDA kernels.",
+    "PETKIT_MERGEKIT": "In the tests: folder that mergekit 0.1.5 was installed into, to compare merges with.",
 }
 OTHER_VARIABLES = {
     "OPENAI_API_KEY": "Key for the server behind `petkit serve`; for `petkit route` after PETKIT_API_KEY.",

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from petkit.configuration.messages import dotted
 from petkit.configuration.reader import load_with_duplicates
 from petkit.errors import ConfigError
+from petkit.merging.ranges import range_places
 
 KEYS = (
     "merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", "tokenizer_source",
@@ -85,14 +87,22 @@ def read_merge_config(path: Path) -> MergeConfig:
     loaded = load_with_duplicates(path)
     if loaded.duplicates:
         raise ConfigError("\n".join(loaded.duplicates))
-    data = loaded.data
-    _check_keys(data, KEYS, path.name, NOT_DONE)
+    return merge_config(loaded.data, path.name)
+
+
+def merge_config(data: Mapping[str, Any], name: str) -> MergeConfig:
+    """Like `read_merge_config`, from what a file called `name` held."""
+    _check_keys(data, KEYS, name, NOT_DONE)
     if "merge_method" not in data:
-        raise ConfigError(f"{path.name}: merge_method is required, such as linear or ties")
+        raise ConfigError(f"{name}: merge_method is required, such as linear or ties")
     if ("models" in data) == ("slices" in data):
-        raise ConfigError(f"{path.name}: either models or slices must be there")
-    slices = _slices(data["slices"], path.name) if "slices" in data else _models(data["models"], path.name)
-    base = None if data.get("base_model") is None else _model(data["base_model"], f"{path.name}: base_model")
+        raise ConfigError(f"{name}: either models or slices must be there")
+    for place in range_places(data):
+        raise ConfigError(
+            f"{name}: {dotted(place)} is a range, which `petkit merge tune` searches: give a number"
+        )
+    slices = _slices(data["slices"], name) if "slices" in data else _models(data["models"], name)
+    base = None if data.get("base_model") is None else _model(data["base_model"], f"{name}: base_model")
     # mergekit's files often list the base among the models, with no parameters of its own.
     if base is not None and "models" in data:
         slices = tuple(_without_base(one, base) for one in slices)
@@ -101,10 +111,10 @@ def read_merge_config(path: Path) -> MergeConfig:
         slices=slices,
         is_sliced="slices" in data,
         base=base,
-        parameters=_mapping(data.get("parameters"), f"{path.name}: parameters"),
-        dtype=_dtype(data.get("out_dtype") or data.get("dtype"), path.name),
-        tokenizer_source=_text(data.get("tokenizer_source"), f"{path.name}: tokenizer_source"),
-        chat_template=_text(data.get("chat_template"), f"{path.name}: chat_template"),
+        parameters=_mapping(data.get("parameters"), f"{name}: parameters"),
+        dtype=_dtype(data.get("out_dtype") or data.get("dtype"), name),
+        tokenizer_source=_text(data.get("tokenizer_source"), f"{name}: tokenizer_source"),
+        chat_template=_text(data.get("chat_template"), f"{name}: chat_template"),
     )
 
 

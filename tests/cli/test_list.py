@@ -55,3 +55,18 @@ def test_tasks(petkit):
     # One decimal in all rows.
     assert "89.0 (10)" in out
     assert not re.search(r" \d+ \(", out)
+
+
+def test_merge_methods(petkit):
+    from petkit.merging.registry import METHODS as MERGE_METHODS
+
+    found = json.loads(petkit("list", "merge-methods", "--json").out)["merge_methods"]
+    assert [one["name"] for one in found] == [method.name for method in MERGE_METHODS]
+    ties = next(one for one in found if one["name"] == "ties")
+    assert (ties["link"], ties["needs_base"]) == ("https://arxiv.org/abs/2306.01708", True)
+    assert ties["parameters"]["density"] == {"per_model": True, "default": 1.0}
+    # What has no number on arXiv is cited all the same.
+    assert {one["name"] for one in found if one["link"] is None} == {"slerp", "passthrough"}
+    out = petkit("list", "merge-methods").out
+    assert "https://arxiv.org/abs/2306.01708" in out
+    assert "Shoemake 1985" in out

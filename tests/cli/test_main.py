@@ -183,7 +183,7 @@ def test_errors_become_exit_codes(error, code, petkit, monkeypatch):
 
 
 def test_a_missing_extra_is_named(petkit, monkeypatch):
-    assert set(EXTRAS.values()) == {"peft", "track", "demo", "gguf", "nlp", "serve"}
+    assert set(EXTRAS.values()) == {"peft", "track", "demo", "gguf", "nlp", "tune", "serve"}
     error = ModuleNotFoundError("No module named 'onnx'", name="onnx")
     monkeypatch.setattr("petkit.cli.recipes.shipped_recipes", lambda: (_ for _ in ()).throw(error))
     assert (
