@@ -137,13 +137,18 @@ def compared(arguments: argparse.Namespace, method: str) -> list[dict[str, Any]]
     for _ in range(arguments.repeats):
         for name, command in commands.items():
             shutil.rmtree(output, ignore_errors=True)
+            os.sync()
             paths = os.pathsep.join(
                 filter(
                     None,
                     [str(arguments.mergekit) if name == "mergekit" else "", os.environ.get("PYTHONPATH")],
                 )
             )
-            found[name].append(ran(command, {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(arguments.threads)}))
+            row = ran(command, {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(arguments.threads)})
+            # The merging itself, its checks included and start-up aside.
+            result = output / "result.json"
+            merging = json.loads(result.read_text())["seconds"] if result.exists() else row["seconds"]
+            found[name].append({**row, "merging_seconds": merging})
     return [{"system": name, "method": method, **medians(rows)} for name, rows in found.items()]
 
 
@@ -172,7 +177,7 @@ def ran(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
 
 def medians(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The median of each number; the last words of the last process."""
-    numbers = ("seconds", "user_seconds", "peak_mib")
+    numbers = [key for key in ("seconds", "merging_seconds", "user_seconds", "peak_mib") if key in rows[0]]
     return {name: statistics.median(row[name] for row in rows) for name in numbers} | {
         "code": max(row["code"] for row in rows),
         "tail": rows[-1]["tail"],
