@@ -10,6 +10,7 @@ import typer
 
 from petkit.cli import common, output
 from petkit.cli.default_group import app_with_default
+from petkit.cli.merge_analyze import analyze
 
 
 def command(
@@ -95,4 +96,4 @@ def _result_rows(result: Mapping[str, Any], folder: Path) -> list[tuple[str, str
     ]
 
 
-app = app_with_default(command, "Merge models into one, from mergekit's YAML.")
+app = app_with_default(command, "Merge models into one, from mergekit's YAML.", analyze=analyze)

@@ -1,0 +1,186 @@
+"""Which weights fine-tuning changed and where to: sums over chunks of weights, and the measures they give."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from petkit.errors import ConfigError
+
+# As M2RL has it: smaller changes are what bfloat16 rounds.
+ETA = 1e-3
+# Numbers that are added up at a time. It is fixed, so that sums are the same whatever the pieces are.
+CHUNK = 1 << 16
+# Within a chunk, a product of matrices of this many numbers is one thread's: nor do threads change sums.
+BLOCK = 1 << 12
+
+
+@dataclass
+class Tally:
+    """Sums over weights of n models, of which shifts from the base are looked at; tallies of parts add up.
+
+    Args:
+        count: weights.
+        base_square: sum of the base's squares.
+        both: int64 (n, n), weights that two models changed; on the diagonal, that one did.
+        conflicts: int64 (n, n), those among them whose shifts have different signs.
+        dots: float64 (n, n), dot products of shifts.
+        both_dots: the same over the weights that both changed.
+        both_squares: float64 (n, n), at [i, j] the sum of the squares of i's shifts where j changed too.
+    """
+
+    count: int
+    base_square: float
+    both: Tensor
+    conflicts: Tensor
+    dots: Tensor
+    both_dots: Tensor
+    both_squares: Tensor
+
+    @classmethod
+    def empty(cls, models: int) -> Tally:
+        """Of no weight."""
+        counts = [torch.zeros(models, models, dtype=torch.int64) for _ in range(2)]
+        sums = [torch.zeros(models, models, dtype=torch.float64) for _ in range(3)]
+        return cls(0, 0.0, *counts, *sums)
+
+    def add(self, other: Tally) -> None:
+        """Count another part in."""
+        self.count += other.count
+        self.base_square += other.base_square
+        for name in ("both", "conflicts", "dots", "both_dots", "both_squares"):
+            getattr(self, name).add_(getattr(other, name))
+
+
+@dataclass(frozen=True)
+class Shifts:
+    """A chunk of n models.
+
+    Args:
+        shifts: float32 (n, CHUNK), models minus base; 0 behind the end of a tensor.
+        changed: float32 (n, CHUNK), 1 where a weight was changed, else 0.
+        moved: their product.
+    """
+
+    shifts: Tensor
+    changed: Tensor
+    moved: Tensor
+
+
+def changed_weights(models: Tensor, base: Tensor, eta: float = ETA) -> Tensor:
+    """Tell which weights fine-tuning changed.
+
+    Args:
+        models: (n, count) weights, a row for each model.
+        base: (count,) weights before.
+        eta: relative threshold, from 0 (any difference) to below 1.
+
+    Returns:
+        bool (n, count): |w - w0| > eta max(|w|, |w0|).
+
+    Source:
+        To Mix or To Merge (2602.12566): the footprint of a weight shift.
+    """
+    return (models - base).abs() > torch.maximum(models.abs(), base.abs()) * eta
+
+
+def shifts_of(models: Tensor, base: Tensor, eta: float = ETA) -> Shifts:
+    """Take the shifts of a chunk.
+
+    Args:
+        models: (n, count) of any float dtype, count at most CHUNK.
+        base: (count,).
+        eta: as in `changed_weights`.
+
+    Returns:
+        The shifts, computed in float32.
+    """
+    models, base = models.float(), base.float()
+    short = CHUNK - len(base)
+    if short:
+        models = torch.nn.functional.pad(models, (0, short))
+        base = torch.nn.functional.pad(base, (0, short))
+    changed = changed_weights(models, base, eta).float()
+    shifts = models - base
+    return Shifts(shifts, changed, shifts * changed)
+
+
+def tally(chunk: Shifts, base: Tensor) -> Tally:
+    """Add a chunk up: counts exactly, shifts in float64.
+
+    Args:
+        chunk: as `shifts_of` gives it.
+        base: the base's numbers, for their count and squares.
+
+    Returns:
+        The sums.
+    """
+    shifts, moved = chunk.shifts.double(), chunk.moved.double()
+    # A count of a chunk is a whole number of float32.
+    both = _products(chunk.changed, chunk.changed).round().long()
+    signs = chunk.moved.sign()
+    agreeing = _products(signs, signs).round().long()
+    return Tally(
+        count=len(base),
+        base_square=float(base.double().square().sum()),
+        both=both,
+        conflicts=(both - agreeing) // 2,
+        dots=_products(shifts, shifts),
+        both_dots=_products(moved, moved),
+        both_squares=_products(moved.square_(), chunk.changed.double()),
+    )
+
+
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right.T of (n, CHUNK), block by block."""
+    blocks = [one.view(len(one), -1, BLOCK).transpose(0, 1) for one in (left, right)]
+    return torch.bmm(blocks[0], blocks[1].transpose(1, 2)).sum(0)
+
+
+def check_eta(eta: float) -> None:
+    """Refuse a threshold that is none.
+
+    Raises:
+        ConfigError: says what it is.
+    """
+    if not 0 <= eta < 1:
+        raise ConfigError(f"eta must be at least 0 and below 1, got {eta}")
+
+
+def random_overlap(first: float, second: float) -> float | None:
+    """The Jaccard overlap that two random footprints have.
+
+    Args:
+        first: share of the weights in one, 0 to 1.
+        second: share in the other, independent of it.
+
+    Returns:
+        p q / (p + q - p q), which is p / (2 - p) for equal shares; None where both are empty.
+
+    Source:
+        To Mix or To Merge (2602.12566), whose footprints of 0.3 have 0.176 by chance.
+    """
+    return ratio(first * second, first + second - first * second)
+
+
+def ratio(part: float, whole: float) -> float | None:
+    """A share; None of nothing."""
+    return part / whole if whole > 0 else None
+
+
+def cosine(dot: float, first_square: float, second_square: float) -> float | None:
+    """The cosine of two vectors.
+
+    Args:
+        dot: their product.
+        first_square: of one with itself.
+        second_square: of the other with itself.
+
+    Returns:
+        From -1 to 1; None where one of them is 0.
+    """
+    found = ratio(dot, math.sqrt(first_square) * math.sqrt(second_square))
+    return None if found is None else max(-1.0, min(1.0, found))
