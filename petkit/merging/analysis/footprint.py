@@ -63,11 +63,15 @@ class Shifts:
         shifts: float32 (n, CHUNK), models minus base; 0 behind the end of a tensor.
         changed: float32 (n, CHUNK), 1 where a weight was changed, else 0.
         moved: their product.
+        base: float32 (1, CHUNK).
+        count: numbers that there are.
     """
 
     shifts: Tensor
     changed: Tensor
     moved: Tensor
+    base: Tensor
+    count: int
 
 
 def changed_weights(models: Tensor, base: Tensor, eta: float = ETA) -> Tensor:
@@ -99,33 +103,33 @@ def shifts_of(models: Tensor, base: Tensor, eta: float = ETA) -> Shifts:
         The shifts, computed in float32.
     """
     models, base = models.float(), base.float()
-    short = CHUNK - len(base)
+    count = len(base)
+    short = CHUNK - count
     if short:
         models = torch.nn.functional.pad(models, (0, short))
         base = torch.nn.functional.pad(base, (0, short))
     changed = changed_weights(models, base, eta).float()
     shifts = models - base
-    return Shifts(shifts, changed, shifts * changed)
+    return Shifts(shifts, changed, shifts * changed, base[None], count)
 
 
-def tally(chunk: Shifts, base: Tensor) -> Tally:
+def tally(chunk: Shifts) -> Tally:
     """Add a chunk up: counts exactly, shifts in float64.
 
     Args:
         chunk: as `shifts_of` gives it.
-        base: the base's numbers, for their count and squares.
 
     Returns:
         The sums.
     """
-    shifts, moved = chunk.shifts.double(), chunk.moved.double()
+    shifts, moved, base = chunk.shifts.double(), chunk.moved.double(), chunk.base.double()
     # A count of a chunk is a whole number of float32.
     both = _products(chunk.changed, chunk.changed).round().long()
     signs = chunk.moved.sign()
     agreeing = _products(signs, signs).round().long()
     return Tally(
-        count=len(base),
-        base_square=float(base.double().square().sum()),
+        count=chunk.count,
+        base_square=float(_products(base, base)),
         both=both,
         conflicts=(both - agreeing) // 2,
         dots=_products(shifts, shifts),

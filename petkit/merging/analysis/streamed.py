@@ -247,7 +247,7 @@ def _add(
         for start in range(0, len(piece.base), CHUNK):
             base = piece.base[start : start + CHUNK]
             chunk = shifts_of(piece.models[:, start : start + CHUNK], base, settings.eta)
-            cell.add(tally(chunk, base))
+            cell.add(tally(chunk))
             projection.add(projected, chunk, one.name, (piece.start + start) // CHUNK)
         readings = (*one.models, one.base)
         width = sum(each.source.entries[one.name].dtype.itemsize for each in readings if each)
