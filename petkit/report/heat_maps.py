@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.colors import Colormap, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from petkit.errors import InputError
@@ -19,6 +19,8 @@ from petkit.report.figures import need, save
 
 # Rows beyond which not every one is named, and cells beyond which none holds its number.
 NAMED_ROWS, NUMBERED_CELLS = 40, 240
+# An odd number, so that the centre has a colour of its own.
+STEPS = 33
 LONGEST_NAME = 18
 INCH_OF_CELL, INCH_OF_ROW = 0.72, 0.24
 MISSING = "#E4E4E4"
@@ -34,12 +36,22 @@ class Scale:
         least: half of a two-sided scale, or the top of a one-sided one, is at least this: noise of some
             thousandths must not look like a finding.
         form: a format specification of the numbers in cells.
+        flipped: values above the centre have the colours that those below it have elsewhere.
     """
 
     label: str
     centre: float | None = None
     least: float = 0.05
     form: str = ".2f"
+    flipped: bool = False
+
+    @property
+    def colours(self) -> Colormap:
+        """Steps of colour: with few of them an indexed PNG keeps every one."""
+        name = "cividis" if self.centre is None else "PuOr_r" if self.flipped else "PuOr"
+        found = colormaps[name].resampled(STEPS)
+        found.set_bad(MISSING)
+        return found
 
     def norm(self, values: Sequence[float]) -> Normalize:
         """The scale of values."""
@@ -82,12 +94,10 @@ def draw_heat_map(
     figure, axes = _figure(rows, names)
     table = np.array([[math.nan if one is None else one for one in row] for row in values], float)
     norm = scale.norm(table[np.isfinite(table)].tolist())
-    colours = colormaps["cividis" if scale.centre is None else "PuOr"].copy()
-    colours.set_bad(MISSING)
-    shown = axes.imshow(table, norm=norm, cmap=colours, aspect="auto", interpolation="nearest")
+    shown = axes.imshow(table, norm=norm, cmap=scale.colours, aspect="auto", interpolation="nearest")
     _name(axes, rows, names, row_label)
     if table.size <= NUMBERED_CELLS:
-        _number(axes, table, norm, colours.name, scale.form)
+        _number(axes, table, norm, scale)
     bar = figure.colorbar(shown, ax=axes, fraction=0.05, pad=0.03, aspect=30 if len(rows) > 8 else 15)
     bar.set_label(scale.label, fontsize=9)
     bar.outline.set_visible(False)
@@ -114,8 +124,9 @@ def _is_flat(columns: Sequence[str]) -> bool:
 def _name(axes: Axes, rows: Sequence[str], columns: Sequence[str], row_label: str) -> None:
     axes.set_xticks(range(len(columns)), columns, fontsize=8, rotation=0 if _is_flat(columns) else 90)
     axes.tick_params(length=0, top=True, bottom=False, labeltop=True, labelbottom=False)
-    step = max(1, math.ceil(len(rows) / NAMED_ROWS))
-    places = range(0, len(rows), step)
+    step, last = math.ceil(len(rows) / NAMED_ROWS), len(rows) - 1
+    # The last row is named always: it is often of another kind.
+    places = [*(place for place in range(0, last, step) if last - place >= step), last]
     axes.set_yticks(places, [rows[place] for place in places], fontsize=8)
     axes.set_ylabel(row_label, fontsize=9)
     for spine in axes.spines.values():
@@ -127,14 +138,14 @@ def _name(axes: Axes, rows: Sequence[str], columns: Sequence[str], row_label: st
             axes.axhline(down - 0.5, color="white", linewidth=1)
 
 
-def _number(axes: Axes, table: np.ndarray, norm: Normalize, colours: str, form: str) -> None:
+def _number(axes: Axes, table: np.ndarray, norm: Normalize, scale: Scale) -> None:
     for (down, across), value in np.ndenumerate(table):
         if not np.isfinite(value):
             continue
-        red, green, blue, _ = colormaps[colours](norm(value))
+        red, green, blue, _ = scale.colours(norm(value))
         # Luminance as the eye has it, so that numbers can be read on every colour.
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-        text = format(value, form)
+        text = format(value, scale.form)
         # Neither minus zero nor a lost sign.
         text = text.removeprefix("-") if float(text.rstrip("%")) == 0 else text
         axes.text(

@@ -11,11 +11,11 @@ from petkit.report.heat_maps import Scale, draw_heat_map
 from petkit.report.html import Section, write_page
 from petkit.report.tables import Cell, Table
 
-# Measures of pairs, how they are drawn, and what a reader must know of each.
+# Measures of pairs and how they are drawn: one side of the colours is always what models have in common.
 SCALES = {
-    "jaccard_excess": Scale("Jaccard overlap minus random", centre=0.0),
-    "cosine": Scale("cosine of shifts", centre=0.0),
-    "sign_conflict": Scale("share of opposite signs", centre=0.5, form=".0%"),
+    "jaccard_excess": Scale("Jaccard overlap minus random", centre=0.0, least=0.1),
+    "cosine": Scale("cosine of shifts", centre=0.0, least=0.2),
+    "sign_conflict": Scale("share of opposite signs", centre=0.5, least=0.2, form=".0%", flipped=True),
 }
 FOOTPRINT = Scale("share of weights changed", form=".0%")
 TITLES = {
