@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -270,5 +270,7 @@ def _tables(result: Mapping[str, Any], folder: Path) -> RenderableType:
         tables.append(merging.gains_table(result["gains"]))
     parts: list[RenderableType] = []
     for one in tables:
-        parts += [output.table(one.columns, one.text_cells(), one.title or None), one.note, ""]
+        # Titles and notes within a table are broken at its width.
+        parts += [one.title] if one.title else []
+        parts += [replace(one, title="", note="").rich(), *([one.note] if one.note else []), ""]
     return output.stacked(*parts, f"report: {folder / 'report.html'}")

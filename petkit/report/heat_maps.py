@@ -49,9 +49,7 @@ class Scale:
     def colours(self) -> Colormap:
         """Steps of colour: with few of them an indexed PNG keeps every one."""
         name = "cividis" if self.centre is None else "PuOr_r" if self.flipped else "PuOr"
-        found = colormaps[name].resampled(STEPS)
-        found.set_bad(MISSING)
-        return found
+        return colormaps[name].resampled(STEPS).with_extremes(bad=MISSING)
 
     def norm(self, values: Sequence[float]) -> Normalize:
         """The scale of values."""
