@@ -57,7 +57,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Shifts:
-    """A chunk of n models.
+    """A chunk of n models, in memory that the next chunk is put into.
 
     Args:
         shifts: float32 (n, CHUNK), models minus base; 0 behind the end of a tensor.
@@ -72,6 +72,16 @@ class Shifts:
     moved: Tensor
     base: Tensor
     count: int
+
+
+class Room:
+    """Memory for chunks of n models. To ask for it anew for each of them takes longer than their sums."""
+
+    def __init__(self, models: int) -> None:
+        self.weights, self.shifts, self.changed, self.moved, self.spare = torch.zeros(5, models, CHUNK)
+        self.base, self.spare_base = torch.zeros(2, 1, CHUNK)
+        self.wide = torch.zeros(2, models, CHUNK, dtype=torch.float64)
+        self.wide_base = torch.zeros(1, CHUNK, dtype=torch.float64)
 
 
 def changed_weights(models: Tensor, base: Tensor, eta: float = ETA) -> Tensor:
@@ -91,50 +101,57 @@ def changed_weights(models: Tensor, base: Tensor, eta: float = ETA) -> Tensor:
     return (models - base).abs() > torch.maximum(models.abs(), base.abs()) * eta
 
 
-def shifts_of(models: Tensor, base: Tensor, eta: float = ETA) -> Shifts:
+def shifts_of(models: Tensor, base: Tensor, eta: float, room: Room) -> Shifts:
     """Take the shifts of a chunk.
 
     Args:
         models: (n, count) of any float dtype, count at most CHUNK.
         base: (count,).
         eta: as in `changed_weights`.
+        room: for n models.
 
     Returns:
-        The shifts, computed in float32.
+        The shifts, computed in float32; they are in the room.
     """
-    models, base = models.float(), base.float()
     count = len(base)
-    short = CHUNK - count
-    if short:
-        models = torch.nn.functional.pad(models, (0, short))
-        base = torch.nn.functional.pad(base, (0, short))
-    changed = changed_weights(models, base, eta).float()
-    shifts = models - base
-    return Shifts(shifts, changed, shifts * changed, base[None], count)
+    for row, given in ((room.weights, models), (room.base, base)):
+        row[:, :count].copy_(given)
+        row[:, count:].zero_()
+    torch.sub(room.weights, room.base, out=room.shifts)
+    torch.abs(room.base, out=room.spare_base)
+    # `changed_weights`, in memory that is there.
+    limit = torch.maximum(room.weights.abs_(), room.spare_base, out=room.moved).mul_(eta)
+    torch.gt(torch.abs(room.shifts, out=room.weights), limit, out=room.changed)
+    torch.mul(room.shifts, room.changed, out=room.moved)
+    return Shifts(room.shifts, room.changed, room.moved, room.base, count)
 
 
-def tally(chunk: Shifts) -> Tally:
+def tally(chunk: Shifts, room: Room) -> Tally:
     """Add a chunk up: counts exactly, shifts in float64.
 
     Args:
         chunk: as `shifts_of` gives it.
+        room: that it is in.
 
     Returns:
         The sums.
     """
-    shifts, moved, base = chunk.shifts.double(), chunk.moved.double(), chunk.base.double()
     # A count of a chunk is a whole number of float32.
     both = _products(chunk.changed, chunk.changed).round().long()
-    signs = chunk.moved.sign()
+    signs = torch.sign(chunk.moved, out=room.spare)
     agreeing = _products(signs, signs).round().long()
+    base = room.wide_base.copy_(chunk.base)
+    wide, changed = room.wide
+    dots = _products(wide.copy_(chunk.shifts), wide)
+    both_dots = _products(wide.copy_(chunk.moved), wide)
     return Tally(
         count=chunk.count,
         base_square=float(_products(base, base)),
         both=both,
         conflicts=(both - agreeing) // 2,
-        dots=_products(shifts, shifts),
-        both_dots=_products(moved, moved),
-        both_squares=_products(moved.square_(), chunk.changed.double()),
+        dots=dots,
+        both_dots=both_dots,
+        both_squares=_products(wide.square_(), changed.copy_(chunk.changed)),
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from petkit.errors import ConfigError
-from petkit.merging.analysis.footprint import CHUNK, Shifts, cosine
+from petkit.merging.analysis.footprint import CHUNK, Room, Shifts, cosine
 from petkit.merging.slices import stream_key
 
 DIMENSIONS = 256
@@ -58,7 +58,7 @@ class Projection:
         keys = self._bits(tensor, 2 * chunk + 1, self.dimensions)
         return torch.from_numpy(np.argsort(keys, kind="stable"))
 
-    def add(self, total: Tensor, shifts: Shifts, tensor: str, chunk: int) -> None:
+    def add(self, total: Tensor, shifts: Shifts, tensor: str, chunk: int, room: Room) -> None:
         """Project a chunk.
 
         Args:
@@ -67,9 +67,11 @@ class Projection:
             shifts: the chunk.
             tensor: its tensor.
             chunk: its place in it.
+            room: that it is in; the chunk's shifts and weights are lost.
         """
-        signed = (shifts.moved * self.signs(tensor, chunk)).index_select(1, self.order)
-        changed = shifts.changed.index_select(1, self.order)
+        moved = torch.mul(shifts.moved, self.signs(tensor, chunk), out=room.spare)
+        signed = torch.index_select(moved, 1, self.order, out=room.shifts)
+        changed = torch.index_select(shifts.changed, 1, self.order, out=room.weights)
         groups = [one.view(len(one), self.dimensions, -1).transpose(0, 1) for one in (signed, changed)]
         found = torch.bmm(groups[0], groups[1].transpose(1, 2))
         total.index_add_(0, self.targets(tensor, chunk), found.double())

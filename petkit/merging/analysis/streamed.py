@@ -15,6 +15,7 @@ from petkit.errors import ConfigError
 from petkit.merging.analysis.footprint import (
     CHUNK,
     ETA,
+    Room,
     Tally,
     check_eta,
     cosine,
@@ -201,7 +202,7 @@ def measure(
     # In the order of names, which is no file's business.
     names = sorted(name for name in base.entries if base.entries[name].dtype in FLOATS)
     left_out = sorted(set(base.entries) - set(names))
-    buffers = Buffers()
+    buffers, room = Buffers(), Room(len(sources))
     tensors = [_slices(name, sources, base, buffers) for name in names]
     layers = layers_of(names)
     cells: dict[tuple[str, str], Tally] = {
@@ -209,7 +210,7 @@ def measure(
     }
     projected = torch.zeros(settings.dimensions, len(sources), len(sources), dtype=torch.float64)
     for one in tensors:
-        _add(one, cells[layers[one.name], kind_of(one.name)], projected, projection, settings, advance)
+        _add(one, cells[layers[one.name], kind_of(one.name)], projected, projection, settings, room, advance)
     return Measured(tuple(models), cells, projected, projection, settings.eta, len(tensors), tuple(left_out))
 
 
@@ -238,6 +239,7 @@ def _add(
     projected: Tensor,
     projection: Projection,
     settings: Settings,
+    room: Room,
     advance: Callable[[int], None],
 ) -> None:
     """Add a tensor up."""
@@ -246,9 +248,9 @@ def _add(
         assert piece.base is not None
         for start in range(0, len(piece.base), CHUNK):
             base = piece.base[start : start + CHUNK]
-            chunk = shifts_of(piece.models[:, start : start + CHUNK], base, settings.eta)
-            cell.add(tally(chunk))
-            projection.add(projected, chunk, one.name, (piece.start + start) // CHUNK)
+            chunk = shifts_of(piece.models[:, start : start + CHUNK], base, settings.eta, room)
+            cell.add(tally(chunk, room))
+            projection.add(projected, chunk, one.name, (piece.start + start) // CHUNK, room)
         readings = (*one.models, one.base)
         width = sum(each.source.entries[one.name].dtype.itemsize for each in readings if each)
         advance(len(piece.base) * width)

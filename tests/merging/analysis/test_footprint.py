@@ -7,6 +7,8 @@ import torch
 from petkit.errors import ConfigError
 from petkit.merging.analysis.footprint import (
     CHUNK,
+    ETA,
+    Room,
     Tally,
     changed_weights,
     check_eta,
@@ -34,7 +36,8 @@ def test_a_change_is_relative_to_the_larger_weight():
 
 def test_a_tally_by_hand():
     models = torch.stack([FIRST, SECOND])
-    found = tally(shifts_of(models, BASE))
+    room = Room(2)
+    found = tally(shifts_of(models, BASE, ETA, room), room)
     assert (found.count, found.base_square) == (5, 1_000_004.0)
     assert found.both.tolist() == [[3, 2], [2, 3]]
     assert found.conflicts.tolist() == [[0, 1], [1, 0]]
@@ -51,9 +54,9 @@ def test_tallies_of_parts_add_up_to_the_definition(seed, dtype):
     base = torch.randn(1000, generator=source).to(dtype)
     moved = torch.rand(3, 1000, generator=source) < torch.tensor([[0.3], [0.5], [0.9]])
     models = (base + moved * torch.randn(3, 1000, generator=source)).to(dtype)
-    total = Tally.empty(3)
+    total, room = Tally.empty(3), Room(3)
     for part in (slice(0, 1), slice(1, 700), slice(700, 1000)):
-        total.add(tally(shifts_of(models[:, part], base[part], 0.01)))
+        total.add(tally(shifts_of(models[:, part], base[part], 0.01, room), room))
     rows, origin = models.double().numpy(), base.double().numpy()
     for i, j in ((0, 1), (0, 2), (2, 1)):
         wanted = reference.pair(rows[i], rows[j], origin, 0.01)
@@ -71,7 +74,8 @@ def test_tallies_of_parts_add_up_to_the_definition(seed, dtype):
 def test_counts_of_a_whole_chunk_are_exact():
     models = torch.ones(2, CHUNK)
     models[1, ::2] = -1
-    found = tally(shifts_of(models, torch.zeros(CHUNK)))
+    room = Room(2)
+    found = tally(shifts_of(models, torch.zeros(CHUNK), ETA, room), room)
     assert found.both.tolist() == [[CHUNK] * 2] * 2
     assert found.conflicts.tolist() == [[0, CHUNK // 2], [CHUNK // 2, 0]]
 

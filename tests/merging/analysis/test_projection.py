@@ -5,17 +5,17 @@ import pytest
 import torch
 
 from petkit.errors import ConfigError
-from petkit.merging.analysis.footprint import CHUNK, shifts_of
+from petkit.merging.analysis.footprint import CHUNK, Room, shifts_of
 from petkit.merging.analysis.projection import Projection, projected_cosine
 from tests.reference import shifts as reference
 
 
 def projected(models, base, projection, tensor="w", eta=0.0):
     n = len(models)
-    total = torch.zeros(projection.dimensions, n, n, dtype=torch.float64)
+    total, room = torch.zeros(projection.dimensions, n, n, dtype=torch.float64), Room(n)
     for chunk, start in enumerate(range(0, len(base), CHUNK)):
         part = slice(start, start + CHUNK)
-        projection.add(total, shifts_of(models[:, part], base[part], eta), tensor, chunk)
+        projection.add(total, shifts_of(models[:, part], base[part], eta, room), tensor, chunk, room)
     return total
 
 
