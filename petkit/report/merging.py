@@ -27,7 +27,7 @@ PERCENT = {"footprint": ".1%", "changed by both": ".1%", "sign conflict": ".1%",
 CHANGED = "A weight counts as changed where |w - w0| > {eta:g} max(|w|, |w0|)."
 
 
-def write_merging_page(folder: Path, result: Mapping[str, Any], title: str = "What merging did") -> Path:
+def write_merging_page(folder: Path, result: Mapping[str, Any], title: str = "Analysis of a merge") -> Path:
     """Write `report.html` and its pictures under `plots`.
 
     Args:
@@ -74,9 +74,9 @@ def pair_table(weights: Mapping[str, Any]) -> Table:
             pair["jaccard"],
             pair["jaccard_random"],
             pair["sign_conflict"],
-            pair["cosine"],
-            pair["cosine_overlap"],
-            pair["cosine_projected"],
+            _tidy(pair["cosine"]),
+            _tidy(pair["cosine_overlap"]),
+            _tidy(pair["cosine_projected"]),
         )
         for pair in weights["whole"]["pairs"]
     )
@@ -170,8 +170,8 @@ def _kinds_section(weights: Mapping[str, Any]) -> Section:
             pair["jaccard"],
             pair["jaccard_random"],
             pair["sign_conflict"],
-            pair["cosine"],
-            pair["cosine_overlap"],
+            _tidy(pair["cosine"]),
+            _tidy(pair["cosine_overlap"]),
         )
         for kind, one in weights["kinds"].items()
         for pair in one["pairs"]
@@ -210,7 +210,7 @@ def _neighbourhood_section(
     image = draw_heat_map(experts, domains, values, scale, target, row_label="expert")
     caption = (
         f"How far {merged} is from each expert, on what the expert answers to each domain's prompts. "
-        "Estimates by sampling; those below 0 are 0 within their error."
+        "Estimates by sampling, which may lie below 0 where the divergence is smaller than their error."
     )
     return Section(
         f"Policy neighbourhood of {merged}",
@@ -275,6 +275,11 @@ def _with_error(cell: Mapping[str, Any] | None, unit: str) -> Cell:
     value = cell[unit]
     error = value["standard_error"]
     return f"{value['estimate']:.4g}" + ("" if error is None else f" ± {error:.2g}")
+
+
+def _tidy(cosine: float | None) -> float | None:
+    """To three decimals, and never minus zero."""
+    return None if cosine is None else round(cosine, 3) + 0.0
 
 
 def _interval(low: float | None, high: float | None) -> str:

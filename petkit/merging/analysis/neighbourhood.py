@@ -136,7 +136,8 @@ def neighbours(
         below a threshold set by KL(pi_A || pi_merged); here that is the threshold itself.
     """
     found = []
-    for (expert, domain), cell in cells.items():
+    domains = list(dict.fromkeys(domain for _, domain in cells))
+    for (expert, domain), cell in sorted(cells.items(), key=lambda item: domains.index(item[0][1])):
         reference = cells.get((own[domain], domain)) if domain in own else None
         if cell is None or reference is None or expert == own[domain]:
             continue
