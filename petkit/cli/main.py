@@ -42,7 +42,7 @@ class Verb(NamedTuple):
 VERBS: dict[str, Verb] = {
     "train": Verb("Train", "Fit a method to data from a YAML recipe."),
     "quantize": Verb("Compress", "Quantise a trained adapter, without further training."),
-    "merge": Verb("Compress", "Merge models into one, from mergekit's YAML."),
+    "merge": Verb("Compress", "Merge models or adapters, from mergekit's YAML; analyze, tune."),
     "convert": Verb("Compress", "Read another tool's adapter into an artifact."),
     "export": Verb("Compress", "Write an artifact in another tool's format."),
     "eval": Verb("Use", "Measure an artifact on a data set."),

@@ -11,6 +11,7 @@ import typer
 
 from petkit.cli import common, merge_adapters, merge_tune, output, process
 from petkit.cli.default_group import app_with_default
+from petkit.cli.merge_analyze import analyze
 from petkit.cli.merged_logits import checked_logits
 
 if TYPE_CHECKING:
@@ -174,4 +175,6 @@ def _result_rows(result: Mapping[str, Any], folder: Path) -> list[tuple[str, str
     ]
 
 
-app = app_with_default(command, "Merge models into one, from mergekit's YAML.", tune=merge_tune.command)
+app = app_with_default(
+    command, "Merge models into one, from mergekit's YAML.", analyze=analyze, tune=merge_tune.command
+)

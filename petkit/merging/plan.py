@@ -115,7 +115,7 @@ class _Planner:
         only = self.config.slices[0]
         sources = [self.models[one.model] for one in only.sources]
         first = self._base or sources[0]
-        _check_same(first, sources)
+        check_same(first, sources)
         count = _layer_count(first)
         return [
             self._planned(name, only, [Reading(one, name) for one in sources], name, _depth(name, count))
@@ -226,7 +226,12 @@ def _check_names(method: Method, config: MergeConfig) -> None:
             raise ConfigError(f"{method.name} has no {name} in {place}{hint}")
 
 
-def _check_same(first: Source, sources: Sequence[Source]) -> None:
+def check_same(first: Source, sources: Sequence[Source]) -> None:
+    """Refuse models that have not the same tensors.
+
+    Raises:
+        InputError: names two models and tensors.
+    """
     for source in sources:
         differing = sorted(set(first.entries) ^ set(source.entries))
         if differing:
