@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 
 from petkit.errors import InputError
-from petkit.merging.fingerprints import BLOCK
 from petkit.merging.output import AHEAD
 from petkit.merging.plan import Plan, Planned
 from petkit.merging.slices import PIECE, Buffers, Reading, Slices
@@ -183,7 +182,7 @@ def _peak(plan: Plan, trials: _Trials) -> int:
             buffers += COPIES * rows * count * 4
         result = (AHEAD + 2) * count * one.dtype.itemsize
         most = max(most, buffers + result + rows * COUNTS)
-    return most + BLOCK
+    return most
 
 
 def _read_bytes(one: Planned) -> int:

@@ -6,7 +6,6 @@ import os
 import pytest
 
 from petkit.errors import ArtifactError, InputError
-from petkit.merging import fingerprints as module
 from petkit.merging.fingerprints import fingerprints
 
 
@@ -27,29 +26,25 @@ def test_hashes_of_files(folders):
         assert hashes.result() == own(folders)
 
 
-def test_it_waits_for_the_merging_and_goes_on(folders, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", 64)
-    monkeypatch.setattr(module, "LEAD", 200)
-    with fingerprints(folders) as hashes:
-        for share in (0.1, 0.5, 0.7):
+def test_it_waits_for_the_merging_and_goes_on(folders):
+    with fingerprints(folders, lead=0) as hashes:
+        for share in (0.1, 0.101, 0.5, 0.7):
             hashes.merged(share)
         assert hashes.result() == own(folders)
 
 
-def test_it_stops_when_the_merging_fails(folders, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", 64)
-    monkeypatch.setattr(module, "LEAD", 0)
-    with fingerprints(folders) as hashes:
+def test_it_stops_when_the_merging_fails(folders):
+    with fingerprints(folders, lead=0) as hashes:
         pass
-    assert not hashes._thread.is_alive()
+    assert hashes._child.returncode is not None
 
 
-def test_a_file_that_becomes_shorter(folders, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", 64)
-    monkeypatch.setattr(module, "LEAD", 0)
-    with fingerprints(folders) as hashes:
+def test_a_file_that_becomes_shorter(folders):
+    # It waits before the last block: so much was not merged yet.
+    with fingerprints(folders, lead=-(10**9)) as hashes:
         os.truncate(folders["b"] / "model.safetensors", 70)
-        with pytest.raises(ArtifactError, match=r"b/model\.safetensors became shorter"):
+        hashes._child.stdin.write("1e9\n")
+        with pytest.raises(ArtifactError, match=r"model\.safetensors became shorter"):
             hashes.result()
 
 
