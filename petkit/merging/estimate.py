@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from petkit.errors import InputError
 from petkit.merging.output import AHEAD
 from petkit.merging.plan import Plan, Planned
-from petkit.merging.slices import PIECE, Buffers, Reading, Slices
+from petkit.merging.slices import HELD, PIECE, Buffers, Piece, Reading, Slices
 from petkit.merging.sources import StateDict
 from petkit.merging.tensors import merged_pieces
 
@@ -118,7 +119,7 @@ class _Trials:
 
     def passes(self, one: Planned) -> int:
         """How often a tensor is read."""
-        # What two buffers hold is not read again.
+        # What is held is not read again.
         return self._passes if one.slices.count > 2 * PIECE else 1
 
     def seconds(self, one: Planned) -> float:
@@ -133,7 +134,7 @@ class _Trials:
             buffers = _Counting()
             slices = _random(pattern, side, buffers)
             self._merge(slices, pattern)
-            self._passes = buffers.asked
+            self._passes = buffers.count
             took.append(min(_timed(partial(self._merge, slices, pattern)) for _ in range(REPEATS)))
         small, large = (side * side for side in SIDES)
         self._power = min(1.6, max(1.0, math.log(took[1] / took[0]) / math.log(large / small)))
@@ -150,11 +151,11 @@ class _Trials:
 class _Counting(Buffers):
     """Buffers that count the pieces that were asked for."""
 
-    asked = 0
+    count = 0
 
-    def rows(self, which: int, count: int, length: int, dtype: torch.dtype) -> torch.Tensor:
-        self.asked += 1
-        return super().rows(which, count, length, dtype)
+    def asked(self, slices: Slices, start: int, count: int) -> Future[Piece]:
+        self.count += 1
+        return super().asked(slices, start, count)
 
 
 def _random(pattern: Planned, side: int, buffers: Buffers) -> Slices:
@@ -177,7 +178,7 @@ def _peak(plan: Plan, trials: _Trials) -> int:
         count = one.slices.count if not trials.is_in_pieces else min(one.slices.count, PIECE)
         buffers = rows * count * one.slices.dtype.itemsize
         if trials.is_in_pieces:
-            buffers *= 2 if one.slices.count > PIECE else 1
+            buffers *= HELD
         else:
             buffers += COPIES * rows * count * 4
         result = (AHEAD + 2) * count * one.dtype.itemsize

@@ -40,6 +40,7 @@ class Fingerprints:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=descriptors, text=True
         )
         self._told = 0.0
+        self._found: dict[str, str] = {}
 
     def merged(self, share: float) -> None:
         """Say how much of the merge is done, 0 to 1: the hashing stays a little ahead of it."""
@@ -61,13 +62,16 @@ class Fingerprints:
         Raises:
             ArtifactError: a file cannot be read, or became shorter.
         """
+        if self._found:
+            return self._found
         self.merged(1.0)
         assert self._child.stdout is not None
         found = json.loads(self._child.stdout.read() or "[]") or [None] * len(self._names)
         for name, digest in zip(self._names, found, strict=True):
             if digest is None:
                 raise ArtifactError(f"{name} became shorter while it was read, or cannot be read")
-        return dict(zip(self._names, found, strict=True))
+        self._found = dict(zip(self._names, found, strict=True))
+        return self._found
 
     def close(self) -> None:
         """Stop."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,6 +19,8 @@ from petkit.merging.sources import Source
 PIECE = 1 << 21
 # Reads ahead; preadv lets other threads go on meanwhile.
 READER = ThreadPoolExecutor(1, "petkit-read")
+# Pieces in memory.
+HELD = 3
 
 
 class Piece(NamedTuple):
@@ -76,55 +78,53 @@ class Slices:
         Yields:
             Pieces in order; each is overwritten by the next.
         """
-        starts = range(0, self.count, size)
-        # While one piece is worked on, the next is read.
-        reading = None
-        for place, start in enumerate(starts):
-            piece = reading.result() if reading else self._piece(start, min(size, self.count - start), place)
-            following = start + size
-            reading = None
-            if following < self.count:
-                length = min(size, self.count - following)
-                reading = READER.submit(self._piece, following, length, place + 1)
+        coming = self._asked(0, size)
+        for start in range(0, self.count, size):
+            piece = coming.result()
+            # While one piece is worked on, the next is read.
+            if start + size < self.count:
+                coming = self._asked(start + size, size)
             yield piece
 
     def whole(self) -> Piece:
         """All of the tensor at once, for methods that need it so."""
-        return self._piece(0, self.count, 0)
+        return self.buffers.only(self, self.count).result()
 
-    def _piece(self, start: int, count: int, place: int) -> Piece:
+    def begin(self) -> None:
+        """Have the first piece read, while something else is worked on."""
+        self._asked(0, PIECE)
+
+    def _asked(self, start: int, size: int) -> Future[Piece]:
+        return self.buffers.asked(self, start, min(size, self.count - start))
+
+    def read(self, start: int, count: int, memory: Memory) -> Piece:
+        """Read a piece.
+
+        Args:
+            start: of its first number.
+            count: of its numbers.
+            memory: to read into.
+        """
         readings = [*self.models, *([self.base] if self.base else [])]
-        rows = self.buffers.rows(place % 2, len(readings), count, self.dtype)
-        # A tensor of at most two pieces is read once, however often a method looks at it.
-        if not self.buffers.holds(place % 2, self, start, count):
-            for row, reading in zip(rows, readings, strict=True):
-                self.buffers.fill(row, reading, start)
-            self.buffers.held[place % 2] = (self, start, count)
+        rows = memory.rows(len(readings), count, self.dtype)
+        for row, reading in zip(rows, readings, strict=True):
+            memory.fill(row, reading, start)
         base = rows[-1] if self.base else None
         return Piece(start, rows[: len(self.models)], base)
 
 
 @dataclass
-class Buffers:
-    """Memory that pieces are read into, again and again: two of them in turn."""
+class Memory:
+    """Memory for a piece, grown where it has to be."""
 
-    held: list[tuple[Slices, int, int] | None] = field(default_factory=lambda: [None, None])
-    """The piece that each memory holds: of which tensor, from where on, how many numbers."""
-
-    _memory: list[Tensor] = field(default_factory=lambda: [torch.empty(0, dtype=torch.uint8)] * 2)
+    _rows: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
     _raw: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
 
-    def holds(self, which: int, slices: Slices, start: int, count: int) -> bool:
-        """Whether a piece is there already."""
-        held = self.held[which]
-        return held is not None and held[0] is slices and held[1:] == (start, count)
-
-    def rows(self, which: int, count: int, length: int, dtype: torch.dtype) -> Tensor:
-        """A (count, length) tensor of the dtype, in memory that is used again at the next call for it."""
+    def rows(self, count: int, length: int, dtype: torch.dtype) -> Tensor:
+        """A (count, length) tensor of the dtype, in the memory of the last one."""
         nbytes = count * length * dtype.itemsize
-        if self._memory[which].numel() < nbytes:
-            self._memory[which], self.held[which] = torch.empty(nbytes, dtype=torch.uint8), None
-        return self._memory[which][:nbytes].view(dtype).view(count, length)
+        self._rows = _grown(self._rows, nbytes)
+        return self._rows[:nbytes].view(dtype).view(count, length)
 
     def fill(self, row: Tensor, reading: Reading, start: int) -> None:
         """Read numbers of a tensor into a row, converted where its dtype is another one."""
@@ -136,6 +136,45 @@ class Buffers:
         raw = self._raw[: len(row) * own.itemsize].view(own)
         reading.source.read(reading.tensor, start, raw)
         row.copy_(raw)
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """A piece that was asked for: of which tensor, from where on, how many numbers."""
+
+    slices: Slices
+    start: int
+    count: int
+    memory: Memory
+    piece: Future[Piece]
+
+
+@dataclass
+class Buffers:
+    """The pieces that were asked for last: one is worked on, one is read, one may be asked for again.
+
+    So a tensor of at most two pieces is read once, however often a method looks at it.
+    """
+
+    _held: list[_Held] = field(default_factory=list)
+    """The longest unused first."""
+
+    def asked(self, slices: Slices, start: int, count: int) -> Future[Piece]:
+        """A piece, as soon as it is read; it is overwritten when `HELD` others were asked for after it."""
+        for one in self._held:
+            if one.slices is slices and (one.start, one.count) == (start, count):
+                self._held.remove(one)
+                self._held.append(one)
+                return one.piece
+        memory = self._held.pop(0).memory if len(self._held) >= HELD else Memory()
+        piece = READER.submit(slices.read, start, count, memory)
+        self._held.append(_Held(slices, start, count, memory, piece))
+        return piece
+
+    def only(self, slices: Slices, count: int) -> Future[Piece]:
+        """All of a tensor, with nothing held beside it."""
+        self._held = [one for one in self._held if one.slices is slices and one.count == count]
+        return self.asked(slices, 0, count)
 
 
 def _grown(memory: Tensor, nbytes: int) -> Tensor:

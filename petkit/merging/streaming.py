@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -57,9 +58,9 @@ def carry_out(plan: Plan, writer: Taker, advance: Callable[[int], None] | None =
     merged = [(one.slices, one.values) for one in plan.tensors if one.is_merged]
     surveyed = plan.method.survey(merged)
     outcome = Outcome()
-    for one in plan.tensors:
+    for one, following in itertools.zip_longest(plan.tensors, plan.tensors[1:]):
         differs = False
-        for start, numbers in _pieces(plan, one, surveyed):
+        for start, numbers in _pieces(plan, one, surveyed, following):
             writer.write(one.name, start, numbers)
             # Looked at only until the first difference: most tensors have it in their first piece.
             differs = differs or _differs(one, start, numbers)
@@ -71,9 +72,12 @@ def carry_out(plan: Plan, writer: Taker, advance: Callable[[int], None] | None =
     return outcome
 
 
-def _pieces(plan: Plan, one: Planned, surveyed: object) -> Iterator[tuple[int, Tensor]]:
+def _pieces(
+    plan: Plan, one: Planned, surveyed: object, following: Planned | None
+) -> Iterator[tuple[int, Tensor]]:
     if one.is_merged:
-        yield from merged_pieces(plan.method, one.slices, one.values, surveyed, one.dtype)
+        after = following.slices if following is not None and following.is_merged else None
+        yield from merged_pieces(plan.method, one.slices, one.values, surveyed, one.dtype, after)
         return
     reading = one.slices.base or one.slices.models[0]
     for start in range(0, one.slices.count, PIECE):

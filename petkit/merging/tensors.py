@@ -16,7 +16,12 @@ from petkit.ops.finite_rows import finite_rows
 
 
 def merged_pieces(
-    method: Method, slices: Slices, values: Values, surveyed: Any, dtype: torch.dtype
+    method: Method,
+    slices: Slices,
+    values: Values,
+    surveyed: Any,
+    dtype: torch.dtype,
+    following: Slices | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """The merged numbers of a tensor, with the place of the first of each piece.
 
@@ -26,6 +31,7 @@ def merged_pieces(
         values: of its parameters.
         surveyed: what the method found out of all tensors.
         dtype: of the result.
+        following: the tensor that comes after this one, whose reading may begin.
 
     Yields:
         Places and numbers, in order; they stay as they are when the next are made.
@@ -37,6 +43,8 @@ def merged_pieces(
         return
     chosen = method.choose(slices, values, surveyed, dtype)
     for piece in slices if chosen.in_pieces else [slices.whole()]:
+        if chosen.in_pieces and following is not None and piece.start + piece.models.shape[1] == slices.count:
+            following.begin()
         if chosen.drops:
             check_finite(slices, piece)
         merged = _own(chosen.combine(piece).to(dtype), piece)

@@ -26,6 +26,7 @@ from petkit.merging.folders import merge_folders, open_merge
 from petkit.merging.metric import Metric, MetricError, measure
 from petkit.merging.parameters import Parameter
 from petkit.merging.ranges import Space, numbers_in, range_places, read_space, with_usual_ranges
+from petkit.merging.recognition import folders_of
 from petkit.merging.registry import method_named
 from petkit.merging.study import Direction, Study, Trial, open_study
 
@@ -175,8 +176,8 @@ def tune(search: Search, budget: Budget, run: RunDirectory) -> dict[str, Any]:
             tried is kept, and the best of it.
     """
     started = time.monotonic()
-    models = merge_config(search.space.filled(search.space.start), search.name).models
-    with fingerprints({name: Path(name) for name in models}) as hashes:
+    config = merge_config(search.space.filled(search.space.start), search.name)
+    with fingerprints(folders_of(config)) as hashes:
         _same_search(run, search, hashes.result())
         with open_study(run.path, search.space.ranges, search.seed, search.direction) as study:
             _write_trials(run.path, study.trials)

@@ -24,6 +24,7 @@ def own(folders):
 def test_hashes_of_files(folders):
     with fingerprints(folders) as hashes:
         assert hashes.result() == own(folders)
+        assert hashes.result() == own(folders)
 
 
 def test_it_waits_for_the_merging_and_goes_on(folders):
