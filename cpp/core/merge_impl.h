@@ -234,18 +234,18 @@ void upper_halves(const void* base, const void* model, DType dtype, int64_t coun
 
 void lower_halves(const void* base, const void* model, DType dtype, int64_t count, uint32_t upper,
                   uint32_t* bins) {
-  constexpr int64_t tables = magnitude_bins / lower_bins;
   over_magnitudes(base, model, dtype, count, [&](const Isa::Float* sizes, int64_t number) {
-    Isa::Mask any = Isa::upper_is(sizes[0], upper);
-    for (int64_t u = 1; u * W < number; ++u)
-      any = Isa::either(any, Isa::upper_is(sizes[u], upper));
-    if (!Isa::any(any))
-      return;
-    uint32_t bits[unrolled * W];
-    bits_of_all(sizes, number, bits);
-    for (int64_t j = 0; j < number; ++j)
-      if (bits[j] >> 16 == upper)
-        ++bins[j % tables * lower_bins + (bits[j] & 0xffff)];
+    // Few vectors hold one of the numbers that are wanted.
+    for (int64_t u = 0; u * W < number; ++u) {
+      if (!Isa::any(Isa::upper_is(sizes[u], upper)))
+        continue;
+      uint32_t bits[W];
+      const int64_t rest = number - u * W < W ? number - u * W : W;
+      bits_of_all(sizes + u, rest, bits);
+      for (int64_t j = 0; j < rest; ++j)
+        if (bits[j] >> 16 == upper)
+          ++bins[bits[j] & 0xffff];
+    }
   });
 }
 

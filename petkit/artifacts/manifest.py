@@ -23,7 +23,7 @@ Sha256 = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 class Base(_Part):

@@ -19,7 +19,7 @@ from petkit.errors import ArtifactError
 class MergedManifest(BaseModel):
     """The content of a merged model's `petkit.json`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     schema_version: Literal[1] = 1
     kind: Literal["merged"] = "merged"

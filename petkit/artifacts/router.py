@@ -29,7 +29,7 @@ NETWORK = "router.safetensors"
 class RouterManifest(BaseModel):
     """The content of a router's `petkit.json`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     schema_version: Literal[1] = 1
     kind: Literal["router"] = "router"

@@ -29,7 +29,7 @@ WEIGHTS = "translator.safetensors"
 class TranslatorManifest(BaseModel):
     """The content of a translator's `petkit.json`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     schema_version: Literal[1] = 1
     kind: Literal["translator"] = "translator"
