@@ -46,27 +46,35 @@ class Policies:
         ),
     ] = None
     max_new_tokens: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--max-new-tokens", metavar="N", min=1, help="Of a response.", rich_help_panel=POLICY_PANEL
+            "--max-new-tokens",
+            metavar="N",
+            min=1,
+            help="Of a response (default 128).",
+            rich_help_panel=POLICY_PANEL,
         ),
-    ] = 128
+    ] = None
     samples: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--samples", metavar="N", min=1, help="Responses to each prompt.", rich_help_panel=POLICY_PANEL
+            "--samples",
+            metavar="N",
+            min=1,
+            help="Responses to each prompt (default 1).",
+            rich_help_panel=POLICY_PANEL,
         ),
-    ] = 1
+    ] = None
     batch_size: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--batch-size",
             metavar="N",
             min=1,
-            help="Responses written together.",
+            help="Responses written together (default 8).",
             rich_help_panel=POLICY_PANEL,
         ),
-    ] = 8
+    ] = None
     plain: Annotated[
         bool,
         typer.Option(
@@ -89,14 +97,24 @@ class Policies:
             raise ConfigError(
                 "--prompts needs --merged FOLDER, the model whose distance from the experts is measured"
             )
-        if self.own_experts and self.prompts is None:
-            raise ConfigError("--expert has no effect without --prompts")
+        given = {
+            "--expert": self.own_experts,
+            "--max-new-tokens": self.max_new_tokens,
+            "--samples": self.samples,
+            "--batch-size": self.batch_size,
+            "--plain-prompts": self.plain,
+        }
+        for flag, value in given.items():
+            if value and self.prompts is None:
+                raise ConfigError(f"{flag} has no effect without --prompts")
 
     def sampling(self, seed: int) -> Sampling:
         """How experts answer."""
         from petkit.rollout.policies import Sampling
 
-        return Sampling(self.max_new_tokens, self.samples, seed, self.batch_size, not self.plain)
+        return Sampling(
+            self.max_new_tokens or 128, self.samples or 1, seed, self.batch_size or 8, not self.plain
+        )
 
 
 @grouped
@@ -127,8 +145,10 @@ def analyze(
     """Compare what models changed: footprints, directions and signs; with a report of heat maps."""
     from petkit.artifacts.writer import check_output
     from petkit.merging.config import read_merge_config
+    from petkit.merging.recognition import check_whole
 
     asked = read_merge_config(config)
+    check_whole(asked, "analyze")
     check_output(folder, overwrite)
 
     from petkit.merging.analysis.folders import compared
@@ -157,11 +177,17 @@ def analyze(
 
 
 def _gains(policies: Policies, models: Compared, seed: int) -> dict[str, Any] | None:
+    from petkit.configuration.messages import nearest
     from petkit.merging.analysis.gains import gains_of_files
 
     if not policies.scores:
         return None
     files = {name: Path(file) for name, file in _pairs(policies.scores, "--scores", "MODEL=FILE").items()}
+    known = {"base", *models.experts, *models.merged}
+    for name in files.keys() - known:
+        near = nearest(name, known)
+        if near is not None:
+            raise ConfigError(f"--scores {name}={files[name]}: no model {name}; did you mean {near}?")
     return gains_of_files(files, list(models.experts), seed)
 
 

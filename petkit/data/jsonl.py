@@ -73,6 +73,14 @@ def placed_rows(
     return convert(placed_lines(path), lambda line: parse(parse_object(line)), skip_bad, left_out)
 
 
+def strict_rows(path: Path, parse: Callable[[dict[str, Any]], Row]) -> list[tuple[str, Row]]:
+    """Like `placed_rows`, of a file none of whose lines may be left out."""
+    try:
+        return placed_rows(path, parse)
+    except InputError as error:
+        raise InputError(str(error).replace(" or set data.skip_bad", "")) from error
+
+
 def convert(
     placed: Iterable[tuple[str, Row]],
     make: Callable[[Row], Made],

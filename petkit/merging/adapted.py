@@ -16,7 +16,7 @@ from torch import Tensor
 
 from petkit.artifacts import Artifact, Check
 from petkit.artifacts.source import is_adapter_folder, read_source
-from petkit.errors import InputError
+from petkit.errors import ArtifactError, InputError
 from petkit.merging.adapters import matrices_of, whole_tensors
 from petkit.merging.bases import Hashes, check_given, model_type
 from petkit.merging.config import split_adapter
@@ -99,6 +99,7 @@ def open_source(name: str, hashes: Hashes) -> Iterator[ModelFolder | AdaptedMode
     if is_adapter_folder(folder):
         raise InputError(f"{name}: {folder} is an adapter, where a whole model is needed")
     with open_model(folder) as model:
+        _check_lora_files(model)
         yield model if adapter is None else _adapted(name, model, read_named(adapter), hashes)
 
 
@@ -112,7 +113,21 @@ def read_named(folder: str) -> Artifact:
     if Path(folder).is_dir() and not is_adapter_folder(folder):
         raise InputError(f"{folder} must be an adapter of petkit or of PEFT (LoRA), it is none")
     with tempfile.TemporaryDirectory() as scratch:
-        return replace(read_source(folder, Path(scratch)), folder=Path(folder))
+        try:
+            return replace(read_source(folder, Path(scratch)), folder=Path(folder))
+        except ArtifactError as error:
+            # PEFT's adapters are read as a new artifact.
+            raise ArtifactError(str(error).replace("new artifact", folder)) from error
+
+
+def _check_lora_files(model: ModelFolder) -> None:
+    """Refuse the files of a LoRA whose configuration is missing: A and B do not merge by themselves."""
+    names = [name for name in model.entries if "lora_" in name]
+    if names and len(names) == len(model.entries) and not (model.folder / "config.json").exists():
+        raise InputError(
+            f"{model.name} holds LoRA matrices such as {names[0]}, and no adapter_config.json that says how "
+            "they are to be used"
+        )
 
 
 def adapter_checks(models: Mapping[str, ModelFolder | AdaptedModel]) -> list[Check]:

@@ -293,7 +293,11 @@ def check_alike(adapters: Sequence[Artifact]) -> None:
     for other in adapters[1:]:
         one, two = first.manifest, other.manifest
         if not same_base(one.base, two.base):
-            raise InputError(_unlike(first, other, "base", described(one.base), described(two.base)))
+            message = _unlike(first, other, "base", described(one.base), described(two.base))
+            unknown = [own for own, base in ((first, one.base), (other, two.base)) if base.sha256 is None]
+            if unknown:
+                message += f"; petkit convert {unknown[0].folder} --base BASE -o OUT records a hash"
+            raise InputError(message)
         pairs: Mapping[str, tuple[object, object]] = {
             "method": (one.adapter.get("method"), two.adapter.get("method")),
             "task": (one.task and one.task.type, two.task and two.task.type),

@@ -32,6 +32,23 @@ def lists_adapters(config: MergeConfig) -> bool:
     return bool(adapters)
 
 
+def check_whole(config: MergeConfig, command: str) -> None:
+    """Refuse adapters where whole models are needed.
+
+    Args:
+        config: what is asked for.
+        command: that needs them, for the message.
+
+    Raises:
+        ConfigError: names an adapter, and what to write in its place.
+    """
+    for name in config.models:
+        if is_adapter_folder(name):
+            raise ConfigError(
+                f"{command} works on whole models, {name} is an adapter: write BASE+{name} in its place"
+            )
+
+
 def folders_of(config: MergeConfig) -> dict[str, Path]:
     """Every folder that a merge reads, by the name that the configuration gives it.
 

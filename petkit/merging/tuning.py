@@ -26,7 +26,7 @@ from petkit.merging.folders import merge_folders, open_merge
 from petkit.merging.metric import Metric, MetricError, measure
 from petkit.merging.parameters import Parameter
 from petkit.merging.ranges import Space, numbers_in, range_places, read_space, with_usual_ranges
-from petkit.merging.recognition import folders_of
+from petkit.merging.recognition import check_whole, folders_of
 from petkit.merging.registry import method_named
 from petkit.merging.study import Direction, Study, Trial, open_study
 
@@ -108,7 +108,9 @@ def search_space(data: Mapping[str, Any], name: str, limits: Mapping[str, tuple[
             nothing to search.
     """
     blank = Space(data, (), dict.fromkeys(range_places(data), "")).filled({"": 0.0})
-    method = method_named(merge_config(blank, name).method)
+    asked = merge_config(blank, name)
+    check_whole(asked, "tune")
+    method = method_named(asked.method)
     space = read_space(data, method.parameters, name)
     own = {parameter.name for parameter in method.parameters}
     for parameter, (low, high) in limits.items():

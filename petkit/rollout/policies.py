@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from petkit.data.jsonl import placed_rows
+from petkit.data.jsonl import strict_rows
 from petkit.data.tokens import padding_token
 from petkit.errors import InputError, PetkitError
 from petkit.merging.analysis.neighbourhood import Cell, Response, estimate
@@ -104,7 +104,7 @@ def read_prompts(path: Path, experts: Sequence[str]) -> list[Prompt]:
             raise ValueError(f"model must be one of {', '.join(experts)}, got {model!r:.60}")
         return Prompt(str(texts[given[0]]), str(texts["domain"] or path.stem), response, model)
 
-    found = [prompt for _, prompt in placed_rows(path, parse)]
+    found = [prompt for _, prompt in strict_rows(path, parse)]
     if not found:
         raise InputError(f"{path} must hold at least one prompt, got none")
     return found

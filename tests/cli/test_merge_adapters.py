@@ -1,6 +1,7 @@
 """`petkit merge` over adapters: what it writes is used by the other commands; what cannot be is named."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -314,3 +315,36 @@ def test_damaged_adapters(petkit, tmp_path, world):
     )
     assert "petkit cannot keep DoRA (use_dora)" in refused(petkit, tmp_path, [dora])
     assert "expected a model folder" in refused(petkit, tmp_path, [tmp_path / "gone"])
+
+
+def test_analyses_and_searches_are_of_whole_models(petkit, tmp_path, world):
+    adapters = asked(tmp_path, world, "linear", {"a": 1, "b": 1}, base_model=str(world / "base"))
+    for command, flags in (("analyze", ()), ("tune", ("--metric", "true {model}"))):
+        done = petkit("merge", command, adapters, "-o", tmp_path / "out", *flags)
+        assert (done.code, done.out) == (2, "")
+        assert f"{command} works on whole models, {world}/a is an adapter: write BASE+{world}/a" in done.err
+    whole = {"base+a": 1, "base+b": 1}
+    text = asked(tmp_path, world, "linear", whole, base_model=str(world / "base")).read_text()
+    (tmp_path / "c.yml").write_text(text.replace("base+", f"base+{world}/"))
+    result = result_of(petkit("merge", "analyze", tmp_path / "c.yml", "-o", tmp_path / "out", "--json"))
+    assert all(one["footprint"] > 0 for one in result["weights"]["whole"]["models"])
+
+
+def test_matrices_of_a_lora_without_its_configuration(petkit, tmp_path, world):
+    for name in "pq":
+        (tmp_path / name).mkdir()
+        shutil.copy(world / "p/adapter_model.safetensors", tmp_path / name)
+    done = petkit("merge", asked(tmp_path, tmp_path, "linear", {"p": 1, "q": 1}), "-o", tmp_path / "out")
+    assert (done.code, done.out) == (2, "")
+    assert f"{tmp_path}/p holds LoRA matrices such as" in done.err
+
+
+def test_nan_in_an_adapter_of_peft_is_named(petkit, tmp_path, world):
+    shutil.copytree(world / "p", tmp_path / "bad")
+    state = load_file(tmp_path / "bad/adapter_model.safetensors")
+    next(iter(state.values()))[0, 0] = torch.nan
+    save_file(state, tmp_path / "bad/adapter_model.safetensors")
+    done = petkit("merge", asked(tmp_path, tmp_path, "linear", {"bad": 1}), "-o", tmp_path / "out")
+    assert (done.code, done.out) == (2, "")
+    assert f"{tmp_path}/bad: " in done.err
+    assert "holds NaN or infinity" in done.err

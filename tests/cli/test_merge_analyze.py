@@ -192,3 +192,17 @@ def test_weights_that_are_no_numbers_are_named(petkit, config, tmp_path):
     assert (done.code, done.out) == (2, "")
     assert f"{tmp_path}/code must hold finite numbers, lm_head.weight holds nan or inf" in done.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--samples", 2), "--samples has no effect without --prompts"),
+        (("--plain-prompts",), "--plain-prompts has no effect without --prompts"),
+        (("--scores", "mahts=x.jsonl"), "did you mean maths?"),
+    ],
+)
+def test_options_in_vain(petkit, config, tmp_path, flags, message):
+    done = petkit("merge", "analyze", config, "-o", tmp_path / "out", *flags)
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from petkit.errors import ConfigError
+from petkit.merging.adapted import open_source
 from petkit.merging.analysis.streamed import Settings, measure
+from petkit.merging.bases import Hashes
 from petkit.merging.config import MergeConfig
-from petkit.merging.sources import open_model
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
@@ -103,8 +104,11 @@ def measure_folders(models: Compared, settings: Settings, progress: Progress) ->
         PetkitError: a model cannot be read, models do not fit each other, or a number is not finite.
     """
     with ExitStack() as stack:
-        base = stack.enter_context(open_model(models.base))
-        opened = {one["name"]: stack.enter_context(open_model(one["folder"])) for one in models.records}
+        hashes: Hashes = {}
+        base = stack.enter_context(open_source(models.base, hashes))
+        opened = {
+            one["name"]: stack.enter_context(open_source(one["folder"], hashes)) for one in models.records
+        }
         total = sum(entry.nbytes for one in (base, *opened.values()) for entry in one.entries.values())
         advance = stack.enter_context(progress(total))
         return measure(opened, base, settings, advance).report()

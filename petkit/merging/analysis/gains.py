@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from petkit.artifacts.strict_json import parse_json
 from petkit.data.files import read_text
-from petkit.data.jsonl import placed_rows
+from petkit.data.jsonl import strict_rows
 from petkit.errors import ConfigError, InputError
 from petkit.merging.analysis.footprint import cosine
 
@@ -51,7 +51,7 @@ def read_scores(path: Path) -> Scores:
     Raises:
         InputError: the file cannot be read, a row is faulty, or an id comes twice.
     """
-    rows = _json_rows(path) if path.suffix == ".json" else placed_rows(path, _parsed)
+    rows = _json_rows(path) if path.suffix == ".json" else strict_rows(path, _parsed)
     found: dict[str, float] = {}
     for place, (name, score) in rows:
         if name in found:
