@@ -61,8 +61,9 @@ def command(
         from petkit.artifacts.writer import check_output
         from petkit.configuration.reader import load_with_duplicates
         from petkit.merging.config import read_merge_config
-        from petkit.merging.recognition import lists_adapters
+        from petkit.merging.recognition import check_apart, lists_adapters
     asked = read_merge_config(config)
+    check_apart(asked, config, folder)
     check_output(folder, overwrite)
     read_as = load_with_duplicates(config).data
     if lists_adapters(asked):

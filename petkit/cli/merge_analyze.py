@@ -145,10 +145,11 @@ def analyze(
     """Compare what models changed: footprints, directions and signs; with a report of heat maps."""
     from petkit.artifacts.writer import check_output
     from petkit.merging.config import read_merge_config
-    from petkit.merging.recognition import check_whole
+    from petkit.merging.recognition import check_apart, check_whole
 
     asked = read_merge_config(config)
     check_whole(asked, "analyze")
+    check_apart(asked, config, folder)
     check_output(folder, overwrite)
 
     from petkit.merging.analysis.folders import compared

@@ -48,12 +48,19 @@ def companions(
 
     Raises:
         ArtifactError: config.json is broken.
+        ConfigError: chat_template is no template.
     """
     found = _present(model, MODEL_FILES) | _present(tokenizer, (*TOKENIZER_FILES, TEMPLATE))
     if CONFIG in found:
         found[CONFIG] = _adapted(found[CONFIG], model, dtype, layers)
     if chat_template not in (None, "auto"):
-        found[TEMPLATE] = str(chat_template).encode()
+        text = str(chat_template)
+        if "{{" not in text and "{%" not in text:
+            raise ConfigError(
+                f"chat_template must be auto or a Jinja template, got {text!r}: in the place of a template's "
+                "name, write its text"
+            )
+        found[TEMPLATE] = text.encode()
     return found
 
 

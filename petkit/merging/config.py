@@ -44,6 +44,8 @@ class SliceConfig:
 
     sources: tuple[SourceConfig, ...]
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    base_layers: tuple[int, int] | None = None
+    """Of the base, where the slice says which; else those of the first source."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def merge_config(data: Mapping[str, Any], name: str) -> MergeConfig:
     slices = _slices(data["slices"], name) if "slices" in data else _models(data["models"], name)
     base = None if data.get("base_model") is None else _model(data["base_model"], f"{name}: base_model")
     # mergekit's files often list the base among the models, with no parameters of its own.
-    if base is not None and "models" in data:
+    if base is not None:
         slices = tuple(_without_base(one, base) for one in slices)
     return MergeConfig(
         method=str(data["merge_method"]),
@@ -187,8 +189,12 @@ def _models(data: Any, where: str) -> tuple[SliceConfig, ...]:
 
 
 def _without_base(one: SliceConfig, base: str) -> SliceConfig:
-    kept = tuple(source for source in one.sources if source.model != base or source.parameters)
-    return SliceConfig(kept, one.parameters)
+    bases = [source for source in one.sources if source.model == base and not source.parameters]
+    kept = tuple(source for source in one.sources if source not in bases)
+    # One that is all there is, is what the layers are taken from.
+    if not bases or (not kept and one.sources[0].layers is not None):
+        return one
+    return SliceConfig(kept, one.parameters, bases[0].layers)
 
 
 def _slices(data: Any, where: str) -> tuple[SliceConfig, ...]:

@@ -137,7 +137,9 @@ class _Trials:
             self._passes = buffers.count
             took.append(min(_timed(partial(self._merge, slices, pattern)) for _ in range(REPEATS)))
         small, large = (side * side for side in SIDES)
-        self._power = min(1.6, max(1.0, math.log(took[1] / took[0]) / math.log(large / small)))
+        # Pieces are merged one by one, whole tensors at more than their size.
+        steepest = 1.0 if self.is_in_pieces else 1.6
+        self._power = min(steepest, max(1.0, math.log(took[1] / took[0]) / math.log(large / small)))
         self._unit = took[1] / large**self._power
 
     def _merge(self, slices: Slices, pattern: Planned) -> None:

@@ -32,12 +32,14 @@ class Planned:
         values: parameters for it.
         dtype: of the result.
         is_merged: False for tensors of other dtypes, which are copied from the first reading.
+        before: what the result is compared with: the base's tensor, or else the first model's.
     """
 
     slices: Slices
     values: Values
     dtype: torch.dtype
     is_merged: bool
+    before: Reading
 
     @property
     def name(self) -> str:
@@ -147,7 +149,10 @@ class _Planner:
             raise InputError(f"{source.name} has no layer {number}")
         for match in names:
             readings = [Reading(model, f"{match[1]}.{layer}.{match[3]}") for model, layer in sources]
-            found.append(self._planned(f"{match[1]}.{out}.{match[3]}", one, readings, match[0], depth))
+            of_base = match[0]
+            if one.base_layers is not None:
+                of_base = f"{match[1]}.{one.base_layers[0] + step}.{match[3]}"
+            found.append(self._planned(f"{match[1]}.{out}.{match[3]}", one, readings, of_base, depth))
         return found
 
     def _around(self, one: SliceConfig, is_early: bool) -> list[Planned]:
@@ -172,9 +177,19 @@ class _Planner:
         dtypes = {reading.source.entries[reading.tensor].dtype for reading in every}
         own = every[0].source.entries[every[0].tensor].own_dtype
         is_merged = own in FLOATS
+        if any((one in FLOATS) != is_merged for one in dtypes):
+            named = " and ".join(sorted(str(one).removeprefix("torch.") for one in dtypes))
+            raise InputError(f"{name} must be of floats in all models or in none, it is of {named}")
         dtype = getattr(torch, self.config.dtype) if self.config.dtype and is_merged else own
         slices = Slices(name, shape, readings, base, common_dtype(dtypes) if is_merged else own, self.buffers)
-        return Planned(slices, self._values(one, name, depth), dtype, is_merged)
+        values = self._values(one, name, depth)
+        return Planned(slices, values, dtype, is_merged, self._before(of_base, every[0], shape))
+
+    def _before(self, of_base: str, first: Reading, shape: tuple[int, ...]) -> Reading:
+        entry = None if self._base is None else self._base.entries.get(of_base)
+        if self._base is None or entry is None or entry.shape != shape:
+            return first
+        return Reading(self._base, of_base)
 
     def _values(self, one: SliceConfig, name: str, depth: float) -> Values:
         """Parameters of one tensor: a model's own win over its slice's, and those over the whole merge's."""

@@ -49,6 +49,24 @@ def check_whole(config: MergeConfig, command: str) -> None:
             )
 
 
+def check_apart(config: MergeConfig, file: Path, output: Path) -> None:
+    """Refuse an output that a model or the configuration would be lost in, or that lies in a model.
+
+    Args:
+        config: what is asked for.
+        file: that it was read from.
+        output: folder to write.
+
+    Raises:
+        ConfigError: names the input.
+    """
+    wanted = output.resolve()
+    for name, path in {**folders_of(config), str(file): file}.items():
+        own = path.resolve()
+        if wanted == own or wanted in own.parents or (own in wanted.parents and path.is_dir()):
+            raise ConfigError(f"--output {output} must lie apart from what is read, {name}")
+
+
 def folders_of(config: MergeConfig) -> dict[str, Path]:
     """Every folder that a merge reads, by the name that the configuration gives it.
 

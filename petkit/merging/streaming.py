@@ -93,7 +93,7 @@ def _differs(one: Planned, start: int, numbers: Tensor) -> bool:
 
 def _part_differs(one: Planned, start: int, numbers: Tensor, part: slice) -> bool:
     own = numbers[part]
-    reading = one.slices.base or one.slices.models[0]
+    reading = one.before
     # What an adapter changes in its base is a change.
     source: Source = getattr(reading.source, "base", reading.source)
     other = torch.empty(len(own), dtype=source.entries[reading.tensor].dtype)

@@ -68,10 +68,9 @@ def _of_timm(content: Mapping[str, Any], folder: Path, state: Mapping[str, Tenso
     import timm
     from safetensors.torch import load_file
 
-    settings = content.get("model_args") or {}
-    model: nn.Module = timm.create_model(
-        content["architecture"], pretrained=False, num_classes=content.get("num_classes", 0), **settings
-    )
+    # Timm writes the number of classes in both places.
+    settings = {"num_classes": content.get("num_classes", 0), **(content.get("model_args") or {})}
+    model: nn.Module = timm.create_model(content["architecture"], pretrained=False, **settings)
     found = load_file(folder / "model.safetensors") if state is None else state
     report = model.load_state_dict(dict(found), strict=False)
     _check(sorted(report.missing_keys), sorted(report.unexpected_keys), folder)

@@ -137,3 +137,12 @@ def test_an_altered_shard_is_found(petkit, config, tmp_path):
     assert (done.code, "one was altered or exchanged" in done.out) == (2, True)
     file.unlink()
     assert "has no model.safetensors" in petkit("verify", folder).out
+
+
+@pytest.mark.parametrize("place", ["a", ".", "a/out"])
+def test_an_output_that_holds_or_lies_in_an_input(petkit, config, tmp_path, place):
+    for flags in ((), ("--overwrite",)):
+        done = petkit("merge", config, "-o", tmp_path / place, *flags)
+        assert (done.code, done.out) == (2, "")
+        assert "must lie apart from what is read" in done.err
+    assert (tmp_path / "a/model.safetensors").exists()

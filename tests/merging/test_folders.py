@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from petkit.artifacts.merged import read_merged
-from petkit.errors import ArtifactError, GateError, InputError, SafetyError
+from petkit.errors import ArtifactError, ConfigError, GateError, InputError, SafetyError
 from petkit.merging import slices as slices_module
 from petkit.merging.config import read_merge_config
 from petkit.merging.folders import merge_folders
@@ -180,3 +180,62 @@ def test_folders_that_are_no_models(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(SafetyError), open_model(tmp_path):
         pass
+
+
+def test_a_base_among_the_sources_of_a_slice_is_no_model(family):
+    text = (
+        "merge_method: model_stock\nbase_model: '@base'\nslices:\n  - sources:\n"
+        "      - {model: '@base', layer_range: [0, 4]}\n      - {model: '@m0', layer_range: [0, 4]}\n"
+        "      - {model: '@m1', layer_range: [0, 4]}\n"
+    )
+    output, _ = merge(family, text)
+    wanted = merge_state_dicts("model_stock", family.models[:2], family.base)
+    for name, one in tensors(output).items():
+        torch.testing.assert_close(one, wanted[name], rtol=0, atol=0)
+
+
+def test_slerp_as_mergekit_writes_it(family):
+    text = (
+        "merge_method: slerp\nbase_model: '@base'\nparameters: {t: 0.25}\nslices:\n  - sources:\n"
+        "      - {model: '@base', layer_range: [1, 3]}\n      - {model: '@m0', layer_range: [0, 2]}\n"
+    )
+    output, result = merge(family, text)
+    assert result["models"] == [f"{family.folder}/m0"]
+    name, other = "model.layers.0.mlp.weight", "model.layers.1.mlp.weight"
+    base = {name: family.base[other]}
+    wanted = merge_state_dicts("slerp", [{name: family.models[0][name]}], base, t=0.25)
+    torch.testing.assert_close(tensors(output)[name], wanted[name], rtol=0, atol=0)
+
+
+def test_layers_of_the_base_alone_are_kept(family):
+    text = (
+        "merge_method: passthrough\nbase_model: '@base'\nslices:\n"
+        "  - {sources: [{model: '@base', layer_range: [0, 2]}]}\n"
+        "  - {sources: [{model: '@m0', layer_range: [1, 2]}]}\n"
+    )
+    found = tensors(merge(family, text)[0])
+    assert torch.equal(found["model.layers.1.mlp.weight"], family.base["model.layers.1.mlp.weight"])
+    assert torch.equal(found["model.layers.2.mlp.weight"], family.models[0]["model.layers.1.mlp.weight"])
+
+
+def test_what_is_passed_through_is_compared_with_the_base(family):
+    _, result = merge(family, "merge_method: passthrough\nbase_model: '@base'\nmodels: [{model: '@m0'}]\n")
+    assert result["changed"] == result["tensors"]
+
+
+def test_templates_by_name_are_no_templates(family):
+    with pytest.raises(ConfigError, match="chat_template must be auto or a Jinja template, got 'chatml'"):
+        merge(family, asked("linear", more="chat_template: chatml\n"))
+
+
+def test_counters_and_floats_do_not_merge(family):
+    family.write("m1", {**family.models[1], "model.norm.weight": torch.ones(6, dtype=torch.int64)})
+    with pytest.raises(InputError, match=r"model\.norm\.weight must be of floats in all models or in none"):
+        merge(family, asked("linear"))
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "della_linear", "dare_linear"])
+def test_weights_that_cancel_are_not_normalised(family, method):
+    text = asked(method, "{normalize: true}", count=2).replace("weight: 1.0", "weight: -1.0", 1)
+    with pytest.raises(ConfigError, match="sum to 0"):
+        merge(family, text)

@@ -263,3 +263,11 @@ def test_shapes_names_and_numbers_that_do_not_fit_are_named(family):
             InputError, match=r"model 1 must hold finite numbers, model.norm.weight holds nan"
         ):
             merge_state_dicts(method, [family.models[0], broken], base)
+
+
+def test_tsv_takes_lambda_of_vectors_too(family):
+    merged = merge_state_dicts("tsv", family.models, family.base, lambda_=0.8)
+    name = "model.norm.weight"
+    base, models = family.base[name].double(), [one[name].double() for one in family.models]
+    wanted = base + 0.8 * (sum(models) / 3 - base)
+    torch.testing.assert_close(merged[name].double(), wanted, rtol=1e-6, atol=1e-6)

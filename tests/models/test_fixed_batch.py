@@ -31,7 +31,11 @@ def folder(request, tmp_path):
         model = timm.create_model("vit_tiny_patch16_224", num_classes=5, **settings)
         path.mkdir()
         save_file(model.state_dict(), path / "model.safetensors")
-        content = {"architecture": "vit_tiny_patch16_224", "num_classes": 5, "model_args": settings}
+        content = {
+            "architecture": "vit_tiny_patch16_224",
+            "num_classes": 5,
+            "model_args": {**settings, "num_classes": 5},
+        }
         (path / "config.json").write_text(json.dumps(content))
     return path
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from petkit.errors import ConfigError
 from petkit.merging.combining import Chosen, TensorByTensor
-from petkit.merging.parameters import DENSITY, LAMBDA, WEIGHT, Parameter, Values
+from petkit.merging.parameters import DENSITY, LAMBDA, WEIGHT, Parameter, Values, normalized
 from petkit.merging.slices import Piece, Slices, stream_key
 from petkit.ops import _merge
 from petkit.ops.merge_deltas import Terms, merge_deltas
@@ -42,6 +42,9 @@ class Della(TensorByTensor):
                     f"density - epsilon and density + epsilon must lie between 0 and 1, got {density:g} "
                     f"and {epsilon:g}"
                 )
+        if values.whole["normalize"] and not self.elects:
+            # Refuses weights that add up to nothing.
+            normalized(values.of("weight"), slices.name)
         return Chosen(lambda piece: self._merged(piece, slices, values, dtype), in_pieces=False)
 
     def _merged(self, piece: Piece, slices: Slices, values: Values, dtype: torch.dtype) -> Tensor:

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from petkit.merging.combining import Chosen, TensorByTensor, by_weights
+from petkit.merging.combining import Chosen, TensorByTensor, by_weights_with_base
 from petkit.merging.parameters import LAMBDA, Values
 from petkit.merging.slices import Piece, Slices
 
 
 class Tsv(TensorByTensor):
-    """theta_0 + lambda U S V of the leading 1/n of each task's triplets; other tensors are averaged."""
+    """theta_0 + lambda U S V of the leading 1/n of each task's triplets; of others the mean difference."""
 
     name = "tsv"
     title = "task singular vectors"
@@ -23,10 +23,10 @@ class Tsv(TensorByTensor):
     models = (1, 64)
 
     def choose(self, slices: Slices, values: Values, surveyed: Any, dtype: torch.dtype) -> Chosen:
-        """Singular vectors of matrices, the mean of the others."""
+        """Singular vectors of matrices, the mean difference of the others."""
         count, factor = len(slices.models), float(values.whole["lambda"])
         if len(slices.shape) != 2 or min(slices.shape) < count:
-            return by_weights([1 / count] * count, dtype)
+            return by_weights_with_base([factor / count] * count, 1 - factor, dtype)
         return Chosen(lambda piece: _merged(piece, slices.shape, factor).to(dtype), in_pieces=False)
 
 
