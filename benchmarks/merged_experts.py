@@ -49,7 +49,7 @@ BATCH = 32
 STEPS = 100
 # The heads' inverse penalty: strong enough that training examples leave the trunk a gradient.
 HEAD_C = {"vit": 0.01, "encoder": 0.003}
-LEARNING_RATES = {"full": {"vit": 1e-4, "encoder": 1e-4}, "adapter": {"vit": 3e-3, "encoder": 3e-3}}
+LEARNING_RATES = {"full": {"vit": 3e-5, "encoder": 1e-4}, "adapter": {"vit": 3e-3, "encoder": 3e-3}}
 ADAPTER = AdapterConfig(method="lora", bits=1, bottleneck=16)
 RESAMPLES = 2000
 LAMBDAS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
