@@ -6,6 +6,7 @@
     apt-get download dataset-fashion-mnist    # dpkg -x; unpack all under PACKAGES, in folders of their names
     python benchmarks/merged_experts.py train --packages PACKAGES --runs RUNS
     python benchmarks/merged_experts.py measure --packages PACKAGES --runs RUNS --save FILE.json
+    python benchmarks/merged_experts.py table --save FILE.json
 
 Every domain has a linear head, fitted once to the features of the pretrained trunk and never changed after.
 Experts are that trunk tuned on one domain through its head; the mixed model is tuned on their batches in
@@ -120,8 +121,11 @@ class Family:
 
 
 def main() -> None:
-    """Train, or measure."""
+    """Train, measure, or show what was measured."""
     arguments = parsed()
+    if arguments.action == "table":
+        print("\n".join(tables(json.loads(arguments.save.read_text()))))
+        return
     torch.set_num_threads(arguments.threads)
     content: dict[str, Any] = {"settings": settings(arguments), "families": {}}
     for name in arguments.families:
@@ -141,9 +145,9 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("action", choices=("train", "measure"))
-    parser.add_argument("--packages", type=Path, required=True, help="folder of the unpacked packages")
-    parser.add_argument("--runs", type=Path, required=True, help="folder of heads, experts and measurements")
+    parser.add_argument("action", choices=("train", "measure", "table"))
+    parser.add_argument("--packages", type=Path, help="folder of the unpacked packages")
+    parser.add_argument("--runs", type=Path, help="folder of heads, experts and measurements")
     parser.add_argument("--families", nargs="*", default=["vit", "encoder"], choices=("vit", "encoder"))
     parser.add_argument("--kinds", nargs="*", default=["full", "adapter"], choices=("full", "adapter"))
     parser.add_argument("--steps", type=int, default=STEPS, help="of each expert")
@@ -190,7 +194,7 @@ def fitted_heads(family: Family) -> dict[str, nn.Linear]:
     path = family.folder / "heads.safetensors"
     if not path.exists():
         trunk = family.fresh().model
-        tensors = {}
+        tensors: State = {}
         for domain in family.domains:
             split = domain.splits["train"]
             weight, bias = probe(features(trunk, split), split.labels, HEAD_C[family.name])
@@ -287,7 +291,7 @@ def tuned(
         logits = heads[domain.name](compute_logits(model, split.batch(rows)))
         loss = functional.cross_entropy(logits, split.labels[rows])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
@@ -358,7 +362,8 @@ def read(family: Family, kind: str, name: str) -> State:
     """A trunk's tensors; an adapter's added to the base's."""
     folder = family.run(kind, name)
     if kind == "full":
-        return load_file(folder / "model.safetensors")
+        whole: State = load_file(folder / "model.safetensors")
+        return whole
     model = load_adapted(folder / "adapter").model
     merge_into_base(model)
     return plain_state(model)
@@ -396,7 +401,7 @@ class Meter:
             path.parent.mkdir(parents=True, exist_ok=True)
             started = time.perf_counter()
             found = self.right(make(), "test")
-            np.savez(path, **found)
+            np.savez(path, **found)  # type: ignore[arg-type]
             shown = {name: round(float(one.mean()), 3) for name, one in found.items()}
             print(f"{path}: {shown} {time.perf_counter() - started:.0f} s", flush=True)
         return dict(np.load(path))
@@ -542,6 +547,29 @@ def wilson(right: int, count: int) -> dict[str, Any]:
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
     return {"value": share, "interval": [centre - half, centre + half], "right": right, "of": count}
+
+
+def tables(content: dict[str, Any]) -> Iterator[str]:
+    """Markdown: a table for each family and kind."""
+    for family, found in content["families"].items():
+        names = list(found["domains"])
+        for kind in ("full", "adapter"):
+            yield f"\n{family}, {kind}\n"
+            yield f"| system | {' | '.join(names)} | average | of the experts' | minus mixed |"
+            yield "|---|" + "---|" * (len(names) + 3)
+            yield from (table_row(row, names) for row in found[kind]["rows"])
+
+
+def table_row(row: dict[str, Any], names: list[str]) -> str:
+    """One system, in per cent with the halves of its intervals."""
+    cells = [row["accuracy"][name] for name in names] + [row["average"], row["of_experts"]]
+    shown = [
+        f"{100 * cell['value']:.1f} ± {50 * (cell['interval'][1] - cell['interval'][0]):.1f}"
+        for cell in cells
+    ]
+    low, high = (100 * end for end in row["minus_mixed"]["interval"])
+    shown.append(f"{100 * row['minus_mixed']['value']:+.1f} ({low:+.1f} to {high:+.1f})")
+    return f"| {row['system']} | {' | '.join(shown)} |"
 
 
 if __name__ == "__main__":
