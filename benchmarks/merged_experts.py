@@ -20,6 +20,8 @@ import argparse
 import itertools
 import json
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,12 +31,13 @@ from typing import Any
 import numpy as np
 import torch
 from expert_domains import SIZES, TOKENS, Domain, Split, image_domains, text_domains
+from expert_results import MIXED, RESAMPLES, summary, tables
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional
 
-from petkit.artifacts import Base, Manifest, Task, step, write_artifact
+from petkit.artifacts import Base, Manifest, Task, read_artifact, step, write_artifact
 from petkit.merging.state_dicts import merge_state_dicts
 from petkit.models.config import AdapterConfig, ModelConfig
 from petkit.models.inserts import insert, merge_into_base, pack, set_head
@@ -43,7 +46,6 @@ from petkit.models.loading import load_adapted, load_model
 from petkit.training.seeds import seed_global, stream
 
 State = dict[str, Tensor]
-MIXED = "mixed"
 IMAGE_SIDE = 42
 BATCH = 32
 # Steps of each expert; mixed training has as many for each domain.
@@ -52,8 +54,13 @@ STEPS = 100
 HEAD_C = {"vit": 0.01, "encoder": 0.003}
 LEARNING_RATES = {"full": {"vit": 3e-5, "encoder": 1e-4}, "adapter": {"vit": 3e-3, "encoder": 3e-3}}
 ADAPTER = AdapterConfig(method="lora", bits=1, bottleneck=16)
-RESAMPLES = 2000
 LAMBDAS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+# Options of `petkit merge` for adapters, each merged by task_arithmetic with lambda 1.
+AS_ADAPTERS = {
+    "adapters side by side, rank 48": [],
+    "adapters side by side, rank 48, 1 bit": ["--bits", "1"],
+    "adapters of rank 16, 1 bit": ["--rank", "16", "--bits", "1"],
+}
 SLERP = "slerp of the first two, t 0.5"
 
 
@@ -364,9 +371,7 @@ def read(family: Family, kind: str, name: str) -> State:
     if kind == "full":
         whole: State = load_file(folder / "model.safetensors")
         return whole
-    model = load_adapted(folder / "adapter").model
-    merge_into_base(model)
-    return plain_state(model)
+    return with_adapter(folder / "adapter")
 
 
 def merged(method: str, states: list[State], base: State, **parameters: Any) -> State:
@@ -374,6 +379,36 @@ def merged(method: str, states: list[State], base: State, **parameters: Any) -> 
     tuned_names = [name for name in base if any(not torch.equal(base[name], one[name]) for one in states)]
     parts = [{name: one[name] for name in tuned_names} for one in (base, *states)]
     return {**base, **merge_state_dicts(method, parts[1:], parts[0], **parameters)}
+
+
+def as_adapter(family: Family, names: Sequence[str], folder: Path, options: list[str]) -> State:
+    """The trunk with an adapter that `petkit merge` makes of the experts', without their heads."""
+    listed = ""
+    for name in names:
+        artifact = read_artifact(family.run("adapter", name) / "adapter")
+        task = (artifact.manifest.task or Task(type=family.task)).model_copy(update={"classes": ()})
+        headless = family.folder / "headless" / name
+        write_artifact(
+            headless,
+            manifest=artifact.manifest.model_copy(update={"task": task}),
+            config={},
+            packed=artifact.packed,
+            dense={key: one for key, one in artifact.dense.items() if not key.startswith("head.")},
+            overwrite=True,
+        )
+        listed += f"  - {{model: {headless.resolve()}, parameters: {{weight: 1}}}}\n"
+    recipe = family.folder / "adapters.yml"
+    recipe.write_text(f"merge_method: task_arithmetic\nmodels:\n{listed}")
+    command = [sys.executable, "-m", "petkit", "merge", str(recipe), "-o", str(folder), "--overwrite"]
+    subprocess.run([*command, *options], check=True)
+    return with_adapter(folder)
+
+
+def with_adapter(folder: Path) -> State:
+    """The base's tensors with an adapter's added."""
+    model = load_adapted(folder).model
+    merge_into_base(model)
+    return plain_state(model)
 
 
 class Meter:
@@ -455,6 +490,14 @@ def measured_kind(meter: Meter, kind: str, base: dict[str, np.ndarray]) -> dict[
             ),
         )
         extra[label] = {**asdict(recipe), "parameters": parameters, "validation": curve}
+    if kind == "adapter":
+        for label, options in AS_ADAPTERS.items():
+            folder = family.folder / "merged" / file_name(label)
+            found[label] = meter.tested(
+                f"{kind}-{label}",
+                lambda folder=folder, options=options: as_adapter(family, names, folder, options),
+            )
+            extra[label] = {"bytes": (folder / "adapter_packed.safetensors").stat().st_size}
     facts = {
         name: json.loads((family.run(kind, name) / "facts.json").read_text()) for name in [*names, MIXED]
     }
@@ -501,75 +544,6 @@ def distances(states: list[State], base: State) -> dict[str, Any]:
         "relative": [float(delta.norm() / norm) for delta in deltas],
         "cosines": [float(functional.cosine_similarity(a, b, dim=0)) for a, b in pairs],
     }
-
-
-def summary(
-    own: dict[str, np.ndarray], found: dict[str, dict[str, np.ndarray]], names: list[str]
-) -> dict[str, Any]:
-    """Accuracies with Wilson's intervals; averages, and differences to mixed, with bootstrap intervals."""
-    experts = {name: found[f"expert: {name}"][name] for name in names}
-    draws = [weights(len(own[name]), name) for name in names]
-
-    def resampled(of: Mapping[str, np.ndarray]) -> np.ndarray:
-        return np.stack([draw @ of[name] / len(of[name]) for draw, name in zip(draws, names, strict=True)])
-
-    mine, theirs, mixed = resampled(own), resampled(experts), resampled(found[MIXED])
-
-    def mean(of: Mapping[str, np.ndarray]) -> float:
-        return float(np.mean([of[name].mean() for name in names]))
-
-    share = float(np.mean([own[name].mean() / experts[name].mean() for name in names]))
-    return {
-        "accuracy": {name: wilson(int(own[name].sum()), len(own[name])) for name in names},
-        "average": {"value": mean(own), "interval": ends(mine.mean(0))},
-        "of_experts": {"value": share, "interval": ends((mine / theirs).mean(0))},
-        "minus_mixed": {
-            "value": mean(own) - mean(found[MIXED]),
-            "interval": ends((mine - mixed).mean(0)),
-        },
-    }
-
-
-def weights(count: int, name: str) -> np.ndarray:
-    """How often each test item is in each resample, the same for all systems."""
-    source = np.random.default_rng([0, *name.encode()])
-    return source.multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(np.float64)
-
-
-def ends(values: np.ndarray) -> list[float]:
-    """The middle 95 % of resamples."""
-    return [float(value) for value in np.percentile(values, (2.5, 97.5))]
-
-
-def wilson(right: int, count: int) -> dict[str, Any]:
-    """A share and its 95 % interval."""
-    z, share = 1.959964, right / count
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
-    return {"value": share, "interval": [centre - half, centre + half], "right": right, "of": count}
-
-
-def tables(content: dict[str, Any]) -> Iterator[str]:
-    """Markdown: a table for each family and kind."""
-    for family, found in content["families"].items():
-        names = list(found["domains"])
-        for kind in ("full", "adapter"):
-            yield f"\n{family}, {kind}\n"
-            yield f"| system | {' | '.join(names)} | average | of the experts' | minus mixed |"
-            yield "|---|" + "---|" * (len(names) + 3)
-            yield from (table_row(row, names) for row in found[kind]["rows"])
-
-
-def table_row(row: dict[str, Any], names: list[str]) -> str:
-    """One system, in per cent with the halves of its intervals."""
-    cells = [row["accuracy"][name] for name in names] + [row["average"], row["of_experts"]]
-    shown = [
-        f"{100 * cell['value']:.1f} ± {50 * (cell['interval'][1] - cell['interval'][0]):.1f}"
-        for cell in cells
-    ]
-    low, high = (100 * end for end in row["minus_mixed"]["interval"])
-    shown.append(f"{100 * row['minus_mixed']['value']:+.1f} ({low:+.1f} to {high:+.1f})")
-    return f"| {row['system']} | {' | '.join(shown)} |"
 
 
 if __name__ == "__main__":
