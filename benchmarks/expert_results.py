@@ -14,27 +14,29 @@ RESAMPLES = 2000
 def summary(
     own: dict[str, np.ndarray], found: dict[str, dict[str, np.ndarray]], names: list[str]
 ) -> dict[str, Any]:
-    """Accuracies with Wilson's intervals; averages, and differences to mixed, with bootstrap intervals."""
+    """Accuracies with Wilson's intervals; averages and paired differences with bootstrap intervals."""
     experts = {name: found[f"expert: {name}"][name] for name in names}
     draws = [weights(len(own[name]), name) for name in names]
 
     def resampled(of: Mapping[str, np.ndarray]) -> np.ndarray:
         return np.stack([draw @ of[name] / len(of[name]) for draw, name in zip(draws, names, strict=True)])
 
-    mine, theirs, mixed = resampled(own), resampled(experts), resampled(found[MIXED])
+    mine, theirs = resampled(own), resampled(experts)
 
     def mean(of: Mapping[str, np.ndarray]) -> float:
         return float(np.mean([of[name].mean() for name in names]))
+
+    def minus(other: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        interval = ends((mine - resampled(other)).mean(0))
+        return {"value": mean(own) - mean(other), "interval": interval}
 
     share = float(np.mean([own[name].mean() / experts[name].mean() for name in names]))
     return {
         "accuracy": {name: wilson(int(own[name].sum()), len(own[name])) for name in names},
         "average": {"value": mean(own), "interval": ends(mine.mean(0))},
         "of_experts": {"value": share, "interval": ends((mine / theirs).mean(0))},
-        "minus_mixed": {
-            "value": mean(own) - mean(found[MIXED]),
-            "interval": ends((mine - mixed).mean(0)),
-        },
+        "minus_mixed": minus(found[MIXED]),
+        "minus_linear": minus(found["linear"]),
     }
 
 
@@ -63,8 +65,8 @@ def tables(content: dict[str, Any]) -> Iterator[str]:
         names = list(found["domains"])
         for kind in ("full", "adapter"):
             yield f"\n{family}, {kind}\n"
-            yield f"| system | {' | '.join(names)} | average | of the experts' | minus mixed |"
-            yield "|---|" + "---|" * (len(names) + 3)
+            yield f"| system | {' | '.join(names)} | average | of the experts' | minus mixed | minus linear |"
+            yield "|---|" + "---|" * (len(names) + 4)
             yield from (table_row(row, names) for row in found[kind]["rows"])
 
 
@@ -75,6 +77,7 @@ def table_row(row: dict[str, Any], names: list[str]) -> str:
         f"{100 * cell['value']:.1f} ± {50 * (cell['interval'][1] - cell['interval'][0]):.1f}"
         for cell in cells
     ]
-    low, high = (100 * end for end in row["minus_mixed"]["interval"])
-    shown.append(f"{100 * row['minus_mixed']['value']:+.1f} ({low:+.1f} to {high:+.1f})")
+    for name in ("minus_mixed", "minus_linear"):
+        low, high = (100 * end for end in row[name]["interval"])
+        shown.append(f"{100 * row[name]['value']:+.1f} ({low:+.1f} to {high:+.1f})")
     return f"| {row['system']} | {' | '.join(shown)} |"
