@@ -38,6 +38,9 @@ class MergedManifest(BaseModel):
     weights_sha256: str
     """Of the shards' bytes, one behind the other."""
 
+    files: dict[str, str] = {}
+    """SHA-256 of the files beside the weights, such as config.json and the tokenizer's."""
+
 
 def read_merged(folder: str | os.PathLike[str]) -> MergedManifest:
     """Read a merged model's `petkit.json`.
@@ -100,6 +103,23 @@ def check_weights(folder: Path, manifest: MergedManifest) -> None:
             f"the shards of {folder} have sha256 {found}, petkit.json says {manifest.weights_sha256}: one "
             "was altered or exchanged"
         )
+
+
+def check_files(folder: Path, manifest: MergedManifest) -> None:
+    """Refuse files beside the weights that are not the ones that were written.
+
+    Raises:
+        ArtifactError: one is missing, or has another hash than `petkit.json` says.
+        SafetyError: a link that leaves the folder.
+    """
+    for name, wanted in manifest.files.items():
+        try:
+            with open_inside(folder, name) as file:
+                found = hashlib.sha256(file.read()).hexdigest()
+        except FileNotFoundError:
+            raise ArtifactError(f"{folder / name} is missing, which was written with the weights") from None
+        if found != wanted:
+            raise ArtifactError(f"{folder / name} was altered: petkit.json says another sha256, {wanted}")
 
 
 def is_merged(folder: str | os.PathLike[str]) -> bool:

@@ -153,6 +153,13 @@ def _merged_checks(path: Path, base_sha256: str | None) -> list[Check]:
             lambda: merged.check_weights(path, manifest),
             lambda _: f"the shards have the one in petkit.json, {manifest.weights_sha256}",
         )
+    if manifest is not None:
+        _attempt(
+            checks,
+            "files sha256",
+            lambda: merged.check_files(path, manifest),
+            lambda _: f"{len(manifest.files)} files beside the weights are as they were written",
+        )
     _attempt(checks, "config.yaml", lambda: read_config(path), _describe_config)
     checks += _recorded_checks(path)
     if base_sha256 is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,12 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
 )
 TEMPLATE = "chat_template.jinja"
+# What changes a model's output at the same weights.
+GEOMETRY = (
+    "model_type", "architectures", "num_attention_heads", "num_key_value_heads", "head_dim", "n_head",
+    "hidden_act", "activation_function", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta",
+    "rope_scaling", "rope_parameters", "sliding_window", "tie_word_embeddings", "patch_size", "image_size",
+)  # fmt: skip
 
 
 def companions(
@@ -62,6 +68,30 @@ def companions(
             )
         found[TEMPLATE] = text.encode()
     return found
+
+
+def unlike_configs(folders: Sequence[Path]) -> Iterator[str]:
+    """Say where models of the same shapes compute other things.
+
+    Args:
+        folders: of models; those without config.json are passed over.
+
+    Yields:
+        A sentence for each model that differs from the first.
+    """
+    known: tuple[Path, Mapping[str, Any]] | None = None
+    for folder in dict.fromkeys(folders):
+        found = _present(folder, (CONFIG,))
+        if CONFIG not in found:
+            continue
+        own = _parsed(found[CONFIG], folder)
+        if known is None:
+            known = (folder, own)
+            continue
+        pairs = ((key, known[1].get(key), own.get(key)) for key in GEOMETRY)
+        differing = [f"{key} {own!r} against {first!r}" for key, first, own in pairs if own != first]
+        if differing:
+            yield f"{folder} is not built as {known[0]} is, whose config.json is kept: {', '.join(differing)}"
 
 
 def tokenizer_folder(source: str | None, first: Path, models: Sequence[Path]) -> Path:
@@ -144,13 +174,18 @@ def _present(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
     return found
 
 
-def _adapted(raw: bytes, model: Path, dtype: str | None, layers: int | None) -> bytes:
+def _parsed(raw: bytes, model: Path) -> dict[str, Any]:
     try:
         content: Any = parse_json(raw)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{model / CONFIG} is not valid JSON: {str(error)[:200]}") from error
     if not isinstance(content, dict):
         raise ArtifactError(f"{model / CONFIG} must be a JSON object")
+    return content
+
+
+def _adapted(raw: bytes, model: Path, dtype: str | None, layers: int | None) -> bytes:
+    content = _parsed(raw, model)
     if dtype is not None:
         content["torch_dtype" if "torch_dtype" in content else "dtype"] = dtype
     if layers is not None:

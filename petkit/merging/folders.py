@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,14 +17,13 @@ import torch
 
 from petkit.artifacts import Check, atomic_write, staged_artifact, step, write_checks, write_json
 from petkit.artifacts.card import lay_out
-from petkit.artifacts.manifest import Step
 from petkit.artifacts.merged import MergedManifest, weights_sha256
 from petkit.artifacts.reader import CONFIG, MANIFEST
 from petkit.configuration import dump_yaml
 from petkit.errors import GateError
 from petkit.merging.adapted import AdaptedModel, adapter_checks, open_source
 from petkit.merging.bases import Hashes
-from petkit.merging.companions import companions, tokenizer_folder
+from petkit.merging.companions import companions, tokenizer_folder, unlike_configs
 from petkit.merging.config import MergeConfig
 from petkit.merging.fingerprints import Fingerprints
 from petkit.merging.output import open_output
@@ -31,6 +32,8 @@ from petkit.merging.slices import PIECE, Buffers
 from petkit.merging.sources import ModelFolder, open_model
 from petkit.merging.streaming import Outcome, carry_out
 from petkit.ops.finite_rows import finite_rows
+
+log = logging.getLogger(__name__)
 
 COMMAND = "merge"
 Advance = Callable[[int], None]
@@ -64,6 +67,8 @@ def open_merge(config: MergeConfig, seed: int, stack: ExitStack) -> Opened:
     models = {name: stack.enter_context(open_source(name, hashes)) for name in config.models}
     plan = plan_merge(config, models, seed, Buffers())
     folders = [models[name].folder for name in config.models]
+    for message in unlike_configs(folders):
+        log.warning("%s", message)
     tokenizer = tokenizer_folder(config.tokenizer_source, folders[0], folders)
     files = companions(folders[0], tokenizer, config.dtype, plan.layers, config.chat_template)
     return Opened(plan, models, files)
@@ -119,7 +124,20 @@ def merge_folders(
             checks += [*adapter_checks(opened.models), *([check(stage)] if check else [])]
             result = _result(config, opened, outcome, checks, seed, started)
             inputs = hashes.result() if hashes else {}
-            _describe(stage, config, step(COMMAND, read_as, inputs), dict(read_as), digest, result)
+            # The configuration as it was read: what `petkit merge` makes the same of again.
+            settings = dump_yaml(read_as).encode()
+            atomic_write(stage / CONFIG, settings)
+            manifest = MergedManifest(
+                method=config.method,
+                base=config.base,
+                models=tuple(result["models"]),
+                lineage=(step(COMMAND, read_as, inputs),),
+                merge=dict(read_as),
+                seed=seed,
+                weights_sha256=digest,
+                files=_hashes({**opened.files, CONFIG: settings}),
+            )
+            _describe(stage, manifest, result)
             write_checks(stage, checks)
             write_json(stage / "result.json", result)
     for one in checks:
@@ -204,34 +222,23 @@ def _result(
     }
 
 
-def _describe(
-    stage: Path,
-    config: MergeConfig,
-    history: Step,
-    read_as: dict[str, Any],
-    digest: str,
-    result: Mapping[str, Any],
-) -> None:
-    manifest = MergedManifest(
-        method=config.method,
-        base=config.base,
-        models=tuple(result["models"]),
-        lineage=(history,),
-        merge=read_as,
-        seed=result["seed"],
-        weights_sha256=digest,
-    )
+def _hashes(files: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)}
+
+
+def _describe(stage: Path, manifest: MergedManifest, result: Mapping[str, Any]) -> None:
     text = json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
     atomic_write(stage / MANIFEST, text.encode())
-    atomic_write(stage / CONFIG, dump_yaml(read_as).encode())
     rows = [
-        ("method", config.method),
-        ("base", config.base or "none"),
+        ("method", manifest.method),
+        ("base", manifest.base or "none"),
         ("models", ", ".join(result["models"])),
         ("parameters", f"{result['parameters']:,}"),
         ("tensors that changed", f"{result['changed']} of {result['tensors']}"),
-        ("seed", str(result["seed"])),
+        ("seed", str(manifest.seed)),
     ]
     about = "Models merged by petkit; transformers loads this folder as it is."
-    card = lay_out(f"Merge, {config.method}", about, rows, None, manifest.lineage, ("petkit inspect FOLDER",))
+    card = lay_out(
+        f"Merge, {manifest.method}", about, rows, None, manifest.lineage, ("petkit inspect FOLDER",)
+    )
     atomic_write(stage / "README.md", card.encode())

@@ -146,3 +146,22 @@ def test_an_output_that_holds_or_lies_in_an_input(petkit, config, tmp_path, plac
         assert (done.code, done.out) == (2, "")
         assert "must lie apart from what is read" in done.err
     assert (tmp_path / "a/model.safetensors").exists()
+
+
+@pytest.mark.parametrize("file", ["config.json", "config.yaml", "model.safetensors"])
+@pytest.mark.parametrize("how", ["altered", "gone"])
+def test_verify_sees_every_file(petkit, config, tmp_path, file, how):
+    for name in ("base", "a", "b"):
+        (tmp_path / name / "config.json").write_text('{"model_type": "llama"}')
+    assert petkit("merge", config, "-o", tmp_path / "out").code == 0
+    assert petkit("verify", tmp_path / "out").code == 0
+    path = tmp_path / "out" / file
+    if how == "gone":
+        path.unlink()
+    else:
+        raw = bytearray(path.read_bytes())
+        raw[-3] ^= 1
+        path.write_bytes(raw)
+    done = petkit("verify", tmp_path / "out")
+    assert done.code == 2
+    assert file in done.out + done.err or "shards" in done.out

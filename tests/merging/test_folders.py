@@ -1,6 +1,7 @@
 """Model folders: the same numbers as in memory, whatever the pieces and shards; damage is named."""
 
 import json
+import logging
 from contextlib import contextmanager
 
 import pytest
@@ -239,3 +240,14 @@ def test_weights_that_cancel_are_not_normalised(family, method):
     text = asked(method, "{normalize: true}", count=2).replace("weight: 1.0", "weight: -1.0", 1)
     with pytest.raises(ConfigError, match="sum to 0"):
         merge(family, text)
+
+
+def test_models_that_are_built_otherwise_are_told(family, caplog):
+    for name, heads in (("base", 2), ("m0", 2), ("m1", 4)):
+        content = {"model_type": "llama", "num_attention_heads": heads, "_name_or_path": name}
+        (family.folder / name / "config.json").write_text(json.dumps(content))
+    with caplog.at_level(logging.WARNING, logger="petkit"):
+        merge(family, asked("linear", count=2))
+    (message,) = [one.message for one in caplog.records]
+    assert message.startswith(f"{family.folder}/m1 is not built as {family.folder}/base is")
+    assert message.endswith("num_attention_heads 4 against 2")
