@@ -27,6 +27,9 @@ class Chosen(NamedTuple):
     in_pieces: bool = True
     """False where the whole tensor has to be there at once."""
 
+    size: int | None = None
+    """Numbers of a piece, where a method needs whole rows."""
+
     drops: bool = True
     """Whether numbers may be left out, so that one that is not finite need not be seen in the result."""
 

@@ -86,13 +86,25 @@ class Slices:
                 coming = self._asked(start + size, size)
             yield piece
 
+    def size_of_rows(self, width: int) -> int:
+        """Numbers of a piece of whole rows: as many as a piece has, or one row.
+
+        Args:
+            width: numbers of a row.
+        """
+        return max(1, PIECE // width) * width
+
     def whole(self) -> Piece:
         """All of the tensor at once, for methods that need it so."""
         return self.buffers.only(self, self.count).result()
 
-    def begin(self) -> None:
-        """Have the first piece read, while something else is worked on."""
-        self._asked(0, PIECE)
+    def begin(self, size: int | None = None) -> None:
+        """Have the first piece read, while something else is worked on.
+
+        Args:
+            size: numbers that it will probably have; default: as many as a piece has.
+        """
+        self._asked(0, size or PIECE)
 
     def _asked(self, start: int, size: int) -> Future[Piece]:
         return self.buffers.asked(self, start, min(size, self.count - start))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from petkit.errors import InputError
-from petkit.merging.combining import Method
+from petkit.merging.combining import Chosen, Method
 from petkit.merging.parameters import Values
 from petkit.merging.slices import Piece, Slices
 from petkit.ops.finite_rows import finite_rows
@@ -42,9 +42,9 @@ def merged_pieces(
     if slices.count == 0:
         return
     chosen = method.choose(slices, values, surveyed, dtype)
-    for piece in slices if chosen.in_pieces else [slices.whole()]:
+    for piece in _read(slices, chosen):
         if chosen.in_pieces and following is not None and piece.start + piece.models.shape[1] == slices.count:
-            following.begin()
+            following.begin(chosen.size)
         if chosen.drops:
             check_finite(slices, piece)
         merged = _own(chosen.combine(piece).to(dtype), piece)
@@ -52,6 +52,12 @@ def merged_pieces(
             check_finite(slices, piece)
             raise InputError(f"{slices.name} is not finite when it is merged in {dtype}: use a wider dtype")
         yield piece.start, merged
+
+
+def _read(slices: Slices, chosen: Chosen) -> Iterable[Piece]:
+    if not chosen.in_pieces:
+        return [slices.whole()]
+    return slices if chosen.size is None else slices.pieces(chosen.size)
 
 
 def _own(merged: Tensor, piece: Piece) -> Tensor:

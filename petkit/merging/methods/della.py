@@ -35,7 +35,7 @@ class Della(TensorByTensor):
     elects = True
 
     def choose(self, slices: Slices, values: Values, surveyed: Any, dtype: torch.dtype) -> Chosen:
-        """Drop by ranks within rows, which need the whole tensor."""
+        """Drop by ranks within rows."""
         for density, epsilon in zip(values.of("density"), values.of("epsilon"), strict=True):
             if density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
                 raise ConfigError(
@@ -45,12 +45,15 @@ class Della(TensorByTensor):
         if values.whole["normalize"] and not self.elects:
             # Refuses weights that add up to nothing.
             normalized(values.of("weight"), slices.name)
-        return Chosen(lambda piece: self._merged(piece, slices, values, dtype), in_pieces=False)
+        size = slices.size_of_rows(_width(slices))
+        return Chosen(lambda piece: self._merged(piece, slices, values, dtype), size=size)
 
     def _merged(self, piece: Piece, slices: Slices, values: Values, dtype: torch.dtype) -> Tensor:
         assert piece.base is not None
         base = piece.base.float()
-        kept = [_thinned(row.float() - base, slices, values, i) for i, row in enumerate(piece.models)]
+        kept = [
+            _thinned(row.float() - base, piece.start, slices, values, i) for i, row in enumerate(piece.models)
+        ]
         count = len(kept)
         terms = Terms(
             torch.tensor(values.of("weight"), dtype=torch.float64),
@@ -80,13 +83,19 @@ class DellaLinear(Della):
     elects = False
 
 
-def _thinned(delta: Tensor, slices: Slices, values: Values, model: int) -> Tensor:
+def _width(slices: Slices) -> int:
+    return max(1, slices.shape[-1] if len(slices.shape) > 1 else slices.count)
+
+
+def _thinned(delta: Tensor, start: int, slices: Slices, values: Values, model: int) -> Tensor:
     """Differences that are kept, each divided by its probability."""
     density, epsilon = values.of("density")[model], values.of("epsilon")[model]
     if density >= 1:
         return delta
-    width = slices.shape[-1] if len(slices.shape) > 1 else slices.count
-    ranks = delta.abs().view(-1, width).argsort(dim=1, stable=True).argsort(1).float()
+    width = _width(slices)
+    order = delta.abs().view(-1, width).argsort(dim=1, stable=True)
+    places = torch.arange(width, dtype=torch.float32).expand(order.shape)
+    ranks = torch.empty(order.shape).scatter_(1, order, places)
     share = density - epsilon + 2 * epsilon * ranks / max(1, width - 1)
-    drawn = _merge.uniform(stream_key(values.seed, slices.name, model), 0, delta.numel())
+    drawn = _merge.uniform(stream_key(values.seed, slices.name, model), start, delta.numel())
     return torch.where(drawn < share.flatten(), delta / share.flatten(), 0.0)
