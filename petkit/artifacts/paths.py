@@ -73,10 +73,16 @@ def refuse_outside(folder: Path, path: Path) -> None:
     # realpath costs a system call for every part of the path, so it runs only when there is a link to follow.
     parts = path.relative_to(folder).parts
     links = any((folder / Path(*parts[: depth + 1])).is_symlink() for depth in range(len(parts)))
-    if links and not path.resolve().is_relative_to(folder.resolve()):
+    if links and not path.resolve().is_relative_to(folder.resolve()) and not _is_of_hub(folder, path):
         raise SafetyError(
             f"{path} is a symlink that leaves the artifact folder: copy the file into the folder instead"
         )
+
+
+def _is_of_hub(folder: Path, path: Path) -> bool:
+    """Whether a link is one of the hub's cache: from models--X/snapshots/REVISION to models--X/blobs."""
+    snapshots = folder.resolve().parent
+    return snapshots.name == "snapshots" and path.resolve().parent == snapshots.with_name("blobs")
 
 
 def looks_like_pickle(head: bytes, last: bytes = b".") -> bool:

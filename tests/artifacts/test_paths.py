@@ -35,6 +35,23 @@ def test_a_linked_folder_inside_is_followed_only_inside(tmp_path):
         open_inside(folder, "outside/x")
 
 
+def test_links_of_the_hubs_cache_are_followed_to_its_blobs_alone(tmp_path):
+    own, other = tmp_path / "models--a--b", tmp_path / "models--c--d"
+    folder = own / "snapshots" / "0123"
+    folder.mkdir(parents=True)
+    for repository, content in ((own, b"1"), (other, b"2")):
+        (repository / "blobs").mkdir(parents=True)
+        (repository / "blobs" / "abc").write_bytes(content)
+    (own / "secret").write_bytes(b"3")
+    (folder / "model.safetensors").symlink_to("../../blobs/abc")
+    with open_inside(folder, "model.safetensors") as file:
+        assert file.read() == b"1"
+    for name, target in (("x", "../../../models--c--d/blobs/abc"), ("y", "../../secret")):
+        (folder / name).symlink_to(target)
+        with pytest.raises(SafetyError, match="leaves the artifact folder"):
+            open_inside(folder, name)
+
+
 def test_what_cannot_be_opened(tmp_path):
     with pytest.raises(FileNotFoundError):
         open_inside(tmp_path, "none")
