@@ -86,6 +86,11 @@ class Slices:
                 coming = self._asked(start + size, size)
             yield piece
 
+    @property
+    def small(self) -> int:
+        """Numbers of a piece for arithmetic that makes copies of it, wider ones too."""
+        return max(1, PIECE >> 3)
+
     def size_of_rows(self, width: int) -> int:
         """Numbers of a piece of whole rows: as many as a piece has, or one row.
 

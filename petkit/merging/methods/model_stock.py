@@ -35,7 +35,7 @@ class ModelStock(TensorByTensor):
 def _mean_cosine(slices: Slices) -> float:
     count = len(slices.models)
     products = torch.zeros(count, count, dtype=torch.float64)
-    for piece in slices:
+    for piece in slices.pieces(slices.small):
         assert piece.base is not None
         deltas = piece.models.double() - piece.base.double()
         products += deltas @ deltas.T

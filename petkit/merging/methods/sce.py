@@ -33,9 +33,9 @@ class Sce(TensorByTensor):
         share = float(values.whole["select_topk"])
         if share < 1:
             return Chosen(lambda piece: _selected(piece, share).to(dtype), in_pieces=False)
-        squares = sum(_deltas(piece).double().square().sum(1) for piece in slices)
+        squares = sum(_deltas(piece).double().square().sum(1) for piece in slices.pieces(slices.small))
         weights = _shares(torch.as_tensor(squares))
-        return Chosen(lambda piece: _merged(piece, _deltas(piece), weights).to(dtype))
+        return Chosen(lambda piece: _merged(piece, _deltas(piece), weights).to(dtype), size=slices.small)
 
 
 def _deltas(piece: Piece) -> Tensor:

@@ -43,7 +43,7 @@ def _weights(t: float, cosine: float) -> tuple[float, float]:
 
 def _cosine(slices: Slices) -> float:
     both, own, other = 0.0, 0.0, 0.0
-    for piece in slices:
+    for piece in slices.pieces(slices.small):
         assert piece.base is not None
         base, model = piece.base.double(), piece.models[0].double()
         both += float(base @ model)
