@@ -40,29 +40,28 @@ class Parameter:
         """
         if value is None:
             value = self.default
+        named = f"{self.name} {where}".rstrip()
         if value is None:
-            raise ConfigError(f"{self.name} is required {where}")
+            raise ConfigError(f"{named} is required")
         if self.is_truth:
-            return self._checked_truth(value, where)
+            return self._checked_truth(value, named)
         if self.choices:
             if value not in self.choices:
                 raise ConfigError(
-                    f"{self.name} must be one of {', '.join(self.choices)} {where}, got {value!r}"
+                    f"{named} must be one of {', '.join(self.choices)}, got {value!r}"
                 )
             return value
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ConfigError(f"{self.name} must be a number {where}, got {value!r}")
+            raise ConfigError(f"{named} must be a number, got {value!r}")
         if not self.low <= value <= self.high:
-            raise ConfigError(
-                f"{self.name} must be from {self.low:g} to {self.high:g} {where}, got {value:g}"
-            )
+            raise ConfigError(f"{named} must be from {self.low:g} to {self.high:g}, got {value:g}")
         return float(value)
 
-    def _checked_truth(self, value: Any, where: str) -> bool:
+    def _checked_truth(self, value: Any, named: str) -> bool:
         # mergekit reads numbers here too.
         if value in (0, 1, True, False):
             return bool(value)
-        raise ConfigError(f"{self.name} must be true or false {where}, got {value!r}")
+        raise ConfigError(f"{named} must be true or false, got {value!r}")
 
 
 WEIGHT = Parameter("weight", per_model=True)

@@ -166,11 +166,11 @@ def test_slices_are_for_whole_models(tmp_path):
     ("method", "parameters", "rank", "message"),
     [
         ("linear", [{"weight": 1}, {"weight": -1}], None, "must not sum to 0 to be normalised, got 1, -1"),
-        ("linear", [{}, {"weight": 1}], None, "weight is required of adapter-1"),
+        ("linear", [{}, {"weight": 1}], None, "weight of adapter-1 for"),
         ("linear", [{"wieght": 1}, {"weight": 1}], None, "did you mean weight?"),
         ("linear", [{"weight": 1}, {"weight": 1}], 8, "rank must be from 1 to 7, which is the exact merge's"),
         ("ties", [{"weight": 1}, {"weight": 1}], 6, "rank must be from 1 to 5"),
-        ("ties", [{"weight": 1, "density": 2}, {"weight": 1}], 2, "density must be from 0 to 1"),
+        ("ties", [{"weight": 1, "density": 2}, {"weight": 1}], 2, "must be from 0 to 1, got 2"),
         ("task_arithmetic", [{"weight": 1}, {"weight": -1}], None, "must not sum to 0, since heads"),
     ],
 )

@@ -231,7 +231,7 @@ def test_other_dtypes_than_floats_are_the_bases(family):
         (lambda f: merge_state_dicts("ties", f.models), "ties needs base_model"),
         (lambda f: merge_state_dicts("slerp", f.models, f.base, t=0.5), "slerp merges 1 models beside"),
         (lambda f: merge_state_dicts("slerp", f.models[:1], f.base), "t is required"),
-        (lambda f: merge_state_dicts("ties", f.models, f.base, density=1.5), "density must be from 0 to 1"),
+        (lambda f: merge_state_dicts("ties", f.models, f.base, density=1.5), "of model 0 must be from"),
         (lambda f: merge_state_dicts("ties", f.models, f.base, densty=1), "ties has no parameter densty"),
         (lambda f: merge_state_dicts("linear", f.models, weights=[1, -1, 0]), "must not sum to 0"),
         (lambda f: merge_state_dicts("linear", f.models, weights=[1, 1]), "each of the 3 models, got 2"),

@@ -326,7 +326,7 @@ def test_dellas_densities_keep_away_from_the_ends(bench, epsilon, low):
 def test_both_ends_of_a_range_are_checked_before_any_work(bench):
     for ends in ([-0.5, 1], [0.5, 1.5]):
         data = bench.configured("ties", {"weight": 1, "density": {"search": ends}}, {"weight": 1})
-        with pytest.raises(ConfigError, match=r"density must be from 0 to 1 of .*m0"):
+        with pytest.raises(ConfigError, match=r"density of .*m0 for .* must be from 0 to 1"):
             check_search(search_space(data, "c.yml"), "c.yml", 0)
     data = bench.configured("ties", {"wieght": {"search": [0, 1]}}, {"weight": 1})
     with pytest.raises(ConfigError, match=r"did you mean weight\?"):
