@@ -47,9 +47,7 @@ class Parameter:
             return self._checked_truth(value, named)
         if self.choices:
             if value not in self.choices:
-                raise ConfigError(
-                    f"{named} must be one of {', '.join(self.choices)}, got {value!r}"
-                )
+                raise ConfigError(f"{named} must be one of {', '.join(self.choices)}, got {value!r}")
             return value
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ConfigError(f"{named} must be a number, got {value!r}")
