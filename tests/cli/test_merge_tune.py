@@ -226,6 +226,11 @@ print(count)
 """
 
 
+def heed_interrupts():
+    """As on a terminal: what a shell starts in the background ignores SIGINT, and its children do."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
     ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
 )
@@ -246,7 +251,9 @@ def test_a_search_that_is_stopped_goes_on(petkit, config, tmp_path, sent, code):
         "3",
     ]
     command = [sys.executable, "-m", "petkit", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as search:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    ) as search:
         deadline = time.monotonic() + 60
         while not (hung.exists() and hung.read_text()):
             assert search.poll() is None

@@ -84,7 +84,9 @@ def test_a_damaged_journal(tmp_path):
         go_on(tmp_path, 0)
 
 
-def test_optuna_speaks_through_our_log(tmp_path, caplog, capsys):
+def test_optuna_speaks_through_our_log(tmp_path, caplog, capsys, monkeypatch):
+    # Commands that ran before leave a handler that prints to stderr.
+    monkeypatch.setattr(logging.getLogger("petkit"), "handlers", [])
     logger = logging.getLogger("optuna")
     before = list(logger.handlers), logger.propagate
     with caplog.at_level(logging.DEBUG, logger="petkit"):
