@@ -1,6 +1,6 @@
 """Time and memory of whole merges by petkit and by mergekit, on models with random weights.
 
-    python benchmarks/merging.py WORK --mergekit SITE --save benchmarks/results/merging.json
+    python benchmarks/merging.py WORK --mergekit SITE --save benchmarks/results/merge_processes.json
 
 WORK gets a base and three models of 245 million parameters in bfloat16 (2 GB) once, and twice as many with
 --layers 29. SITE is a folder that mergekit 0.1.5 was installed into (pip install --no-deps --target SITE
@@ -51,7 +51,11 @@ def main() -> None:
     rows.append(floor(arguments))
     rows.append({"system": "import torch", **ran([sys.executable, "-c", "import torch"], {})})
     for row in rows:
-        print(json.dumps({key: value for key, value in row.items() if key != "tail"}), flush=True)
+        if row["code"]:
+            sys.exit(f"{row['system']} failed: {row['tail']}")
+        # It names folders.
+        del row["tail"]
+        print(json.dumps(row), flush=True)
     if arguments.save:
         settings = {name: getattr(arguments, name) for name in ("layers", "threads", "repeats")}
         arguments.save.write_text(json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n")
