@@ -107,11 +107,14 @@ def command(
     checked = read_metric(metric, key, trial_timeout)
     data = load_yaml(config).data
 
+    from petkit.merging.config import merge_config
+    from petkit.merging.recognition import check_apart
     from petkit.merging.tuning import Budget, Search, check_search, search_space, tune
     from petkit.training import device as devices
 
     limits = {name: one for name, one in (("weight", weights), ("density", densities)) if one is not None}
     space = search_space(data, config.name, limits)
+    check_apart(merge_config(space.filled(space.start), config.name), config, folder)
     search = Search(config.name, space, checked, direction.value, seed, int(shard_gigabytes * 1e9))
     devices.configure(threads, deterministic=False)
     nbytes = check_search(space, config.name, seed)

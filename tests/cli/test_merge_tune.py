@@ -226,6 +226,15 @@ print(count)
 """
 
 
+@pytest.mark.parametrize("place", ["maths", "."])
+def test_an_output_that_holds_an_input(petkit, config, tmp_path, place):
+    flags = ("--metric", "true {model}", "--overwrite")
+    done = petkit("merge", "tune", config, "-o", tmp_path / place, *flags)
+    assert (done.code, done.out) == (2, "")
+    assert "must lie apart from what is read" in done.err
+    assert (tmp_path / "maths/model.safetensors").exists()
+
+
 def heed_interrupts():
     """As on a terminal: what a shell starts in the background ignores SIGINT, and its children do."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
