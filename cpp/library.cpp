@@ -34,6 +34,18 @@ STABLE_TORCH_LIBRARY(petkit, m) {
       "token_statistics_backward(Tensor logits, Tensor token_ids, Tensor maximum, Tensor log_sum, "
       "Tensor entropy, Tensor grad_log_z, Tensor grad_entropy, Tensor grad_log_prob, float "
       "temperature) -> Tensor");
+  m.def("selected_log_probs(Tensor logits, Tensor token_ids, Tensor mask, float temperature) -> "
+        "(Tensor log_probs, Tensor entropy, Tensor maximum, Tensor log_sum)");
+  m.def("selected_log_probs_backward(Tensor logits, Tensor token_ids, Tensor mask, Tensor maximum, "
+        "Tensor log_sum, Tensor upstream, float temperature) -> Tensor");
+  m.def("selected_log_probs_backward_(Tensor(a!) logits, Tensor token_ids, Tensor mask, Tensor "
+        "maximum, Tensor log_sum, Tensor upstream, float temperature) -> ()");
+  m.def("divergence(Tensor student, Tensor teacher, Tensor mask, float beta, float temperature) -> "
+        "(Tensor loss, Tensor forward_kl, Tensor reverse_kl, Tensor statistics)");
+  m.def("divergence_backward(Tensor student, Tensor teacher, Tensor mask, Tensor statistics, "
+        "Tensor upstream, float beta, float temperature) -> Tensor");
+  m.def("divergence_backward_(Tensor(a!) student, Tensor teacher, Tensor mask, Tensor statistics, "
+        "Tensor upstream, float beta, float temperature) -> ()");
   m.def("crf_log_partition(Tensor emissions, Tensor mask, Tensor transitions, Tensor start, Tensor "
         "end) -> Tensor");
   m.def("crf_log_partition_backward(Tensor grad, Tensor emissions, Tensor mask, Tensor "

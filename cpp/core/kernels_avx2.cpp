@@ -18,6 +18,7 @@ PETKIT_TARGET_BEGIN("avx2,fma,f16c")
 
 #include "bank_impl.h"
 #include "crf_floats.h"
+#include "divergence_impl.h"
 #include "linear_impl.h"
 #include "merge_impl.h"
 #include "quantize_impl.h"
@@ -33,6 +34,7 @@ Kernels make_avx2_kernels() {
   fill_softmax(kernels);
   fill_crf(kernels.crf);
   fill_beam_crf(kernels.beam_crf);
+  fill_divergence(kernels.divergence);
   fill_merge(kernels.merge);
   fill_linear(kernels);
   fill_bank<SumRows>(kernels);

@@ -17,6 +17,7 @@ PETKIT_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #include "isa_avx512.h"
 
 #include "crf_floats.h"
+#include "divergence_impl.h"
 #include "linear_impl.h"
 #include "lookup_avx512.h"
 #include "lookup_bank_avx512.h"
@@ -34,6 +35,7 @@ Kernels make_avx512_kernels() {
   fill_softmax(kernels);
   fill_crf(kernels.crf);
   fill_beam_crf(kernels.beam_crf);
+  fill_divergence(kernels.divergence);
   fill_merge(kernels.merge);
   fill_linear(kernels);
   fill_bank<LookupRows>(kernels);

@@ -23,6 +23,9 @@ namespace petkit {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+inline constexpr double ln2 = 0.6931471805599453;
+inline constexpr double log2_e = 1.4426950408889634;
+
 inline DType dtype_of(const Tensor& tensor, const char* name) {
   switch (tensor.scalar_type()) {
   case ScalarType::Float:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from petkit.ops.crf_marginals import crf_marginals
     from petkit.ops.crf_sample import crf_sample
     from petkit.ops.crf_viterbi import crf_viterbi
+    from petkit.ops.divergence import Divergence, divergence
     from petkit.ops.finite_rows import finite_rows
     from petkit.ops.lowbit_codebook import lowbit_codebook
     from petkit.ops.lowbit_dequantize import lowbit_dequantize
@@ -29,10 +30,13 @@ if TYPE_CHECKING:
     from petkit.ops.magnitude_counts import magnitude_counts
     from petkit.ops.merge_deltas import merge_deltas
     from petkit.ops.merge_linear import merge_linear
+    from petkit.ops.selected_log_probs import SelectedLogProbs, selected_log_probs
     from petkit.ops.token_statistics import TokenStatistics, token_statistics
 
 __all__ = [
     "AdapterBank",
+    "Divergence",
+    "SelectedLogProbs",
     "TokenStatistics",
     "adapter_bank",
     "backend",
@@ -43,6 +47,7 @@ __all__ = [
     "crf_marginals",
     "crf_sample",
     "crf_viterbi",
+    "divergence",
     "finite_rows",
     "lowbit_codebook",
     "lowbit_dequantize",
@@ -52,10 +57,17 @@ __all__ = [
     "magnitude_counts",
     "merge_deltas",
     "merge_linear",
+    "selected_log_probs",
     "token_statistics",
 ]
 
-_HOMES = {"AdapterBank": "adapter_bank", "TokenStatistics": "token_statistics", "backend": "_library"}
+_HOMES = {
+    "AdapterBank": "adapter_bank",
+    "Divergence": "divergence",
+    "SelectedLogProbs": "selected_log_probs",
+    "TokenStatistics": "token_statistics",
+    "backend": "_library",
+}
 
 
 class _Operators(ModuleType):

@@ -9,6 +9,7 @@
 
 #include "petkit/beam_crf.h"
 #include "petkit/crf.h"
+#include "petkit/divergence.h"
 #include "petkit/dtype.h"
 #include "petkit/merge.h"
 
@@ -123,6 +124,7 @@ struct Kernels {
 
   CrfKernels<float> crf;
   BeamKernels<float> beam_crf;
+  DivergenceKernels divergence;
   MergeKernels merge;
 };
 
