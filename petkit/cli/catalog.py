@@ -54,6 +54,13 @@ METHODS = (
         "Sun, Li, Wang, He, Lin, Deng. Fast structured decoding for sequence models. NeurIPS 2019, "
         "arXiv:1910.11555",
     ),
+    Method(
+        "tropd",
+        "distill",
+        "DistillConfig",
+        "on-policy distillation within a trust region, and its baselines",
+        "Trust region on-policy distillation. arXiv:2606.01249",
+    ),
 )
 
 

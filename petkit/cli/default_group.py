@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 
 class DefaultGroup(TyperGroup):
@@ -32,20 +32,24 @@ class DefaultGroup(TyperGroup):
 
 
 def app_with_default(
-    command: Callable[..., None], summary: str, **others: Callable[..., None]
+    command: Callable[..., None],
+    summary: str,
+    kind: type[TyperCommand] | None = None,
+    **others: Callable[..., None],
 ) -> typer.Typer:
     """A verb with a command of its own.
 
     Args:
         command: what the verb does by itself.
         summary: of the verb.
+        kind: class of the verb's own command, where it parses in a way of its own.
         others: commands beneath it, by name.
 
     Returns:
         The verb's app.
     """
     app = typer.Typer(cls=DefaultGroup, help=summary, add_completion=False, no_args_is_help=False)
-    app.command(DefaultGroup.default, hidden=True)(command)
+    app.command(DefaultGroup.default, cls=kind, hidden=True)(command)
     for name, other in others.items():
         app.command(name)(other)
     return app

@@ -12,7 +12,8 @@ import typer
 
 from petkit.cli import common, output
 from petkit.cli.grouped import grouped
-from petkit.cli.train import SkipBadFlag, measured
+from petkit.cli.runs import SkipBadFlag
+from petkit.cli.train import measured
 from petkit.errors import ConfigError, GateError
 
 if TYPE_CHECKING:

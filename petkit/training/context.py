@@ -21,6 +21,8 @@ class StepReport:
     loss: float
     learning_rate: float
     examples_per_second: float
+    terms_per_second: float = 0.0
+    """Terms of the loss, such as tokens, over the time of the steps of this process so far."""
 
 
 def _silent(_: object) -> None:

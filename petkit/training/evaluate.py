@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,6 +33,9 @@ class StepOutput:
 
     labels: Tensor | None = None
     """int64 (batch,): the true classes, for accuracies per class."""
+
+    measures: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Further means for the record: name to a sum and its number of terms."""
 
 
 StepFunction = Callable[[nn.Module, Any], StepOutput]

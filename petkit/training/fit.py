@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,23 @@ from petkit.errors import InputError, PetkitError
 from petkit.training import checkpoint
 from petkit.training.config import TrainingConfig, parse_duration
 from petkit.training.context import RunContext, StepReport
-from petkit.training.evaluate import Evaluation, StepFunction, autocast, to_device
+from petkit.training.evaluate import StepFunction, autocast, to_device
 from petkit.training.metrics import MetricsLog
 from petkit.training.optim import Schedule, make_optimizer, make_schedule, trainable_parameters
 from petkit.training.sampler import BatchPlan, MicroBatches, plan_batches
 from petkit.training.seeds import seed_global
 from petkit.training.signals import StopRequest, stop_error
+
+
+class Validation(Protocol):
+    """What a step is judged by while the training goes on."""
+
+    @property
+    def score(self) -> float:
+        """The higher, the better."""
+
+    def record(self) -> dict[str, float]:
+        """What metrics.jsonl keeps of it."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +80,10 @@ def fit(
     *,
     seed: int,
     identity: Mapping[str, Any],
-    validate: Callable[[], Evaluation] | None = None,
+    validate: Callable[[], Validation] | None = None,
     workers: int = 0,
+    begin: Callable[[int], None] = lambda step: None,
+    measures: Sequence[str] = (),
 ) -> Fitted:
     """Train the trainable parameters of a model.
 
@@ -85,6 +98,8 @@ def fit(
         identity: dotted key -> JSON value of every setting that a resumed run must share.
         validate: evaluates the model; given, the step with the highest score is kept.
         workers: loader processes.
+        begin: told the number of every optimiser step before its first micro-batch, 0 first.
+        measures: names of what the step function measures besides, in StepOutput.measures.
 
     Returns:
         How it went. The model holds the last weights, or the best ones when `validate` selects.
@@ -94,7 +109,7 @@ def fit(
         PetkitError: the loss is not finite, a checkpoint cannot be written, or a signal asked to stop (exit
             code 130 or 143 after saving).
     """
-    loop = _Loop(model, step, train, config, context, seed, identity, validate)
+    loop = _Loop(model, step, train, config, context, seed, identity, validate, begin, measures)
     with StopRequest() as request:
         stopped = loop.run(request, workers)
     loop.keep_best()
@@ -134,10 +149,15 @@ class _Loop:
         context: RunContext,
         seed: int,
         identity: Mapping[str, Any],
-        validate: Callable[[], Evaluation] | None,
+        validate: Callable[[], Validation] | None,
+        begin: Callable[[int], None],
+        measures: Sequence[str],
     ) -> None:
         self.model, self.step, self.train, self.config, self.context = model, step, train, config, context
         self.seed, self.identity, self.validate = seed, identity, validate
+        self.begin, self.names = begin, tuple(measures)
+        # A sum and a number of terms of each, of the step at hand.
+        self.measured = torch.zeros(len(self.names), 2, dtype=torch.float64, device=context.device)
         lengths = getattr(train, "batch_lengths", None)
         self.plan: BatchPlan = plan_batches(config, len(train), seed, context.world.size, lengths)
         self.schedule: Schedule = make_schedule(config, self.plan.steps_per_epoch)
@@ -156,6 +176,7 @@ class _Loop:
             self.progress.step if self.progress.step == self.plan.total_steps else None
         )
         self.examples = 0
+        self.terms = 0.0
         self.timed = 0.0
 
     @property
@@ -220,11 +241,13 @@ class _Loop:
         step, world, device = self.progress.step, self.context.world, self.context.device
         seed_global(self.seed, "dropout", world.rank, step)
         self.optimizer.zero_grad(set_to_none=False)
+        self.begin(step)
+        self.measured.zero_()
         sums = torch.zeros(len(_Sums._fields), dtype=torch.float64, device=device)
         for _ in self.plan.step_indices(step, world.rank):
             sums += self._backward(to_device(next(batches), device))
         ballot = torch.tensor(votes, dtype=torch.float64, device=device)
-        world.sum_([sums, ballot, *self._gradients()])
+        world.sum_([sums, ballot, self.measured, *self._gradients()])
         return _Sums(*sums.tolist()), _Votes(*(vote > 0 for vote in ballot.tolist()))
 
     def _backward(self, batch: Any) -> Tensor:
@@ -232,6 +255,9 @@ class _Loop:
             output = self.step(self.model, batch)
         if output.count:
             output.loss.backward()  # type: ignore[no-untyped-call]
+        for place, name in enumerate(self.names):
+            total, terms = output.measures.get(name, (0.0, 0.0))
+            self.measured[place] += torch.tensor([total, terms], dtype=torch.float64)
         correct = torch.empty(0) if output.correct is None else output.correct
         sums = _Sums(output.loss.detach().double(), output.count, correct.sum(), correct.numel())
         device = self.context.device
@@ -256,9 +282,12 @@ class _Loop:
         record = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
         if sums.classified:
             record["accuracy"] = sums.correct / sums.classified
+        measured = zip(self.names, self.measured.tolist(), strict=True)
+        record |= {name: total / terms for name, (total, terms) in measured if terms}
         self._record({**record, "examples_per_second": examples_per_second})
-        average = self.examples / self.timed
-        self.context.watch(StepReport(self.progress.step, self.last_step, loss, rate, average))
+        self.terms += sums.count
+        average, terms = self.examples / self.timed, self.terms / self.timed
+        self.context.watch(StepReport(self.progress.step, self.last_step, loss, rate, average, terms))
 
     def _gradients(self) -> list[Tensor]:
         for parameter in self.parameters.values():
@@ -285,7 +314,7 @@ class _Loop:
         if (not inside and epoch % self.config.checkpoint_every == 0) or (steps and step % steps == 0):
             self._save()
 
-    def _select(self, evaluation: Evaluation) -> None:
+    def _select(self, evaluation: Validation) -> None:
         self._record(evaluation.record())
         self.evaluated_step = self.progress.step
         self._train_mode()

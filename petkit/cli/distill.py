@@ -1,0 +1,86 @@
+"""`petkit distill RECIPE.yaml`: parse, call the recipe, print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from petkit.cli.default_group import app_with_default
+from petkit.cli.grouped import grouped
+from petkit.cli.runs import OptionalValue, SkipBadFlag, Surroundings, check_output, finish, work
+
+
+@grouped
+def command(surroundings: Surroundings, skip_bad: SkipBadFlag = False) -> None:
+    """Teach a student on its own responses, judged by a teacher, and write it as one artifact folder."""
+    from petkit.methods.tropd.config import DistillConfig
+
+    config = surroundings.resolve(DistillConfig, **{"data.skip_bad": skip_bad or None})
+    check_output(Path(config.output), surroundings.overwrite, surroundings.resume is not None)
+
+    from petkit.methods.tropd import recipe
+
+    chosen = recipe.plan if surroundings.dry_run else recipe.run
+    result = work(chosen, config, surroundings, tokens=True)
+    if result is not None:
+        rows = _plan_rows(result) if surroundings.dry_run else _result_rows(result, Path(config.output))
+        finish(rows, result, Path(config.output), surroundings)
+
+
+def _result_rows(result: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
+    sizes = result["bytes"]
+    rows = [
+        ("artifact", str(folder)),
+        ("status", result["status"] + (f", stopped by {result['stopped']}" if result["stopped"] else "")),
+        ("objective", result["objective"]),
+    ]
+    for name in ("before", "after"):
+        if result[name] is not None:
+            rows.append((name, measured(result[name])))
+    return [
+        *rows,
+        ("steps", f"{result['steps']} of {result['total_steps']}"),
+        ("bytes", f"adapter {sizes['adapter']:,}, {sizes['ratio']:.0f} times less than the student in float32"),
+    ]
+
+
+def measured(evaluation: Mapping[str, Any]) -> str:
+    """Write an evaluation as one line.
+
+    Args:
+        evaluation: the payload of a `RewardEvaluation`.
+
+    Returns:
+        Text such as `reward 41.0% (34.4% to 48.0%), forward KL 0.21, reverse KL 0.18, n 200`.
+    """
+    low, high = evaluation["interval"]
+    parts = [f"reward {evaluation['reward']:.1%} ({low:.1%} to {high:.1%})"]
+    for name, title in (("forward_kl", "forward KL"), ("reverse_kl", "reverse KL")):
+        if evaluation[name] is not None:
+            parts.append(f"{title} {evaluation[name]:.4f}")
+    return ", ".join([*parts, f"n {evaluation['n']:,}"])
+
+
+def _plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+    steps, prompts, sizes = plan["steps"], plan["prompts"], plan["bytes"]
+    held = "" if prompts["validation"] is None else f", {prompts['validation']:,} for the reward"
+    teachers = [f"{name + ': ' if name else ''}{one['id']}" for name, one in plan["teachers"].items()]
+    return [
+        ("output", plan["output"]),
+        ("student", f"{plan['student']['id']} (sha256 {plan['student']['sha256'][:12]})"),
+        ("teacher", "\n".join(teachers)),
+        ("objective", plan["objective"]),
+        ("device", f"{plan['device']}, {plan['processes']} process(es)"),
+        ("prompts", f"{prompts['train']:,} to learn from{held}"),
+        ("adapters", "\n".join(plan["adapters"])),
+        ("trainable", f"{plan['trainable_parameters']:,} parameters"),
+        ("bytes", f"adapter {sizes['adapter']:,}, {sizes['ratio']:.0f} times less than the student in float32"),
+        ("steps", f"{steps['total']:,} ({steps['per_epoch']:,} an epoch, {steps['warmup']:,} of warm-up)"),
+        ("responses", f"{plan['responses']:,}, {plan['most_tokens']:,} tokens at most"),
+    ]
+
+
+app = app_with_default(
+    command, "Teach a student on its own responses, judged by a teacher.", kind=OptionalValue
+)

@@ -1,0 +1,59 @@
+"""The clipped policy gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from petkit.errors import InputError
+from petkit.losses.masked import masked_mean
+
+
+def policy_gradient(
+    log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor | None = None,
+    old_log_probs: Tensor | None = None,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+) -> Tensor:
+    """Mean over tokens of PPO's clipped surrogate, as a loss.
+
+    Args:
+        log_probs: (batch, tokens) of the sampled tokens under the policy that learns.
+        advantages: (batch, tokens); no gradient flows into them.
+        mask: (batch, tokens); None counts every token.
+        old_log_probs: of the policy that sampled; None when it is the one that learns, so that the ratio is
+            1 and nothing is clipped.
+        clip_low: the ratio counts for no less than 1 - clip_low,
+        clip_high: and for no more than 1 + clip_high.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        InputError: shapes differ, or nothing that counts.
+
+    Source:
+        Schulman et al. (2017): -min(w A, clip(w) A), w the ratio of both policies.
+    """
+    return masked_mean(policy_gradient_terms(log_probs, advantages, old_log_probs, clip_low, clip_high), mask)
+
+
+def policy_gradient_terms(
+    log_probs: Tensor,
+    advantages: Tensor,
+    old_log_probs: Tensor | None = None,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+) -> Tensor:
+    """The loss of each token; see `policy_gradient`."""
+    old = log_probs.detach() if old_log_probs is None else old_log_probs.detach()
+    for name, other in (("advantages", advantages), ("old_log_probs", old)):
+        if other.shape != log_probs.shape:
+            raise InputError(
+                f"{name} must be {tuple(log_probs.shape)} as log_probs are, got {tuple(other.shape)}"
+            )
+    ratio, gain = (log_probs - old).exp(), advantages.detach()
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return -torch.minimum(ratio * gain, clipped * gain)

@@ -1,0 +1,116 @@
+"""The forward KL where only the teacher's likeliest tokens are known."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from petkit.errors import InputError
+from petkit.losses.masked import masked_mean, token_mask
+from petkit.ops.selected_log_probs import selected_log_probs
+
+Tail = Literal["none", "renormalize", "bucket"]
+# The least probability of a tail that a logarithm is taken of.
+LEAST_TAIL = 1e-12
+
+
+def topk_forward_kl(
+    student_logits: Tensor,
+    top_ids: Tensor,
+    top_log_probs: Tensor,
+    mask: Tensor | None = None,
+    tail: Tail = "none",
+    temperature: float = 1.0,
+    *,
+    overwrite: bool = False,
+) -> Tensor:
+    """Mean over tokens of the forward KL on the teacher's k likeliest tokens.
+
+    Args:
+        student_logits: (batch, tokens, vocab) float32, bfloat16 or float16.
+        top_ids: integers (batch, tokens, k), the teacher's likeliest tokens, none of them twice.
+        top_log_probs: (batch, tokens, k), the teacher's log-probabilities of them.
+        mask: (batch, tokens); None counts every token. Masked logits are not read.
+        tail: what becomes of all other tokens, as in `top_k_terms`.
+        temperature: of the student; the teacher's must be in its log-probabilities already.
+        overwrite: as in `petkit.losses.forward_kl`.
+
+    Returns:
+        A scalar in nats, float32.
+
+    Raises:
+        InputError: shapes, ids or tail are wrong; log-probabilities that are none; nothing that counts.
+
+    Source:
+        `top_k_terms`.
+    """
+    kept = token_mask(mask, student_logits.shape[:-1], student_logits.device)
+    if top_log_probs.shape != top_ids.shape:
+        raise InputError(
+            f"top_log_probs must be {tuple(top_ids.shape)} as top_ids are, got {tuple(top_log_probs.shape)}"
+        )
+    own = selected_log_probs(student_logits, top_ids, mask, temperature, overwrite).log_probs
+    # Of masked tokens nothing is asked, neither of their log-probabilities.
+    teacher = torch.where(kept[..., None], top_log_probs, 0.0)
+    check_log_probs("top_log_probs", top_log_probs[kept])
+    return masked_mean(top_k_terms(own, teacher, tail), mask)
+
+
+def top_k_terms(student_top_log_probs: Tensor, top_log_probs: Tensor, tail: Tail = "none") -> Tensor:
+    """The forward KL of each token, from log-probabilities of both sides.
+
+    Args:
+        student_top_log_probs: (..., k), the student's log-probabilities of the teacher's likeliest tokens.
+        top_log_probs: (..., k), the teacher's own.
+        tail: none leaves all other tokens out, so that a value may be negative; renormalize makes both
+            sides distributions over the k tokens; bucket counts all other tokens as one.
+
+    Returns:
+        (...) in nats, with a gradient in the student's side.
+
+    Raises:
+        InputError: an unknown tail.
+
+    Source:
+        Sum of p (log p - log q) over the k tokens; with the bucket (1 - sum p, 1 - sum q) beside them it is
+        a divergence of k + 1 categories and never above the true one.
+    """
+    if tail not in get_args(Tail):
+        raise InputError(f"tail must be one of {', '.join(get_args(Tail))}, got {tail!r}")
+    student, teacher = student_top_log_probs.float(), top_log_probs.detach().float()
+    if tail == "renormalize":
+        student, teacher = torch.log_softmax(student, -1), torch.log_softmax(teacher, -1)
+    terms = _products(teacher, student).sum(-1)
+    return terms + _products(_log_rest(teacher), _log_rest(student)) if tail == "bucket" else terms
+
+
+def check_log_probs(name: str, values: Tensor) -> None:
+    """Refuse what cannot be log-probabilities.
+
+    Args:
+        name: of the values, for the message.
+        values: any shape; -inf is a probability of 0.
+
+    Raises:
+        InputError: nan, or values above 0 by more than rounding.
+    """
+    if not values.numel():
+        return
+    if values.isnan().any():
+        raise InputError(f"{name} must be log-probabilities, got nan in {int(values.isnan().sum())} places")
+    if float(values.max()) > 1e-3:
+        raise InputError(f"{name} must be log-probabilities of at most 0, got {float(values.max()):g}")
+
+
+def _products(teacher: Tensor, student: Tensor) -> Tensor:
+    """p (log p - log q); 0 log 0 is 0."""
+    possible = teacher > -torch.inf
+    difference = torch.where(possible, teacher, 0.0) - torch.where(possible, student, 0.0)
+    return teacher.exp() * difference
+
+
+def _log_rest(log_probs: Tensor) -> Tensor:
+    """log(1 - sum of probabilities), with a floor: rounding may bring the sum to 1 and beyond."""
+    return (1 - log_probs.exp().sum(-1)).clamp_min(LEAST_TAIL).log()

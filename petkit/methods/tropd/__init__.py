@@ -1,0 +1,1 @@
+"""Trust-region on-policy distillation and its baselines."""

@@ -1,0 +1,203 @@
+"""`petkit distill RECIPE.yaml`: every key of the recipe. Torch-free."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from petkit.configuration import Config, applies_to
+from petkit.models.config import AdapterConfig, ModelConfig
+from petkit.rollout.config import SamplingConfig, ServedConfig
+from petkit.training.config import TrainingConfig
+
+Objective = Literal["opd", "gkd", "fkl", "eopd", "reopold", "tropd"]
+
+# Tokens of the teacher that an objective looks at, where the recipe leaves it open.
+TOP_K = {"tropd": 64, "fkl": 64, "eopd": 16}
+_FORWARD = ({"kind": ("fkl", "eopd")}, {"kind": ("tropd",), "outlier": ("fkl",)})
+
+
+class ObjectiveConfig(Config):
+    """What the tokens of the student's responses learn from."""
+
+    kind: Objective = "tropd"
+    """opd: each token's log-ratio of teacher and student as its reward; gkd: the Jensen-Shannon divergence
+    over all tokens, which needs a local teacher; fkl: the forward KL on the teacher's likeliest tokens; eopd:
+    opd, and fkl where the teacher is uncertain; reopold: opd with a floor, on few tokens; tropd: opd within a
+    trust region, and something else outside."""
+
+    trust: Literal["bernoulli", "expected", "hard"] = Field(
+        default="bernoulli", json_schema_extra=applies_to(kind=("tropd",))
+    )
+    """How a token is inside: bernoulli draws it with the probability min(teacher / student, 1), expected
+    weighs it so, hard takes those whose log-ratio reaches `threshold`."""
+
+    threshold: float = Field(default=0.0, json_schema_extra=applies_to(kind=("tropd",), trust=("hard",)))
+    """Least log-ratio of a token inside, in nats."""
+
+    outlier: Literal["fkl", "mask", "clip", "rkl"] = Field(
+        default="fkl", json_schema_extra=applies_to(kind=("tropd",))
+    )
+    """What tokens outside learn from: fkl the teacher's likeliest tokens, mask nothing, clip their log-ratio
+    but no less than `floor`, rkl their log-ratio, which is opd."""
+
+    floor: float = Field(
+        default=-1.386,
+        lt=0,
+        json_schema_extra=applies_to({"kind": ("reopold",)}, {"kind": ("tropd",), "outlier": ("clip",)}),
+    )
+    """Least log-ratio that counts, in nats."""
+
+    top_k: int | None = Field(default=None, ge=1, le=4096, json_schema_extra=applies_to(*_FORWARD))
+    """The teacher's likeliest tokens that are looked at; by default 64, of eopd 16."""
+
+    tail: Literal["none", "renormalize", "bucket"] = Field(
+        default="none", json_schema_extra=applies_to(*_FORWARD)
+    )
+    """What becomes of all other tokens: none leaves them out, renormalize makes both sides distributions over
+    the likeliest tokens, bucket counts the others as one."""
+
+    jsd_beta: float = Field(default=0.5, ge=0, le=1, json_schema_extra=applies_to(kind=("gkd",)))
+    """0 is the forward, 1 the reverse KL."""
+
+    entropy_threshold: float = Field(default=0.8, ge=0, json_schema_extra=applies_to(kind=("eopd",)))
+    """The teacher's entropy above which it counts as uncertain, in nats."""
+
+    keep_entropy: float = Field(default=0.5, gt=0, le=1, json_schema_extra=applies_to(kind=("reopold",)))
+    """Part of the tokens that count behind the exploration: those with the student's highest entropies."""
+
+    exploration: float = Field(default=0.5, ge=0, le=1, json_schema_extra=applies_to(kind=("reopold",)))
+    """First part of the training, in which tokens at the floor learn nothing."""
+
+    prefix_weight: float = Field(
+        default=0.001,
+        ge=0,
+        json_schema_extra=applies_to(
+            {"guidance.responses": ("live",), "kind": ("opd", "eopd", "reopold", "tropd")},
+        ),
+    )
+    """Weight of the tokens that the teacher wrote, see `guidance`."""
+
+    @property
+    def teacher_tokens(self) -> int:
+        """How many of the teacher's likeliest tokens the objective needs."""
+        needed = self.kind in ("fkl", "eopd") or (self.kind == "tropd" and self.outlier == "fkl")
+        return (self.top_k or TOP_K[self.kind]) if needed else 0
+
+
+class GuidanceConfig(Config):
+    """Responses that the teacher begins and the student goes on with."""
+
+    responses: Literal["none", "live"] = "none"
+    """live: the teacher writes a response to every prompt, whose beginning is given."""
+
+    steps: int | None = Field(default=None, ge=1, json_schema_extra=applies_to(responses=("live",)))
+    """Optimiser steps after which nothing is given any more; by default all of the training. The longest
+    beginning falls from sampling.max_new_tokens to 0 along half a cosine; each prompt draws its own length
+    between 0 and it."""
+
+
+class TeacherConfig(Config):
+    """Who is learnt from."""
+
+    model: str | None = None
+    """A model as in `student.model.name`, or the address of a served one (http://HOST:PORT/v1#NAME)."""
+
+    domains: dict[str, str] = Field(default_factory=dict)
+    """Instead of one teacher: a teacher for each `dataset` of the prompts."""
+
+    cache: str | None = None
+    """Instead of a model: a file of responses with the teacher's log-probabilities, made by `petkit distill
+    cache`. They are learnt from as they are, without any sampling."""
+
+    served: ServedConfig = ServedConfig()
+
+
+class StudentConfig(Config):
+    """Who learns."""
+
+    model: ModelConfig
+
+    tuning: Literal["adapter", "full"] = "adapter"
+    """adapter: the model is frozen and gets the adapters of `adapter`; full: all of its weights learn."""
+
+
+class PromptsConfig(Config):
+    """What is asked."""
+
+    train: str
+    """JSONL file of prompts: {question, answer, choices, dataset, id}, as `petkit route` reads them. Answers
+    are for the reward alone."""
+
+    validation: str | None = None
+    """JSONL file of prompts with answers, answered greedily to measure the reward."""
+
+    train_size: int | None = Field(default=None, ge=1)
+    """Use the first so many prompts."""
+
+    validation_size: int | None = Field(default=None, ge=1)
+    """Likewise of the validation."""
+
+    chat_template: bool = True
+    """Put prompts by the student's chat template where it has one; false: as plain text."""
+
+    system: str | None = Field(default=None, json_schema_extra=applies_to(chat_template=(True,)))
+    """A system message before each prompt."""
+
+    suffix: str = ""
+    """Text behind each question, such as how to answer."""
+
+    skip_bad: bool = False
+    """Leave faulty lines out, each named in the log, instead of stopping there."""
+
+
+class DistillConfig(Config):
+    """One run: a student, a teacher, prompts, and the training."""
+
+    output: str = Field(min_length=1)
+    """Folder of the finished artifact, made by the run."""
+
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Root of the named streams data, init, dropout, sampling, guidance and trust."""
+
+    student: StudentConfig
+    adapter: AdapterConfig = Field(
+        default=AdapterConfig(method="lora", dropout=0.0),
+        json_schema_extra=applies_to({"student.tuning": ("adapter",)}),
+    )
+    teacher: TeacherConfig
+    objective: ObjectiveConfig = ObjectiveConfig()
+    guidance: GuidanceConfig = GuidanceConfig()
+    data: PromptsConfig
+    sampling: SamplingConfig = SamplingConfig()
+
+    samples: int = Field(default=4, ge=1, le=1024)
+    """Responses to each prompt of a step."""
+
+    training: TrainingConfig = TrainingConfig(
+        epochs=1, batch_size=16, learning_rate=5e-6, warmup_epochs=0, min_learning_rate=0, weight_decay=0
+    )
+    """Its batch_size counts prompts."""
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> Self:
+        own = self.teacher
+        given = [name for name in ("model", "domains", "cache") if getattr(own, name)]
+        if len(given) != 1:
+            raise ValueError(
+                f"teacher needs one of model, domains and cache, got {' and '.join(given) or 'none'}"
+            )
+        if self.objective.kind == "gkd" and any(name.startswith("http") for name in self.teachers):
+            raise ValueError(
+                "objective.kind gkd needs the teacher's whole distribution and so a local teacher, got a "
+                "served one: use tropd or fkl"
+            )
+        return self
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Models of the teachers."""
+        own = self.teacher
+        return (own.model,) if own.model else tuple(own.domains.values())

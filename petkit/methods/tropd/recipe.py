@@ -1,0 +1,305 @@
+"""`petkit distill`: from a recipe to an artifact. Start reading at `run`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from petkit.artifacts import (
+    Base,
+    Check,
+    Manifest,
+    Task,
+    atomic_write,
+    staged_in_run,
+    step,
+    write_artifact,
+    write_checks,
+    write_json,
+)
+from petkit.configuration.effects import effective
+from petkit.data.tokens import padding_token
+from petkit.errors import ConfigError
+from petkit.methods.tropd.card import distilled_card
+from petkit.methods.tropd.config import DistillConfig
+from petkit.methods.tropd.evaluation import RewardEvaluation, evaluate_student
+from petkit.methods.tropd.prompts import PromptSet, load_prompts
+from petkit.methods.tropd.step import MEASURES, DistillationStep, Writer
+from petkit.methods.tropd.teachers import Teachers, load_teachers, vocabulary_size
+from petkit.models.inserts import Site, insert, pack
+from petkit.models.loaded import LoadedModel
+from petkit.models.loading import load_adapted, load_model
+from petkit.rollout.sampler import end_tokens
+from petkit.rollout.sampling import context_length
+from petkit.rollout.scoring import Head, Sequences
+from petkit.rollout.stops import Stops
+from petkit.training.checkpoint import check_drift, lasting_settings
+from petkit.training.context import RunContext
+from petkit.training.fit import Fitted, fit
+from petkit.training.optim import trainable_parameters
+from petkit.training.outcome import compare_logits, size_ledger
+from petkit.training.run import (
+    HISTORY,
+    claim_folder,
+    history_file,
+    planned_steps,
+    raise_failed,
+    run_facts,
+)
+from petkit.training.seeds import stream
+
+log = logging.getLogger(__name__)
+
+COMMAND = "distill"
+CHECKED_PROMPTS = 8
+
+
+def run(config: DistillConfig, context: RunContext) -> dict[str, Any] | None:
+    """Train a student on its own responses, write its artifact, load that again and measure it.
+
+    Args:
+        config: the validated recipe.
+        context: folder, device, processes.
+
+    Returns:
+        The content of result.json; None on processes other than the first.
+
+    Raises:
+        GateError: the reloaded artifact does not behave like the trained student.
+        PetkitError: whatever else stops the run, by kind.
+
+    Source:
+        Trust region on-policy distillation, arXiv:2606.01249; the baselines are named in objectives.py.
+    """
+    ready = prepare(config, context)
+    with claim_folder(context) as directory:
+        before = ready.evaluate() if context.world.is_main and context.resume is None else None
+        fitted = fit(
+            ready.model,
+            ready.step,
+            ready.train,
+            config.training,
+            context,
+            seed=config.seed,
+            identity=_identity(config, ready, context),
+            validate=ready.validate if config.training.select == "validation" else None,
+            begin=ready.step.begin,
+            measures=MEASURES,
+        )
+        if directory is None:
+            return None
+        packed, dense = pack(ready.model)
+        manifest = _describe(config, ready)
+        with staged_in_run(directory) as folder:
+            write_artifact(
+                folder,
+                manifest=manifest,
+                config=effective(config),
+                packed=packed,
+                dense=dense,
+                extra_files={HISTORY: history_file(config.training, fitted)},
+            )
+            reloaded = load_adapted(folder, context.device, mode="packed").model
+            check = _same_behaviour(ready, reloaded)
+            write_checks(folder, [check])
+            after = ready.evaluate(reloaded)
+            sizes = size_ledger(packed, dense, ready.full_model_bytes)
+            result = _summary(config, context, fitted, before, after, check) | {"bytes": sizes}
+            atomic_write(folder / "README.md", distilled_card(manifest, config, result).encode())
+            write_json(folder / "result.json", result)
+    raise_failed([check], context)
+    return result
+
+
+def plan(config: DistillConfig, context: RunContext) -> dict[str, Any]:
+    """Do everything that a run does before its first response, and say what would follow.
+
+    Args:
+        config: the validated recipe.
+        context: folder, device, processes.
+
+    Returns:
+        JSON-ready values: models, prompts, adapters, sizes, steps.
+
+    Raises:
+        PetkitError: what would stop the run, too.
+    """
+    ready = prepare(config, context)
+    steps = planned_steps(config.training, len(ready.train), config.seed, context.world.size)
+    responses = steps["total"] * config.training.batch_size * context.world.size * config.samples
+    return {
+        "status": "plan",
+        "output": str(context.folder),
+        "device": str(context.device),
+        "processes": context.world.size,
+        "student": {"id": ready.loaded.base_id, "sha256": ready.loaded.base_sha256},
+        "teachers": {
+            name: {"id": one.loaded.base_id, "sha256": one.loaded.base_sha256}
+            for name, one in ready.teachers.teachers.items()
+        },
+        "objective": config.objective.kind,
+        "prompts": {
+            "train": len(ready.train),
+            "validation": None if ready.validation is None else len(ready.validation),
+        },
+        "adapters": [site.name for site in ready.sites],
+        "trainable_parameters": sum(p.numel() for p in trainable_parameters(ready.model).values()),
+        "bytes": size_ledger(*pack(ready.model), ready.full_model_bytes),
+        "steps": steps,
+        "responses": responses,
+        "most_tokens": responses * config.sampling.max_new_tokens,
+    }
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A student with adapters, its teachers and its prompts, before the first step."""
+
+    loaded: LoadedModel
+    teachers: Teachers
+    train: PromptSet
+    validation: PromptSet | None
+    sites: list[Site]
+    step: DistillationStep
+    full_model_bytes: int
+
+    @property
+    def model(self) -> nn.Module:
+        """The frozen student with trainable adapters."""
+        return self.loaded.model
+
+    def evaluate(self, model: nn.Module | None = None) -> RewardEvaluation | None:
+        """Measure the student, or another model in its place; None where there are no prompts for that."""
+        if self.validation is None:
+            return None
+        return evaluate_student(self.step if model is None else self.step.of(model), self.validation)
+
+    def validate(self) -> RewardEvaluation:
+        """Measure the student while it trains."""
+        found = self.evaluate()
+        assert found is not None
+        return found
+
+
+def prepare(config: DistillConfig, context: RunContext) -> Ready:
+    """Load student, teachers and prompts, insert adapters, and check that all of it goes together.
+
+    Args:
+        config: the validated recipe.
+        context: device and processes.
+
+    Returns:
+        All of it; the models are on the device.
+
+    Raises:
+        PetkitError: models or prompts cannot be used, by kind.
+    """
+    if config.training.select == "validation" and config.data.validation is None:
+        raise ConfigError("training.select validation needs prompts with answers: set data.validation")
+    if config.adapter.method == "linear_probe":
+        raise ConfigError("adapter.method linear_probe trains a new head alone, and a language model has none")
+    loaded = load_model(config.student.model, "causal_lm")
+    model = loaded.model
+    full_model_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
+    teachers = load_teachers(config, loaded, context.device)
+    train, validation = _prompts(config, loaded, teachers)
+    sites = insert(model, config.adapter, stream(config.seed, "init", "adapters"))
+    model.to(context.device)
+    steps = planned_steps(config.training, len(train), config.seed, context.world.size)
+    vocab = min(vocabulary_size(model, one.head.model) for one in teachers.teachers.values())
+    total = steps["per_epoch"] * config.training.epochs
+    writer = _writer(config, loaded.tokenizer)
+    distillation = DistillationStep(config, Head(model, vocab), teachers, writer, total, end_tokens(model))
+    ready = Ready(loaded, teachers, train, validation, sites, distillation, full_model_bytes)
+    if context.resume is not None:
+        check_drift(context.resume, _identity(config, ready, context))
+    return ready
+
+
+def _prompts(
+    config: DistillConfig, loaded: LoadedModel, teachers: Teachers
+) -> tuple[PromptSet, PromptSet | None]:
+    data = config.data
+    # One token of a response at least.
+    models = [loaded.model, *(one.head.model for one in teachers.teachers.values())]
+    longest = min(context_length(one) or sys.maxsize for one in models) - 1
+    train = load_prompts(data.train, data.train_size, data, loaded.tokenizer, longest, labelled=False)
+    validation = None
+    if data.validation is not None:
+        validation = load_prompts(
+            data.validation, data.validation_size, data, loaded.tokenizer, longest, labelled=True
+        )
+    for prompts in (train, validation):
+        for prompt in [] if prompts is None else prompts.prompts:
+            teachers.of(prompt.question.dataset)
+    return train, validation
+
+
+def _writer(config: DistillConfig, tokenizer: Any) -> Writer:
+    def decode(ids: Any) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+    stops = Stops(config.sampling.stop, decode) if config.sampling.stop else None
+    return Writer(padding_token(tokenizer), decode, stops)
+
+
+@torch.no_grad()
+def _same_behaviour(ready: Ready, reloaded: nn.Module) -> Check:
+    """Compare the logits of the trained student and of its reloaded artifact at prompts."""
+    ready.model.eval()
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for prompt in ready.train.prompts[:CHECKED_PROMPTS]:
+        ids = torch.tensor([prompt.ids], device=next(reloaded.parameters()).device)
+        logits = [one(input_ids=ids, use_cache=False).logits[0] for one in (ready.model, reloaded)]
+        pairs.append((logits[0], logits[1]))
+    trained, again = (torch.cat(side) for side in zip(*pairs, strict=True))
+    return compare_logits(trained, again)
+
+
+def _identity(config: DistillConfig, ready: Ready, context: RunContext) -> dict[str, Any]:
+    """List the settings that a resumed run must share with the run it goes on from."""
+    found = {
+        "student.sha256": ready.loaded.base_sha256,
+        "teachers.sha256": {name: one.loaded.base_sha256 for name, one in ready.teachers.teachers.items()},
+        "data.sha256": ready.train.sha256,
+        "processes": context.world.size,
+    }
+    return lasting_settings(config) | found
+
+
+def _describe(config: DistillConfig, ready: Ready) -> Manifest:
+    loaded = ready.loaded
+    inputs = {"base": loaded.base_sha256, "prompts": ready.train.sha256}
+    for name, teacher in ready.teachers.teachers.items():
+        inputs[f"teacher {name}".strip()] = teacher.loaded.base_sha256
+    return Manifest(
+        base=Base(id=loaded.base_id, revision=loaded.revision, sha256=loaded.base_sha256),
+        lineage=(step(COMMAND, effective(config), inputs),),
+        model=config.student.model.model_dump(mode="json"),
+        adapter=config.adapter.model_dump(mode="json"),
+        task=Task(type="causal_lm", classes=(), preprocess=None, max_length=context_length(loaded.model)),
+    )
+
+
+def _summary(
+    config: DistillConfig,
+    context: RunContext,
+    fitted: Fitted,
+    before: RewardEvaluation | None,
+    after: RewardEvaluation | None,
+    check: Check,
+) -> dict[str, Any]:
+    return {
+        **run_facts(context, config.seed, fitted, [check]),
+        "task": "distillation",
+        "objective": config.objective.kind,
+        "evaluated": "packed artifact, reloaded",
+        "before": None if before is None else before.payload(),
+        "after": None if after is None else after.payload(),
+        "examples_per_second": {"train": fitted.examples_per_second},
+    }

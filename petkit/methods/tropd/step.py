@@ -1,0 +1,239 @@
+"""One step of on-policy distillation: the student writes, the teacher judges, the objective compares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from petkit.losses.top_k import top_k_terms
+from petkit.methods.tropd.algorithm import prefix_length
+from petkit.methods.tropd.config import DistillConfig
+from petkit.methods.tropd.objectives import Tokens, draw_trust, objective_sum
+from petkit.methods.tropd.prompts import Prompt
+from petkit.methods.tropd.teachers import Teachers
+from petkit.rollout.sampling import Completion, sample
+from petkit.rollout.scoring import Head, Sequences, TeacherScores, pack, student_log_probs
+from petkit.rollout.stops import Stops
+from petkit.rollout.verifiers import score
+from petkit.training.evaluate import StepOutput
+from petkit.training.seeds import derive, stream
+
+# Means that metrics.jsonl has of every step; those that a run has no numbers for are left out.
+MEASURES = (
+    "reward",
+    "outlier_ratio",
+    "trusted",
+    "reverse_kl",
+    "forward_kl",
+    "entropy",
+    "teacher_entropy",
+    "prefix_length",
+    "response_length",
+    "finished",
+)
+
+
+@dataclass(frozen=True)
+class Writer:
+    """How ids become texts again."""
+
+    padding: int
+    decode: Callable[[Sequence[int]], str]
+    stops: Stops | None
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Responses to prompts, one behind the other."""
+
+    prompts: Sequence[Prompt]
+    completions: Sequence[Completion]
+
+
+class DistillationStep:
+    """A step function for `fit`.
+
+    Args:
+        config: the recipe.
+        head: of the student.
+        teachers: of the prompts.
+        writer: for prompts and responses.
+        total_steps: optimiser steps of the whole training.
+        ends: ids that end a text.
+    """
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        head: Head,
+        teachers: Teachers,
+        writer: Writer,
+        total_steps: int,
+        ends: Sequence[int] = (),
+    ) -> None:
+        self.config, self.head, self.teachers, self.writer = config, head, teachers, writer
+        self.total_steps, self.ends = total_steps, frozenset(ends)
+        self.step = 0
+
+    def of(self, model: nn.Module) -> DistillationStep:
+        """The same for another model in the student's place, such as its reloaded artifact."""
+        head = Head(model, self.head.vocab)
+        return DistillationStep(
+            self.config, head, self.teachers, self.writer, self.total_steps, tuple(self.ends)
+        )
+
+    def begin(self, step: int) -> None:
+        """Take note of the optimiser step that comes: draws and schedules are functions of it."""
+        self.step = step
+
+    def __call__(self, model: nn.Module, batch: Sequence[tuple[int, Prompt]]) -> StepOutput:
+        """Sample responses to prompts and sum the objective over their tokens."""
+        rollout = self.roll_out(model, batch)
+        sequences = self.pack(rollout)
+        tokens, scores = self.compare(sequences, rollout, batch[0][0])
+        loss = objective_sum(tokens, self.config.objective, self.step / self.total_steps)
+        count = int(tokens.mask.sum())
+        return StepOutput(loss, count, measures=self._measures(tokens, scores, rollout))
+
+    def roll_out(self, model: nn.Module, batch: Sequence[tuple[int, Prompt]]) -> Rollout:
+        """Let the student answer, behind the beginnings that the teacher gives."""
+        samples = self.config.samples
+        rows = [(number, prompt, draw) for number, prompt in batch for draw in range(samples)]
+        prompts = [prompt for _, prompt, _ in rows]
+        seeds = [derive(self.config.seed, "sampling", self.step, number, draw) for number, _, draw in rows]
+        beginnings = self._beginnings(batch)
+        found = sample(
+            model,
+            [prompt.ids for prompt in prompts],
+            seeds,
+            self.config.sampling,
+            self.writer.padding,
+            self.writer.stops,
+            prefixes=[beginnings[number] for number, _, _ in rows] if beginnings else None,
+        )
+        return Rollout(prompts, found)
+
+    def pack(self, rollout: Rollout) -> Sequences:
+        """Put responses behind their prompts, as one batch."""
+        return pack(
+            [one.prompt for one in rollout.completions],
+            [one.tokens for one in rollout.completions],
+            [one.prefix for one in rollout.completions],
+            self.writer.padding,
+            next(self.head.model.parameters()).device,
+        )
+
+    def compare(self, sequences: Sequences, rollout: Rollout, number: int) -> tuple[Tokens, TeacherScores]:
+        """What both sides say of the responses.
+
+        Args:
+            sequences: the batch.
+            rollout: that it was made of.
+            number: of its first prompt, for the draws.
+        """
+        config, objective = self.config, self.config.objective
+        datasets = [prompt.question.dataset for prompt in rollout.prompts]
+        temperature = config.sampling.temperature
+        scores = self.teachers.scores(sequences, datasets, objective.teacher_tokens, temperature)
+        own, top, entropy = student_log_probs(self.head, sequences, scores.top_ids, temperature)
+        generator = stream(config.seed, "trust", self.step, number)
+        divergence = None
+        if objective.kind == "gkd":
+            divergence = self._divergence(sequences, datasets)
+        tokens = Tokens(
+            student_log_probs=own,
+            teacher_log_probs=scores.log_probs,
+            mask=sequences.mask,
+            prefix_mask=sequences.prefix_mask,
+            student_entropy=entropy,
+            teacher_entropy=scores.entropy,
+            student_top_log_probs=top,
+            top_log_probs=scores.top_log_probs,
+            trust=draw_trust(own, scores.log_probs, objective, generator),
+            divergence=divergence,
+        )
+        return tokens, scores
+
+    def _divergence(self, sequences: Sequences, datasets: Sequence[str]) -> Tensor:
+        states = self.head.states(sequences)
+        return self.teachers.divergence(
+            self.head,
+            states,
+            sequences,
+            datasets,
+            self.config.objective.jsd_beta,
+            self.config.sampling.temperature,
+        ).loss
+
+    def _beginnings(self, batch: Sequence[tuple[int, Prompt]]) -> dict[int, list[int]]:
+        """What the teacher gives of each prompt's response; empty where it gives nothing."""
+        config = self.config
+        longest = 0
+        if config.guidance.responses == "live":
+            steps = config.guidance.steps or self.total_steps
+            longest = prefix_length(self.step, steps, config.sampling.max_new_tokens)
+        if longest == 0:
+            return {}
+        given: dict[int, list[int]] = {}
+        for number, prompt in batch:
+            draw = stream(config.seed, "guidance", self.step, number)
+            length = int(torch.randint(longest + 1, (1,), generator=draw))
+            given[number] = self._begun(number, prompt, length) if length else []
+        return given
+
+    def _begun(self, number: int, prompt: Prompt, length: int) -> list[int]:
+        """The first tokens of the teacher's response, without the token that ends it."""
+        settings = self.config.sampling.model_copy(update={"max_new_tokens": length})
+        seed = derive(self.config.seed, "guidance", "response", self.step, number)
+        teacher = self.teachers.of(prompt.question.dataset)
+        (response,) = sample(
+            teacher.loaded.model, [prompt.ids], [seed], settings, self.writer.padding, self.writer.stops
+        )
+        # The student has to write a token at least.
+        kept = list(response.tokens)[: self.config.sampling.max_new_tokens - 1]
+        return kept[:-1] if kept and (kept[-1] in self.ends or response.stopped) else kept
+
+    @torch.no_grad()
+    def _measures(
+        self, tokens: Tokens, scores: TeacherScores, rollout: Rollout
+    ) -> dict[str, tuple[float, float]]:
+        own, responses = tokens.own, len(rollout.completions)
+        gain = tokens.teacher_log_probs - tokens.student_log_probs
+        count = float(own.sum())
+
+        def mean(values: Tensor) -> tuple[float, float]:
+            return float(values[own].double().sum()), count
+
+        found = {
+            "outlier_ratio": mean(1 - gain.clamp_max(0).exp()),
+            "reverse_kl": mean(-gain),
+            "entropy": mean(tokens.student_entropy),
+            "teacher_entropy": mean(scores.entropy),
+            "prefix_length": (float(tokens.prefix_mask.sum()), responses),
+            "response_length": (float(tokens.mask.sum()), responses),
+            "finished": (float(sum(one.finished for one in rollout.completions)), responses),
+        }
+        if tokens.trust is not None and self.config.objective.kind == "tropd":
+            found["trusted"] = mean(tokens.trust)
+        if tokens.student_top_log_probs is not None and tokens.top_log_probs is not None:
+            found["forward_kl"] = mean(
+                top_k_terms(tokens.student_top_log_probs, tokens.top_log_probs, "bucket")
+            )
+        scored = [reward for reward in self.rewards(rollout) if reward is not None]
+        return found | {"reward": (sum(scored), float(len(scored)))}
+
+    def rewards(self, rollout: Rollout) -> list[float | None]:
+        """Whether each response holds the right answer; None where none is known."""
+        pairs = zip(rollout.prompts, rollout.completions, strict=True)
+        return [
+            None if prompt.question.answer is None else score(prompt.question, self.text(one))
+            for prompt, one in pairs
+        ]
+
+    def text(self, completion: Completion) -> str:
+        """A response without its end."""
+        text = self.writer.decode(completion.tokens)
+        return self.writer.stops.cut(text) if self.writer.stops else text
