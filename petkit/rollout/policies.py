@@ -22,7 +22,8 @@ from petkit.models.config import ModelConfig
 from petkit.models.loaded import LoadedModel
 from petkit.models.loading import load_model
 from petkit.ops.token_statistics import token_statistics
-from petkit.rollout.sampler import end_tokens, left_padded
+from petkit.rollout.config import SamplingConfig
+from petkit.rollout.sampling import sample
 
 KEYS = ("prompt", "question")
 
@@ -205,64 +206,6 @@ def log_prob(model: nn.Module, prompt: Sequence[int], response: Sequence[int], n
     return total
 
 
-class GumbelNoise:
-    """A logits processor: the largest of logits with its noise is a draw from their softmax.
-
-    Every row draws from a generator of its own, so that a batch's other rows change nothing.
-
-    Args:
-        seeds: of the rows.
-    """
-
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores with noise, float32 (rows, vocab)."""
-        width = scores.shape[-1]
-        rows = [torch.empty(width).exponential_(generator=one) for one in self._generators]
-        return scores.float() - torch.stack(rows).log().to(scores.device)
-
-
-def sample(
-    model: nn.Module, prompts: Sequence[Sequence[int]], seeds: Sequence[int], padding: int, limit: int
-) -> list[list[int]]:
-    """Draw a response to each prompt, at temperature 1 from all tokens.
-
-    Args:
-        model: a causal language model of transformers, in evaluation mode.
-        prompts: ids, at least one each.
-        seeds: one for each prompt.
-        padding: id that fills the batch up.
-        limit: tokens of a response at most.
-
-    Returns:
-        Ids with the one that ended the response, where one did.
-    """
-    from transformers import GenerationConfig
-
-    ids, mask = left_padded(prompts, padding, next(model.parameters()).device)
-    ends = end_tokens(model)
-    # Settings of the model's own, such as a penalty of repetitions, would draw from another policy.
-    settings = GenerationConfig(
-        max_new_tokens=limit, do_sample=False, eos_token_id=list(ends) or None, pad_token_id=padding
-    )
-    own, model.generation_config = model.generation_config, settings
-    try:
-        with torch.inference_mode():
-            output = model.generate(  # type: ignore[operator]
-                input_ids=ids, attention_mask=mask, logits_processor=[GumbelNoise(seeds)]
-            )
-    finally:
-        model.generation_config = own
-    return [_until_end(row, ends) for row in output[:, ids.shape[1] :].tolist()]
-
-
-def _until_end(row: list[int], ends: Sequence[int]) -> list[int]:
-    end = next((place for place, token in enumerate(row) if token in ends), None)
-    return row if end is None else row[: end + 1]
-
-
 def _load(folder: str) -> LoadedModel:
     loaded = load_model(ModelConfig(name=folder), "causal_lm")
     loaded.model.eval()
@@ -280,24 +223,16 @@ def _respond(
         if one.response is not None and one.model == name
     ]
     open_places = [place for place, one in enumerate(prompts) if one.response is None]
-    # Prompts of like lengths go together, so that little is padded.
     asked = [(place, draw) for place in open_places for draw in range(sampling.samples)]
-    asked.sort(key=lambda one: len(encoded[one[0]]))
-    for start in range(0, len(asked), sampling.batch_size):
-        batch = asked[start : start + sampling.batch_size]
-        seeds = [
-            stream_key(sampling.seed, f"{name}/{place}", draw) >> 1 & (2**62 - 1) for place, draw in batch
-        ]
-        rows = sample(
-            loaded.model,
-            [encoded[place] for place, _ in batch],
-            seeds,
-            padding_token(tokenizer),
-            sampling.max_new_tokens,
-        )
-        pairs = zip(batch, rows, strict=True)
-        found += [_Sampled(place, name, encoded[place], ids) for (place, _), ids in pairs]
-    return found
+    rows = sample(
+        loaded.model,
+        [encoded[place] for place, _ in asked],
+        [stream_key(sampling.seed, f"{name}/{place}", draw) >> 1 & (2**62 - 1) for place, draw in asked],
+        SamplingConfig(max_new_tokens=sampling.max_new_tokens, batch_size=sampling.batch_size),
+        padding_token(tokenizer),
+    )
+    pairs = zip(asked, rows, strict=True)
+    return found + [_Sampled(place, name, encoded[place], list(row.tokens)) for (place, _), row in pairs]
 
 
 def _encoded(text: str, tokenizer: Any, chat_template: bool) -> list[int]:

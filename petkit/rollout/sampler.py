@@ -82,7 +82,7 @@ def generate(
         tracker = EntropyTracker(end_tokens(model), names=[names[row] for row in rows] if names else ())
         own = [prompts[row] for row in rows]
         begun = [prompts[row][len(prompts[row]) - answered[row] :] if answered else () for row in rows]
-        ending = _Ending(stops, begun, max(map(len, own)), tracker if tracked else None)
+        ending = Ending(stops, begun, max(map(len, own)), tracker if tracked else None)
         found = _batch(model, own, max_new_tokens, padding, ending)
         written |= zip(rows, found, strict=True)
         advance(len(rows))
@@ -123,7 +123,7 @@ def _batch(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     padding: int,
-    ending: _Ending,
+    ending: Ending,
 ) -> list[Written]:
     ids, mask = left_padded(prompts, padding, next(model.parameters()).device)
     tracker = ending.tracker
@@ -144,7 +144,7 @@ def _batch(
     return [_written(row, end_tokens(model), trace, stopped) for row, trace, stopped in columns]
 
 
-class _Ending:
+class Ending:
     """A `StoppingCriteria`: rows end where their answers hold a stop.
 
     Args:
@@ -166,6 +166,7 @@ class _Ending:
         self.stopped: list[int | None] = [None] * len(begun)
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        """Which rows have ended, bool (batch,)."""
         assert self.stops is not None
         for row, tokens in enumerate(input_ids[:, self.width :].tolist()):
             if self.stopped[row] is None and self.stops.complete([*self.begun[row], *tokens]):

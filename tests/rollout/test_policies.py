@@ -1,4 +1,4 @@
-"""Sampling that follows the softmax, log-probabilities, and divergences that agree with enumeration."""
+"""Log-probabilities, and divergences that agree with enumeration."""
 
 import json
 import shutil
@@ -13,14 +13,12 @@ from petkit.merging.analysis.neighbourhood import Response, estimate
 from petkit.models.config import ModelConfig
 from petkit.models.loading import load_model
 from petkit.rollout.policies import (
-    GumbelNoise,
     Prompt,
     Sampling,
     divergences,
     log_prob,
     read_prompts,
     response_count,
-    sample,
 )
 from tests.serving.text_models import save_llama
 
@@ -50,50 +48,6 @@ def model(folders):
 def distribution(model, ids):
     with torch.inference_mode():
         return model(input_ids=torch.tensor([ids])).logits[0, -1].double().softmax(-1).numpy()
-
-
-def test_noise_makes_the_largest_score_a_draw():
-    scores = torch.log(torch.tensor([0.5, 0.3, 0.2, 0.0]))
-    noise = GumbelNoise(range(4000))
-    draws = noise(torch.zeros(4000, 1), scores.expand(4000, 4)).argmax(-1)
-    found = torch.bincount(draws, minlength=4) / 4000
-    # Four standard deviations of a share.
-    assert torch.allclose(found, scores.exp(), atol=4 * 0.5 / 4000**0.5)
-    assert found[3] == 0
-    again = GumbelNoise(range(4000))(torch.zeros(4000, 1), scores.expand(4000, 4)).argmax(-1)
-    assert torch.equal(draws, again)
-    assert not torch.equal(draws, noise(torch.zeros(4000, 1), scores.expand(4000, 4)).argmax(-1))
-
-
-def test_samples_are_draws_from_the_model(model):
-    prompt = [4, 5]
-    found = sample(model, [prompt] * 1500, range(1500), 0, 1)
-    counts = np.bincount([one[0] for one in found], minlength=15) / 1500
-    assert np.abs(counts - distribution(model, prompt)).max() < 4 * 0.5 / 1500**0.5
-
-
-def test_a_response_does_not_depend_on_its_batch(model):
-    prompts, seeds = [[4, 5], [6, 7, 8, 9], [10]], [11, 12, 13]
-    together = sample(model, prompts, seeds, 0, 6)
-    alone = [sample(model, [prompt], [seed], 0, 6)[0] for prompt, seed in zip(prompts, seeds, strict=True)]
-    assert together == alone
-
-
-def test_settings_of_the_models_own_change_no_draw(model):
-    plain = sample(model, [[4, 5]], [1], 0, 8)
-    model.generation_config.repetition_penalty = 50.0
-    try:
-        assert sample(model, [[4, 5]], [1], 0, 8) == plain
-        assert model.generation_config.repetition_penalty == 50.0
-    finally:
-        model.generation_config.repetition_penalty = 1.0
-
-
-def test_a_response_keeps_the_token_that_ended_it(model):
-    own = model.generation_config.eos_token_id
-    found = sample(model, [[4]] * 200, range(200), 0, 30)
-    assert any(one[-1] == own and len(one) < 30 for one in found)
-    assert all(own not in one[:-1] for one in found)
 
 
 def test_log_probabilities_are_those_of_one_token_after_another(model):
