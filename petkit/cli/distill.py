@@ -41,7 +41,10 @@ def _result_rows(result: Mapping[str, Any], folder: Path) -> list[tuple[str, str
     return [
         *rows,
         ("steps", f"{result['steps']} of {result['total_steps']}"),
-        ("bytes", f"adapter {sizes['adapter']:,}, {sizes['ratio']:.0f} times less than the student in float32"),
+        (
+            "bytes",
+            f"adapter {sizes['adapter']:,}, {sizes['ratio']:.0f} times less than the student in float32",
+        ),
     ]
 
 
@@ -75,7 +78,10 @@ def _plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("prompts", f"{prompts['train']:,} to learn from{held}"),
         ("adapters", "\n".join(plan["adapters"])),
         ("trainable", f"{plan['trainable_parameters']:,} parameters"),
-        ("bytes", f"adapter {sizes['adapter']:,}, {sizes['ratio']:.0f} times less than the student in float32"),
+        (
+            "bytes",
+            f"adapter {sizes['adapter']:,}, {sizes['ratio']:.0f} times less than the student in float32",
+        ),
         ("steps", f"{steps['total']:,} ({steps['per_epoch']:,} an epoch, {steps['warmup']:,} of warm-up)"),
         ("responses", f"{plan['responses']:,}, {plan['most_tokens']:,} tokens at most"),
     ]

@@ -147,6 +147,7 @@ class Head:
             (batch, tokens, width or vocab).
         """
         inputs = {"input_ids": sequences.input_ids, "attention_mask": sequences.attention_mask}
+        hidden: Tensor
         if self.is_plain:
             hidden = _body(self.model)(**inputs, use_cache=False).last_hidden_state
         else:

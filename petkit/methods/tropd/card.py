@@ -43,5 +43,7 @@ def _measured(evaluation: Mapping[str, Any]) -> str:
     low, high = evaluation["interval"]
     text = f"reward {evaluation['reward']:.1%} (95 % interval {low:.1%} to {high:.1%})"
     if evaluation["forward_kl"] is not None:
-        text += f", KL {evaluation['forward_kl']:.4f} forward and {evaluation['reverse_kl']:.4f} reverse, in nats"
+        text += (
+            f", KL {evaluation['forward_kl']:.4f} forward and {evaluation['reverse_kl']:.4f} reverse, in nats"
+        )
     return f"{text}, {evaluation['n']:,} answers"

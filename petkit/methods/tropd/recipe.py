@@ -36,7 +36,7 @@ from petkit.models.loaded import LoadedModel
 from petkit.models.loading import load_adapted, load_model
 from petkit.rollout.sampler import end_tokens
 from petkit.rollout.sampling import context_length
-from petkit.rollout.scoring import Head, Sequences
+from petkit.rollout.scoring import Head
 from petkit.rollout.stops import Stops
 from petkit.training.checkpoint import check_drift, lasting_settings
 from petkit.training.context import RunContext
@@ -202,7 +202,9 @@ def prepare(config: DistillConfig, context: RunContext) -> Ready:
     if config.training.select == "validation" and config.data.validation is None:
         raise ConfigError("training.select validation needs prompts with answers: set data.validation")
     if config.adapter.method == "linear_probe":
-        raise ConfigError("adapter.method linear_probe trains a new head alone, and a language model has none")
+        raise ConfigError(
+            "adapter.method linear_probe trains a new head alone, and a language model has none"
+        )
     loaded = load_model(config.student.model, "causal_lm")
     model = loaded.model
     full_model_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
