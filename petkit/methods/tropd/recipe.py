@@ -10,19 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from petkit.artifacts import (
-    Base,
-    Check,
-    Manifest,
-    Task,
-    atomic_write,
-    staged_in_run,
-    step,
-    write_artifact,
-    write_checks,
-    write_json,
-)
-from petkit.configuration.effects import effective
+from petkit.artifacts import Check, atomic_write, staged_in_run, write_checks, write_json
 from petkit.data.tokens import padding_token
 from petkit.errors import ConfigError
 from petkit.methods.tropd.card import distilled_card
@@ -31,9 +19,10 @@ from petkit.methods.tropd.evaluation import RewardEvaluation, evaluate_student
 from petkit.methods.tropd.prompts import PromptSet, load_prompts
 from petkit.methods.tropd.step import MEASURES, DistillationStep, Writer
 from petkit.methods.tropd.teachers import Teachers, load_teachers, vocabulary_size
-from petkit.models.inserts import Site, insert, pack
+from petkit.methods.tropd.writing import load_student, sizes_of, write_student
+from petkit.models.inserts import Site, insert
 from petkit.models.loaded import LoadedModel
-from petkit.models.loading import load_adapted, load_model
+from petkit.models.loading import load_model
 from petkit.rollout.sampler import end_tokens
 from petkit.rollout.sampling import context_length
 from petkit.rollout.scoring import Head
@@ -42,9 +31,8 @@ from petkit.training.checkpoint import check_drift, lasting_settings
 from petkit.training.context import RunContext
 from petkit.training.fit import Fitted, fit
 from petkit.training.optim import trainable_parameters
-from petkit.training.outcome import compare_logits, size_ledger
+from petkit.training.outcome import compare_logits
 from petkit.training.run import (
-    HISTORY,
     claim_folder,
     history_file,
     planned_steps,
@@ -55,7 +43,6 @@ from petkit.training.seeds import stream
 
 log = logging.getLogger(__name__)
 
-COMMAND = "distill"
 CHECKED_PROMPTS = 8
 
 
@@ -93,24 +80,15 @@ def run(config: DistillConfig, context: RunContext) -> dict[str, Any] | None:
         )
         if directory is None:
             return None
-        packed, dense = pack(ready.model)
-        manifest = _describe(config, ready)
         with staged_in_run(directory) as folder:
-            write_artifact(
-                folder,
-                manifest=manifest,
-                config=effective(config),
-                packed=packed,
-                dense=dense,
-                extra_files={HISTORY: history_file(config.training, fitted)},
-            )
-            reloaded = load_adapted(folder, context.device, mode="packed").model
+            lineage = write_student(folder, config, ready, history_file(config.training, fitted))
+            reloaded = load_student(folder, config, context.device)
             check = _same_behaviour(ready, reloaded)
             write_checks(folder, [check])
+            log.info("measuring the reloaded artifact")
             after = ready.evaluate(reloaded)
-            sizes = size_ledger(packed, dense, ready.full_model_bytes)
-            result = _summary(config, context, fitted, before, after, check) | {"bytes": sizes}
-            atomic_write(folder / "README.md", distilled_card(manifest, config, result).encode())
+            result = _summary(config, ready, context, fitted, (before, after), check)
+            atomic_write(folder / "README.md", distilled_card(lineage, config, ready, result).encode())
             write_json(folder / "result.json", result)
     raise_failed([check], context)
     return result
@@ -149,7 +127,7 @@ def plan(config: DistillConfig, context: RunContext) -> dict[str, Any]:
         },
         "adapters": [site.name for site in ready.sites],
         "trainable_parameters": sum(p.numel() for p in trainable_parameters(ready.model).values()),
-        "bytes": size_ledger(*pack(ready.model), ready.full_model_bytes),
+        "bytes": sizes_of(config, ready),
         "steps": steps,
         "responses": responses,
         "most_tokens": responses * config.sampling.max_new_tokens,
@@ -201,7 +179,8 @@ def prepare(config: DistillConfig, context: RunContext) -> Ready:
     """
     if config.training.select == "validation" and config.data.validation is None:
         raise ConfigError("training.select validation needs prompts with answers: set data.validation")
-    if config.adapter.method == "linear_probe":
+    full = config.student.tuning == "full"
+    if config.adapter.method == "linear_probe" and not full:
         raise ConfigError(
             "adapter.method linear_probe trains a new head alone, and a language model has none"
         )
@@ -210,7 +189,7 @@ def prepare(config: DistillConfig, context: RunContext) -> Ready:
     full_model_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
     teachers = load_teachers(config, loaded, context.device)
     train, validation = _prompts(config, loaded, teachers)
-    sites = insert(model, config.adapter, stream(config.seed, "init", "adapters"))
+    sites = [] if full else insert(model, config.adapter, stream(config.seed, "init", "adapters"))
     model.to(context.device)
     steps = planned_steps(config.training, len(train), config.seed, context.world.size)
     vocab = min(vocabulary_size(model, one.head.model) for one in teachers.teachers.values())
@@ -274,34 +253,23 @@ def _identity(config: DistillConfig, ready: Ready, context: RunContext) -> dict[
     return lasting_settings(config) | found
 
 
-def _describe(config: DistillConfig, ready: Ready) -> Manifest:
-    loaded = ready.loaded
-    inputs = {"base": loaded.base_sha256, "prompts": ready.train.sha256}
-    for name, teacher in ready.teachers.teachers.items():
-        inputs[f"teacher {name}".strip()] = teacher.loaded.base_sha256
-    return Manifest(
-        base=Base(id=loaded.base_id, revision=loaded.revision, sha256=loaded.base_sha256),
-        lineage=(step(COMMAND, effective(config), inputs),),
-        model=config.student.model.model_dump(mode="json"),
-        adapter=config.adapter.model_dump(mode="json"),
-        task=Task(type="causal_lm", classes=(), preprocess=None, max_length=context_length(loaded.model)),
-    )
-
-
 def _summary(
     config: DistillConfig,
+    ready: Ready,
     context: RunContext,
     fitted: Fitted,
-    before: RewardEvaluation | None,
-    after: RewardEvaluation | None,
+    measured: tuple[RewardEvaluation | None, RewardEvaluation | None],
     check: Check,
 ) -> dict[str, Any]:
+    before, after = (None if one is None else one.payload() for one in measured)
     return {
         **run_facts(context, config.seed, fitted, [check]),
         "task": "distillation",
         "objective": config.objective.kind,
-        "evaluated": "packed artifact, reloaded",
-        "before": None if before is None else before.payload(),
-        "after": None if after is None else after.payload(),
+        "tuning": config.student.tuning,
+        "evaluated": "artifact, reloaded",
+        "before": before,
+        "after": after,
         "examples_per_second": {"train": fitted.examples_per_second},
+        "bytes": sizes_of(config, ready),
     }
