@@ -28,7 +28,7 @@ LEARNING: tuple[Panel, ...] = (
     ("gradient norm", {"gradient_norm": "gradient norm"}),
 )
 TOKENS: tuple[Panel, ...] = (
-    ("tokens", {"outlier_ratio": "outliers, expected", "trusted": "inside the trust region"}),
+    ("tokens", {"outlier_ratio": "outliers", "trusted": "within the trust region"}),
     ("entropy (nats)", {"entropy": "student", "teacher_entropy": "teacher"}),
     ("tokens of a response", {"response_length": "all", "prefix_length": "given by the teacher"}),
 )
@@ -77,7 +77,7 @@ def _draw(
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         only = next(iter(names.values()))
         whose = f"{only}: {label}" if len(names) == 1 and only != label else label
-        finish(axes, "optimiser step", whose, legend=len(names) > 1)
+        finish(axes, "optimiser step", whose, legend=len(names) > 1, columns=1)
     return save(figure, out_png)
 
 
