@@ -3,8 +3,8 @@
 .venv/bin/python benchmarks/distillation.py run WORK --seeds 0 1 2
 .venv/bin/python benchmarks/distillation.py tables WORK --save benchmarks/results/distillation.json
 
-WORK holds what benchmarks/distillation_models.py made. A run that is finished is not run again, and one that was
-stopped goes on from its newest checkpoint.
+WORK holds what benchmarks/distillation_models.py made. A run that is finished is not run again, and one that
+was stopped goes on from its newest checkpoint.
 """
 
 from __future__ import annotations

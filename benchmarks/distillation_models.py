@@ -161,7 +161,7 @@ def train(work: Path, name: str, shape: Shape, threads: int) -> dict[str, Any]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         if len(losses) % 100 == 0:
             print(f"{name} {len(losses)}/{shape.steps}: loss {sum(losses[-100:]) / 100:.4f}", flush=True)
     model.save_pretrained(folder)
