@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 
-from petkit.rollout.config import SamplingConfig
+from petkit.rollout.config import SamplingConfig, TokenServerConfig
+from petkit.rollout.endpoint import Endpoint
+from petkit.rollout.remote_sampling import RemoteSampler
 from petkit.rollout.sampling import sample
 from petkit.rollout.stops import Stops
 from tests.rollout.fault_server import Handler, Step
 
 END = 3
-CONTEXT = 12
+VOCAB = 15
 Spoil = Callable[[Any], Any]
 # One forward pass of the model at a time: requests come in threads.
 TURN = threading.Lock()
@@ -162,3 +164,21 @@ def _input_log_probs(model, body):
         top.append([[float(row[one]), one, None] for one in top_of(row, count)])
     found = {"input_token_logprobs": own, "prompt_tokens": len(ids)}
     return found | ({"input_top_logprobs": top} if count else {})
+
+
+STUBS = {"vllm": vllm, "sglang": sglang}
+
+
+def sampler(server, kind="vllm", waits=None, key=None, **settings):
+    async def sleep(seconds):
+        if waits is not None:
+            waits.append(seconds)
+
+    config = TokenServerConfig(server=kind, **settings)
+    return RemoteSampler(
+        Endpoint(server.url, "m"), config, VOCAB, [END], 2048, key=key, section="rollout", sleep=sleep
+    )
+
+
+def drawing(limit=6, **others):
+    return SamplingConfig(max_new_tokens=limit, **others)
