@@ -114,7 +114,8 @@ class VllmServer:
             "model": model,
             "prompt": list(draw.ids),
             "max_tokens": draw.limit,
-            "seed": draw.seed,
+            # What a signed integer of 64 bits holds.
+            "seed": draw.seed & 0x7FFFFFFFFFFFFFFF,
             **draw.filters,
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
