@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -48,17 +48,21 @@ class GumbelNoise:
 
     Args:
         seeds: of the rows.
+        ended: which rows have ended; these get no noise, which takes a while for a wide vocabulary.
     """
 
-    def __init__(self, seeds: Sequence[int]) -> None:
+    def __init__(self, seeds: Sequence[int], ended: Callable[[], Sequence[bool]] | None = None) -> None:
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._ended = ended or (lambda: [False] * len(seeds))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores with noise, float32 (rows, vocab)."""
-        width = scores.shape[-1]
-        rows = [torch.empty(width).exponential_(generator=one) for one in self._generators]
-        # A 0 would make an impossible token likely: its noise is infinite.
-        noise = torch.stack(rows).clamp_min_(torch.finfo(torch.float32).tiny).log_()
+        noise = torch.ones(scores.shape, dtype=torch.float32)
+        for row, generator, ended in zip(noise, self._generators, self._ended(), strict=True):
+            if not ended:
+                row.exponential_(generator=generator)
+        # The noise of a 0 is infinite, and would make a token likely that is not.
+        noise.clamp_min_(torch.finfo(torch.float32).tiny).log_()
         return scores.float() - noise.to(scores.device)
 
 
@@ -234,7 +238,7 @@ class _Drawing:
         width = ids.shape[1]
         ending = Ending(self.stops, [row.prefix for row in rows], width, None) if self.stops else None
         progress = _Progress(rows, self.ends, width, ending)
-        processors = [_Finite(progress), *(() if self.greedy else self._noise(rows))]
+        processors = [_Finite(progress), *(() if self.greedy else self._noise(progress))]
         # Inference tensors that a module keeps, such as those of long contexts, could not be trained with.
         with _settings_in_place(self.model, self._generation(max(row.room for row in rows))), torch.no_grad():
             output = self.model.generate(  # type: ignore[operator]
@@ -247,7 +251,7 @@ class _Drawing:
         stopped = ending.stopped if ending else [None] * len(rows)
         return [_completion(*columns, self.ends) for columns in zip(rows, drawn, stopped, strict=True)]
 
-    def _noise(self, rows: Sequence[_Row]) -> list[Any]:
+    def _noise(self, progress: _Progress) -> list[Any]:
         """The filters as transformers has them, and then the draw."""
         from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -258,7 +262,7 @@ class _Drawing:
             found.append(TopKLogitsWarper(own.top_k))
         if own.top_p < 1:
             found.append(TopPLogitsWarper(own.top_p))
-        return [*found, GumbelNoise([row.seed for row in rows])]
+        return [*found, GumbelNoise([row.seed for row in progress.rows], lambda: progress.ended)]
 
     def _generation(self, limit: int) -> Any:
         from transformers import GenerationConfig

@@ -107,6 +107,14 @@ def test_noise_makes_the_largest_score_a_draw():
     assert not torch.equal(draws, noise(torch.zeros(4000, 1), scores.expand(4000, 4)).argmax(-1))
 
 
+def test_rows_that_have_ended_cost_no_draws():
+    scores = torch.zeros(3, 5)
+    whole = GumbelNoise([1, 2, 3])(scores, scores)
+    part = GumbelNoise([1, 2, 3], lambda: [False, True, False])(scores, scores)
+    assert torch.equal(part[::2], whole[::2])
+    assert torch.equal(part[1], scores[1])
+
+
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p"),
     [(1.0, 0, 1.0), (0.5, 0, 1.0), (2.0, 0, 1.0), (1.0, 4, 1.0), (1.0, 0, 0.8), (1.5, 7, 0.9), (1.0, 1, 1.0)],
