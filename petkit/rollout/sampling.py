@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -41,29 +41,30 @@ class Completion:
     stopped: bool = False
 
 
-class GumbelNoise:
-    """A logits processor: the largest of logits with its noise is a draw from their softmax.
+class Draw:
+    """A logits processor that leaves one token of each row: a draw from the softmax of its logits.
 
     Every row draws from a generator of its own, so that a batch's other rows change nothing.
 
     Args:
         seeds: of the rows.
-        ended: which rows have ended; these get no noise, which takes a while for a wide vocabulary.
+
+    Source:
+        Inversion: the first token at which the sum of probabilities exceeds a uniform number.
     """
 
-    def __init__(self, seeds: Sequence[int], ended: Callable[[], Sequence[bool]] | None = None) -> None:
+    def __init__(self, seeds: Sequence[int]) -> None:
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self._ended = ended or (lambda: [False] * len(seeds))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores with noise, float32 (rows, vocab)."""
-        noise = torch.ones(scores.shape, dtype=torch.float32)
-        for row, generator, ended in zip(noise, self._generators, self._ended(), strict=True):
-            if not ended:
-                row.exponential_(generator=generator)
-        # The noise of a 0 is infinite, and would make a token likely that is not.
-        noise.clamp_min_(torch.finfo(torch.float32).tiny).log_()
-        return scores.float() - noise.to(scores.device)
+        """0 at the token that was drawn and -inf elsewhere, (rows, vocab)."""
+        uniform = [torch.rand(1, dtype=torch.float64, generator=one) for one in self._generators]
+        # In float64, in which no sum over a vocabulary loses a token.
+        sums = scores.double().softmax(-1).cumsum(-1)
+        target = torch.stack(uniform).to(scores.device) * sums[:, -1:]
+        # Impossible tokens add nothing to the sum, and so are never the first to exceed anything.
+        drawn = torch.searchsorted(sums, target, right=True).clamp_max(scores.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
 
 
 def sample(
@@ -100,7 +101,7 @@ def sample(
         PetkitError: logits that are no distribution; the message names the row.
 
     Source:
-        The largest of logits + Gumbel noise is a draw from their softmax (Gumbel 1954).
+        `Draw`.
     """
     if (stops.texts if stops else ()) != settings.stop:
         raise InputError(f"stops must be those of the settings, {settings.stop}, got {stops and stops.texts}")
@@ -262,7 +263,7 @@ class _Drawing:
             found.append(TopKLogitsWarper(own.top_k))
         if own.top_p < 1:
             found.append(TopPLogitsWarper(own.top_p))
-        return [*found, GumbelNoise([row.seed for row in progress.rows], lambda: progress.ended)]
+        return [*found, Draw([row.seed for row in progress.rows])]
 
     def _generation(self, limit: int) -> Any:
         from transformers import GenerationConfig
