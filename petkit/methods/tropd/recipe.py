@@ -117,8 +117,7 @@ def plan(config: DistillConfig, context: RunContext) -> dict[str, Any]:
         "processes": context.world.size,
         "student": {"id": ready.loaded.base_id, "sha256": ready.loaded.base_sha256},
         "teachers": {
-            name: {"id": one.loaded.base_id, "sha256": one.loaded.base_sha256}
-            for name, one in ready.teachers.teachers.items()
+            name: {"id": one.name, "sha256": one.sha256} for name, one in ready.teachers.teachers.items()
         },
         "objective": config.objective.kind,
         "prompts": {
@@ -187,12 +186,12 @@ def prepare(config: DistillConfig, context: RunContext) -> Ready:
     loaded = load_model(config.student.model, "causal_lm")
     model = loaded.model
     full_model_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
-    teachers = load_teachers(config, loaded, context.device)
+    teachers = load_teachers(config, loaded, padding_token(loaded.tokenizer), context.device)
     train, validation = _prompts(config, loaded, teachers)
     sites = [] if full else insert(model, config.adapter, stream(config.seed, "init", "adapters"))
     model.to(context.device)
     steps = planned_steps(config.training, len(train), config.seed, context.world.size)
-    vocab = min(vocabulary_size(model, one.head.model) for one in teachers.teachers.values())
+    vocab = min((vocabulary_size(model, one.model) for one in teachers.heads), default=None)
     total = steps["per_epoch"] * config.training.epochs
     writer = _writer(config, loaded.tokenizer)
     distillation = DistillationStep(config, Head(model, vocab), teachers, writer, total, end_tokens(model))
@@ -207,8 +206,8 @@ def _prompts(
 ) -> tuple[PromptSet, PromptSet | None]:
     data = config.data
     # One token of a response at least.
-    models = [loaded.model, *(one.head.model for one in teachers.teachers.values())]
-    longest = min(context_length(one) or sys.maxsize for one in models) - 1
+    contexts = [context_length(loaded.model), *(one.context for one in teachers.teachers.values())]
+    longest = min((one for one in contexts if one is not None), default=sys.maxsize) - 1
     train = load_prompts(data.train, data.train_size, data, loaded.tokenizer, longest, labelled=False)
     validation = None
     if data.validation is not None:
@@ -246,7 +245,7 @@ def _identity(config: DistillConfig, ready: Ready, context: RunContext) -> dict[
     """List the settings that a resumed run must share with the run it goes on from."""
     found = {
         "student.sha256": ready.loaded.base_sha256,
-        "teachers.sha256": {name: one.loaded.base_sha256 for name, one in ready.teachers.teachers.items()},
+        "teachers.sha256": {name: one.sha256 for name, one in ready.teachers.teachers.items()},
         "data.sha256": ready.train.sha256,
         "processes": context.world.size,
     }

@@ -75,7 +75,7 @@ def sizes_of(config: DistillConfig, ready: Ready) -> dict[str, Any]:
 def _inputs(ready: Ready) -> dict[str, str]:
     found = {"base": ready.loaded.base_sha256, "prompts": ready.train.sha256}
     for name, teacher in ready.teachers.teachers.items():
-        found[f"teacher {name}".strip()] = teacher.loaded.base_sha256
+        found[f"teacher {name}".strip()] = teacher.sha256
     return found
 
 
