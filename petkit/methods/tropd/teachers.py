@@ -136,7 +136,8 @@ def grouped_entropy(top_log_probs: Tensor) -> Tensor:
     """
     p = top_log_probs.double().exp()
     rest = (1 - p.sum(-1)).clamp_min(0.0)
-    return -(torch.special.xlogy(p, p).sum(-1) + torch.special.xlogy(rest, rest)).float()
+    found: Tensor = -(torch.special.xlogy(p, p).sum(-1) + torch.special.xlogy(rest, rest))
+    return found.float()
 
 
 class Teachers:
