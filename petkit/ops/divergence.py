@@ -59,9 +59,9 @@ def divergence(
         infinite KL(Q || P), which has none; that of KL(P || Q) is Q - P everywhere.
 
     Raises:
-        InputError: dtypes, shapes, beta or temperature out of range; a teacher that requires a gradient; logits
-            to be overwritten that are a leaf, not contiguous, or in one memory with the teacher's; a gradient of
-            torch.func or of forward mode; in a backward pass, a gradient of the gradient.
+        InputError: dtypes, shapes, beta or temperature out of range; a teacher that requires a gradient;
+            logits to be overwritten that are a leaf, not contiguous, or in one memory with the teacher's; a
+            gradient of torch.func or of forward mode; in a backward pass, a gradient of the gradient.
 
     Source:
         Agarwal et al. (2024), on-policy distillation, for the generalised divergence. Gradients in the

@@ -47,9 +47,9 @@ def selected_log_probs(
         nan throughout, in its gradient too.
 
     Raises:
-        InputError: dtypes, shapes, ids or a temperature out of range; logits to be overwritten that are a leaf
-            or not contiguous; a gradient of torch.func or of forward mode; in a backward pass, a gradient of
-            the gradient.
+        InputError: dtypes, shapes, ids or a temperature out of range; logits to be overwritten that are a
+            leaf or not contiguous; a gradient of torch.func or of forward mode; in a backward pass, a
+            gradient of the gradient.
 
     Source:
         One pass as in `token_statistics`; d log p(token) / d x = ([x is the token] - p) / temperature.
