@@ -70,8 +70,8 @@ def _check_overwritable(name: str, logits: Tensor) -> None:
         raise InputError(
             f"{name} must be contiguous to be overwritten by its gradient, got strides {logits.stride()}"
         )
-    owner = logits if logits._base is None else logits._base
-    if owner.is_leaf and owner.requires_grad:
+    owners = (logits,) if logits._base is None else (logits, logits._base)
+    if any(owner.is_leaf and owner.requires_grad for owner in owners):
         raise InputError(
             f"{name} must come from a computation to be overwritten by its gradient, got a leaf or a view of "
             "one, whose values the caller keeps"

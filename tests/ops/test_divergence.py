@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 from petkit.benchmarks.harness import peak_extra_bytes
 from petkit.errors import InputError
@@ -290,6 +291,33 @@ def test_the_gradient_reaches_what_made_the_logits(kernels):
     assert torch.equal(*grads)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_under_activation_checkpointing_and_saved_tensor_hooks(overwrite):
+    hidden, weight, teacher = normal(6, 5, scale=1.0), normal(40, 5, scale=1.0, seed=1), normal(6, 40, seed=2)
+
+    def loss(live):
+        logits = torch.nn.functional.linear(hidden, live)
+        return divergence(logits, teacher, overwrite=overwrite).loss.mean()
+
+    def checkpointed(live):
+        return checkpoint(loss, live, use_reentrant=False)
+
+    def reentrant(live):
+        return checkpoint(loss, live, use_reentrant=True)
+
+    def offloaded(live):
+        with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda saved: saved):
+            return loss(live)
+
+    grads = []
+    for run in (loss, checkpointed, reentrant, offloaded):
+        live = weight.clone().requires_grad_()
+        run(live).backward()
+        grads.append(live.grad)
+    for other in grads[1:]:
+        assert torch.equal(other, grads[0])
+
+
 def test_a_second_backward_pass_needs_the_logits(kernels):
     student, teacher = pair(2, 9)
     live = student.requires_grad_()
@@ -344,7 +372,8 @@ def test_the_teacher_may_be_a_part_of_the_same_tensor(kernels):
 def test_overwriting_is_refused_where_it_would_do_harm():
     student, teacher = pair(4, 9)
     leaf = student.clone().requires_grad_()
-    for harmed in (leaf, leaf[:], leaf.view(4, 3, 3).view(4, 9)):
+    part = torch.cat([student, student])[:4].requires_grad_()
+    for harmed in (leaf, leaf[:], leaf.view(4, 3, 3).view(4, 9), part):
         with pytest.raises(InputError, match=r"student_logits must come from a computation .* got a leaf"):
             divergence(harmed, teacher, overwrite=True)
     assert torch.equal(leaf, student)
