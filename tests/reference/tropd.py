@@ -52,7 +52,7 @@ def tropd_tokens(
     floor: float,
     tail: str = "none",
 ) -> tuple[Floats, Floats, Floats]:
-    """Each token's loss, its slope in S, and its slopes in the student's top log-probabilities (no bucket)."""
+    """Each token's loss, its slope in S, and its slopes in the student's top log-probabilities."""
     gain = rewards(student, teacher)
     out = 1 - trust
     worth = {"fkl": 0 * gain, "mask": 0 * gain, "rkl": gain, "clip": np.maximum(gain, floor)}[outlier]
@@ -95,7 +95,7 @@ def forward_kl_slope(p_student: Floats, p_teacher: Floats) -> Floats:
 
 
 def jsd_slope(p_student: Floats, p_teacher: Floats, beta: float) -> Floats:
-    """Gradient in the student's logits of beta KL(P || M) + (1 - beta) KL(Q || M), M = beta P + (1 - beta) Q."""
+    """The same of beta KL(P || M) + (1 - beta) KL(Q || M) with M = beta P + (1 - beta) Q."""
     if beta == 0:
         return forward_kl_slope(p_student, p_teacher)
     if beta == 1:

@@ -136,19 +136,22 @@ def load_teachers(config: DistillConfig, student: LoadedModel, device: torch.dev
     """
     own = config.teacher
     names = {EVERY: own.model} if own.model else dict(own.domains)
-    return Teachers({key: _load(name, student, config, device) for key, name in names.items()})
+    found = {key: _load(name, student, config, device) for key, name in names.items()}
+    # One size for all, for their distributions are compared.
+    vocab = vocabulary_size(student.model, *(one.model for one in found.values()))
+    return Teachers({key: Teacher(one, Head(one.model, vocab)) for key, one in found.items()})
 
 
-def _load(name: str, student: LoadedModel, config: DistillConfig, device: torch.device) -> Teacher:
+def _load(name: str, student: LoadedModel, config: DistillConfig, device: torch.device) -> LoadedModel:
     loaded = load_model(ModelConfig(name=name), "causal_lm")
     check_same_vocabulary(student.tokenizer, loaded.tokenizer, config.student.model.name, name)
-    model = loaded.model.eval().requires_grad_(False).to(device)
-    return Teacher(loaded, Head(model, vocabulary_size(student.model, model)))
+    loaded.model.eval().requires_grad_(False).to(device)
+    return loaded
 
 
-def vocabulary_size(student: Any, teacher: Any) -> int:
-    """Tokens that both models know: some fill their tables up with rows that stand for nothing."""
-    return min(int(one.get_output_embeddings().weight.shape[0]) for one in (student, teacher))
+def vocabulary_size(*models: Any) -> int:
+    """Tokens that all models know: some fill their tables up with rows that stand for nothing."""
+    return min(int(one.get_output_embeddings().weight.shape[0]) for one in models)
 
 
 def _joined(parts: Sequence[tuple[Tensor, Tensor | None]], rows: int) -> Tensor | None:

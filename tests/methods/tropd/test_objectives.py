@@ -1,4 +1,4 @@
-"""Objectives on a vocabulary small enough to sum over: their expected gradients, bounds, stages and refusals."""
+"""Objectives summed over a small vocabulary: expected gradients, bounds, stages and refusals."""
 
 import math
 
@@ -209,7 +209,8 @@ def worth(values, **more):
     entropies = torch.arange(float(len(values)))[None]
     return Tokens(
         **{"mask": ~blank, "prefix_mask": blank, "student_entropy": entropies} | more,
-        **{"student_log_probs": student, "teacher_log_probs": teacher},
+        student_log_probs=student,
+        teacher_log_probs=teacher,
     )
 
 
