@@ -110,10 +110,12 @@ def head_divergence(
         )
     kept = _kept(mask, student_hidden)
     other = teacher_hidden.detach().reshape(-1, teacher_hidden.shape[-1])[kept]
+    with torch.no_grad():
+        own = _in_autocast(other, teacher_weight, teacher_bias)
 
     def rows(logits: Tensor, at: slice) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            teacher = _logits(other[at], teacher_weight, teacher_bias)
+            teacher = _logits(own[0][at], *own[1:])
         return divergence(logits, teacher, beta, None, temperature, overwrite=True)
 
     found = _through_head(student_hidden, student_weight, student_bias, kept, rows)
@@ -128,6 +130,12 @@ def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise InputError(f"the head's bias must be ({weight.shape[0]},), got {tuple(bias.shape)}")
+    dtypes = {hidden.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype}
+    if len(dtypes) > 1 and not torch.is_autocast_enabled(hidden.device.type):
+        raise InputError(
+            f"hidden states, weight and bias of a head must be of one dtype, got "
+            f"{', '.join(sorted(map(str, dtypes)))}"
+        )
 
 
 def _kept(mask: Tensor | None, hidden: Tensor) -> Tensor:
@@ -154,15 +162,22 @@ def _through_head(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, kept: Tensor, rows: Rows
 ) -> tuple[Tensor, ...]:
     states = hidden.reshape(-1, hidden.shape[-1])[kept]
-    device = states.device.type
-    if torch.is_autocast_enabled(device):
-        # Once for all chunks and for both passes, of which torch would cover the first alone.
-        dtype = torch.get_autocast_dtype(device)
-        states, weight = states.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-    with torch.autocast(device, enabled=False):
-        found: tuple[Tensor, ...] = _Head.apply(states, weight, bias, rows)
+    inputs = _in_autocast(states, weight, bias)
+    with torch.autocast(states.device.type, enabled=False):
+        found: tuple[Tensor, ...] = _Head.apply(*inputs, rows)
     return found
+
+
+def _in_autocast(states: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Of the dtype of autocast where that is on, as a linear layer would be.
+
+    Once for all chunks and for both passes, of which torch would cover the first alone.
+    """
+    device = states.device.type
+    if not torch.is_autocast_enabled(device):
+        return states, weight, bias
+    dtype = torch.get_autocast_dtype(device)
+    return states.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 class _Head(torch.autograd.Function):
@@ -182,8 +197,19 @@ class _Head(torch.autograd.Function):
         return found
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        with torch.no_grad():
+            found = _Head.slopes(ctx, grads[0])
+        # With create_graph=True: torch would take the gradient for a constant.
+        if torch.is_grad_enabled():
+            inputs = [grads[0], *(one for one in ctx.saved_tensors if one is not None)]
+            first, second, third = (None if one is None else _Once.apply(one, *inputs) for one in found)
+            return first, second, third, None
+        return *found, None
+
+    @staticmethod
+    def slopes(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients in states, weight and bias."""
         states, weight, bias = ctx.saved_tensors
         wants_states, wants_weight, wants_bias, _ = ctx.needs_input_grad
         of_states = torch.empty_like(states) if wants_states else None
@@ -191,7 +217,7 @@ class _Head(torch.autograd.Function):
         of_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         of_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
         for at in chunks(len(states), len(weight), weight):
-            slope = _slope(states[at], weight, bias, ctx.rows, at, grads[0][at])
+            slope = _slope(states[at], weight, bias, ctx.rows, at, upstream[at])
             if of_states is not None:
                 torch.mm(slope, weight, out=of_states[at])
             if of_weight is not None:
@@ -202,7 +228,21 @@ class _Head(torch.autograd.Function):
             of_states,
             None if of_weight is None else of_weight.to(weight.dtype),
             None if of_bias is None else of_bias.to(bias.dtype),
-            None,
+        )
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *inputs: Tensor) -> Tensor:
+        return gradient
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise InputError(
+            "losses through a head can be differentiated once: for a gradient of the gradient compute them "
+            "from all logits"
         )
 
 
@@ -210,10 +250,9 @@ def _slope(
     states: Tensor, weight: Tensor, bias: Tensor | None, rows: Rows, at: slice, upstream: Tensor
 ) -> Tensor:
     """Gradient in the logits of some rows, in their memory."""
-    logits = _logits(states, weight, bias)
     with torch.enable_grad():
-        # A view, for the operators take the place of nothing that a caller may hold.
-        first = rows(logits.requires_grad_().view_as(logits), at)[0]
+        logits = _logits(states.detach().requires_grad_(), weight.detach(), bias)
+        first = rows(logits, at)[0]
         (slope,) = torch.autograd.grad(first, logits, upstream)
     return slope
 

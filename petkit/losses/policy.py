@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from petkit.errors import InputError
-from petkit.losses.masked import masked_mean
+from petkit.losses.masked import blank, masked_mean, token_mask
 
 
 def policy_gradient(
@@ -37,7 +37,11 @@ def policy_gradient(
     Source:
         Schulman et al. (2017): -min(w A, clip(w) A), w the ratio of both policies.
     """
-    return masked_mean(policy_gradient_terms(log_probs, advantages, old_log_probs, clip_low, clip_high), mask)
+    kept = token_mask(mask, log_probs.shape, log_probs.device)
+    _check_shapes(log_probs, advantages, old_log_probs)
+    old = None if old_log_probs is None else blank(old_log_probs, kept)
+    terms = policy_gradient_terms(blank(log_probs, kept), blank(advantages, kept), old, clip_low, clip_high)
+    return masked_mean(terms, kept)
 
 
 def policy_gradient_terms(
@@ -48,12 +52,16 @@ def policy_gradient_terms(
     clip_high: float = 0.2,
 ) -> Tensor:
     """The loss of each token; see `policy_gradient`."""
+    _check_shapes(log_probs, advantages, old_log_probs)
     old = log_probs.detach() if old_log_probs is None else old_log_probs.detach()
-    for name, other in (("advantages", advantages), ("old_log_probs", old)):
-        if other.shape != log_probs.shape:
-            raise InputError(
-                f"{name} must be {tuple(log_probs.shape)} as log_probs are, got {tuple(other.shape)}"
-            )
     ratio, gain = (log_probs - old).exp(), advantages.detach()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     return -torch.minimum(ratio * gain, clipped * gain)
+
+
+def _check_shapes(log_probs: Tensor, advantages: Tensor, old_log_probs: Tensor | None) -> None:
+    for name, other in (("advantages", advantages), ("old_log_probs", old_log_probs)):
+        if other is not None and other.shape != log_probs.shape:
+            raise InputError(
+                f"{name} must be {tuple(log_probs.shape)} as log_probs are, got {tuple(other.shape)}"
+            )

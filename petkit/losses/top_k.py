@@ -12,8 +12,8 @@ from petkit.losses.masked import masked_mean, token_mask
 from petkit.ops.selected_log_probs import selected_log_probs
 
 Tail = Literal["none", "renormalize", "bucket"]
-# The least probability of a tail that a logarithm is taken of.
-LEAST_TAIL = 1e-12
+# The least probability of a student's tail: what float32 tells from 0 beside 1.
+LEAST_TAIL = 2.0**-23
 
 
 def topk_forward_kl(
@@ -71,7 +71,7 @@ def top_k_terms(student_top_log_probs: Tensor, top_log_probs: Tensor, tail: Tail
         (...) in nats, with a gradient in the student's side.
 
     Raises:
-        InputError: an unknown tail.
+        InputError: an unknown tail, or shapes that differ.
 
     Source:
         Sum of p (log p - log q) over the k tokens; with the bucket (1 - sum p, 1 - sum q) beside them it is
@@ -79,11 +79,21 @@ def top_k_terms(student_top_log_probs: Tensor, top_log_probs: Tensor, tail: Tail
     """
     if tail not in get_args(Tail):
         raise InputError(f"tail must be one of {', '.join(get_args(Tail))}, got {tail!r}")
+    if student_top_log_probs.shape != top_log_probs.shape:
+        raise InputError(
+            f"top_log_probs must be {tuple(student_top_log_probs.shape)} as the student's are, got "
+            f"{tuple(top_log_probs.shape)}"
+        )
     student, teacher = student_top_log_probs.float(), top_log_probs.detach().float()
     if tail == "renormalize":
         student, teacher = torch.log_softmax(student, -1), torch.log_softmax(teacher, -1)
     terms = _products(teacher, student).sum(-1)
-    return terms + _products(_log_rest(teacher), _log_rest(student)) if tail == "bucket" else terms
+    if tail != "bucket":
+        return terms
+    rest = _rest(student)
+    # The gradient goes on where the rest is too small for float32: as that of the least rest.
+    floored = rest + (LEAST_TAIL - rest).clamp_min(0).detach()
+    return terms + _products(_rest(teacher).clamp_min(0).log(), floored.log()).float()
 
 
 def check_log_probs(name: str, values: Tensor) -> None:
@@ -96,6 +106,7 @@ def check_log_probs(name: str, values: Tensor) -> None:
     Raises:
         InputError: nan, or values above 0 by more than rounding.
     """
+    values = values.detach()
     if not values.numel():
         return
     if values.isnan().any():
@@ -111,6 +122,8 @@ def _products(teacher: Tensor, student: Tensor) -> Tensor:
     return teacher.exp() * difference
 
 
-def _log_rest(log_probs: Tensor) -> Tensor:
-    """log(1 - sum of probabilities), with a floor: rounding may bring the sum to 1 and beyond."""
-    return (1 - log_probs.exp().sum(-1)).clamp_min(LEAST_TAIL).log()
+def _rest(log_probs: Tensor) -> Tensor:
+    """1 - the sum of probabilities, in float64; rounding of the logarithms may bring it below 0."""
+    # Not 1 - (nearly 1): next to nothing is left where one token has nearly everything. The bound is for
+    # the gradient of impossible tokens alone.
+    return -log_probs.double().clamp_min(-1e3).logsumexp(-1).expm1()

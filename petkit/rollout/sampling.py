@@ -77,6 +77,7 @@ def sample(
     prefixes: Sequence[Ids] | None = None,
     *,
     greedy: bool = False,
+    vocab: int | None = None,
 ) -> list[Completion]:
     """Draw a completion of each prompt; a seed gives the same one whatever the other rows are.
 
@@ -90,6 +91,8 @@ def sample(
         stops: the texts of `settings.stop` and how ids are decoded; may be None only where there are none.
         prefixes: ids that each completion begins with, given and not drawn.
         greedy: take the likeliest token, for evaluation: neither seeds nor temperature and filters count.
+        vocab: draw from the first so many ids alone; None from all. Models fill their tables up with rows
+            that stand for nothing.
 
     Returns:
         The completions, in the order of the prompts. One may be an end token alone.
@@ -107,12 +110,12 @@ def sample(
         raise InputError(f"stops must be those of the settings, {settings.stop}, got {stops and stops.texts}")
     given = list(prefixes) if prefixes is not None else [()] * len(prompts)
     ends, context = end_tokens(model), context_length(model)
-    vocab = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    check_rows(prompts, seeds, given, ends, vocab)
+    known = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    check_rows(prompts, seeds, given, ends, known)
     _check_stops(given, stops)
     rooms = rooms_of(prompts, given, settings.max_new_tokens, context)
     starts = [(*prompt, *prefix) for prompt, prefix in zip(prompts, given, strict=True)]
-    drawing = _Drawing(model, settings, ends, padding, stops, greedy)
+    drawing = _Drawing(model, settings, ends, padding, stops, greedy, vocab)
     found: dict[int, Completion] = {}
     with _evaluating(model):
         for rows in _batches([len(start) for start in starts], rooms, settings.batch_size, context):
@@ -231,6 +234,7 @@ class _Drawing:
     padding: int
     stops: Stops | None
     greedy: bool
+    vocab: int | None
 
     def draw(self, rows: Sequence[_Row]) -> list[Completion]:
         """The completions of one batch."""
@@ -239,7 +243,7 @@ class _Drawing:
         width = ids.shape[1]
         ending = Ending(self.stops, [row.prefix for row in rows], width, None) if self.stops else None
         progress = _Progress(rows, self.ends, width, ending)
-        processors = [_Finite(progress), *(() if self.greedy else self._noise(progress))]
+        processors = [_First(self.vocab), _Finite(progress), *(() if self.greedy else self._draws(rows))]
         # Inference tensors that a module keeps, such as those of long contexts, could not be trained with.
         with _settings_in_place(self.model, self._generation(max(row.room for row in rows))), torch.no_grad():
             output = self.model.generate(  # type: ignore[operator]
@@ -252,7 +256,7 @@ class _Drawing:
         stopped = ending.stopped if ending else [None] * len(rows)
         return [_completion(*columns, self.ends) for columns in zip(rows, drawn, stopped, strict=True)]
 
-    def _noise(self, progress: _Progress) -> list[Any]:
+    def _draws(self, rows: Sequence[_Row]) -> list[Any]:
         """The filters as transformers has them, and then the draw."""
         from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -263,7 +267,7 @@ class _Drawing:
             found.append(TopKLogitsWarper(own.top_k))
         if own.top_p < 1:
             found.append(TopPLogitsWarper(own.top_p))
-        return [*found, Draw([row.seed for row in progress.rows])]
+        return [*found, Draw([row.seed for row in rows])]
 
     def _generation(self, limit: int) -> Any:
         from transformers import GenerationConfig
@@ -302,6 +306,24 @@ class _Progress:
             found |= self._ending(input_ids, scores)
             self.ended = found.tolist()
         return found
+
+
+class _First:
+    """A logits processor that leaves the first ids alone possible.
+
+    Args:
+        vocab: how many; None all.
+    """
+
+    def __init__(self, vocab: int | None) -> None:
+        self._vocab = vocab
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self._vocab is None or self._vocab >= scores.shape[-1]:
+            return scores
+        return torch.cat(
+            [scores[:, : self._vocab], torch.full_like(scores[:, self._vocab :], -torch.inf)], -1
+        )
 
 
 class _Finite:

@@ -18,8 +18,8 @@ from petkit.ops.token_statistics import token_statistics
 
 log = logging.getLogger(__name__)
 
-# Largest difference between a head's own logits and the model's, as a part of the largest logit.
-SAME_LOGITS = 1e-4
+# More than any cap of logits lets through.
+LARGE = 1000.0
 
 
 @dataclass(frozen=True)
@@ -276,28 +276,48 @@ def _body(model: nn.Module) -> Callable[..., Any]:
     return body
 
 
-@torch.no_grad()
 def _plain_head(model: nn.Module) -> nn.Linear | None:
-    """The model's output layer, if its logits are proved to be that layer of its hidden states.
-
-    Some models scale or cap their logits, and an adapter may sit on the layer.
-    """
+    """The model's output layer, if its logits are that layer of its hidden states and nothing else."""
     find = getattr(model, "get_output_embeddings", None)
     linear = find() if find is not None else None
-    if type(linear) is not nn.Linear or getattr(model, "base_model", model) is model:
-        return None
-    was_training = model.training
-    model.eval()
-    device = linear.weight.device
-    # Several tokens, of which a scaling or capping of logits would show.
-    ids = torch.arange(8, device=device)[None] % linear.weight.shape[0]
-    try:
-        own = model(input_ids=ids, use_cache=False).logits
-        hidden = _body(model)(input_ids=ids, use_cache=False).last_hidden_state
-    finally:
-        model.train(was_training)
-    difference = float((linear(hidden) - own).abs().max())
-    if difference <= SAME_LOGITS * max(1.0, float(own.abs().max())):
-        return linear
-    log.info("the model changes its head's logits: they are computed whole, which takes more memory")
+    if type(linear) is nn.Linear and getattr(model, "base_model", model) is not model:
+        # An adapter of petkit is a hook, which adds nothing as long as it has learnt nothing.
+        hooked = linear._forward_hooks or linear._forward_pre_hooks or "forward" in vars(linear)
+        if not hooked and _says_logits(linear, model):
+            return linear
+    log.info("the model's logits are more than its head's output: they are computed whole, in more memory")
     return None
+
+
+@torch.no_grad()
+def _says_logits(linear: nn.Linear, model: nn.Module) -> bool:
+    """Prove that a layer sees the model's last hidden states, and that the model changes nothing behind it.
+
+    Some models scale or cap their logits. Whether a cap shows depends on how large they are, which training
+    changes: so the layer is made to say large numbers.
+    """
+    ids = torch.arange(8, device=linear.weight.device)[None] % linear.weight.shape[0]
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def say(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        large = torch.linspace(-LARGE, LARGE, output.numel(), device=output.device)
+        seen.append((inputs[0], large.reshape(output.shape).to(output.dtype)))
+        return seen[-1][1]
+
+    modes = {module: module.training for module in model.modules()}
+    hook = linear.register_forward_hook(say)
+    try:
+        model.eval()
+        own = model(input_ids=ids, use_cache=False).logits
+        hidden = getattr(_body(model)(input_ids=ids, use_cache=False), "last_hidden_state", None)
+    finally:
+        hook.remove()
+        for module, training in modes.items():
+            module.training = training
+    if hidden is None or len(seen) != 1:
+        return False
+    return _equal(hidden, seen[0][0]) and _equal(own, seen[0][1])
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and torch.allclose(first.float(), second.float(), rtol=1e-5, atol=1e-5)

@@ -273,7 +273,7 @@ class _Loop:
             output.loss.backward()  # type: ignore[no-untyped-call]
         for place, name in enumerate(self.names):
             total, terms = output.measures.get(name, (0.0, 0.0))
-            self.measured[place] += torch.tensor([total, terms], dtype=torch.float64)
+            self.measured[place] += self.measured.new_tensor([total, terms])
         correct = torch.empty(0) if output.correct is None else output.correct
         sums = _Sums(output.loss.detach().double(), output.count, correct.sum(), correct.numel())
         device = self.context.device

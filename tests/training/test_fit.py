@@ -308,3 +308,62 @@ def test_the_watcher_sees_every_step(run: Run, toy: Any) -> None:
     assert [report.step for report in seen] == list(range(1, 9))
     assert {report.total_steps for report in seen} == {8}
     assert all(report.examples_per_second > 0 for report in seen)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 7])
+def test_begin_is_told_every_step_also_of_a_resumed_run(
+    run: Run, toy: Any, tmp_path: Path, stop: int
+) -> None:
+    told: list[int] = []
+    steps: list[int] = []
+
+    def step(model: nn.Module, batch: Any) -> StepOutput:
+        steps.append(told[-1])
+        return toy.classify(model, batch)
+
+    config = {"gradient_accumulation": 2}
+    run(toy.config(max_steps=stop, **config), step=step, begin=told.append)
+    assert told == list(range(stop))
+    run(toy.config(**config), step=step, begin=told.append, resume=newest(tmp_path / "run"))
+    assert told == list(range(8))
+    # It is told before the first micro-batch of the step.
+    assert steps == [number for number in range(8) for _ in range(2)]
+
+
+def test_measures_are_means_over_the_terms_of_all_micro_batches(run: Run, toy: Any) -> None:
+    calls = iter(range(1000))
+
+    def step(model: nn.Module, batch: Any) -> StepOutput:
+        number, found = next(calls), toy.classify(model, batch)
+        # Of two micro-batches a step: 3 terms that sum to 6, then 1 that is the call's number.
+        ratio = (6.0, 3.0) if number % 2 == 0 else (float(number), 1.0)
+        return StepOutput(
+            found.loss, found.count, measures={"ratio": ratio, "never": (0.0, 0.0), "unknown": (1.0, 1.0)}
+        )
+
+    _, fitted = run(
+        toy.config(gradient_accumulation=2), step=step, measures=("ratio", "never", "absent"), n=32
+    )
+    records = [record for record in fitted.history if "loss" in record]
+    assert [record["ratio"] for record in records] == [(6 + 2 * place + 1) / 4 for place in range(8)]
+    assert not any({"never", "absent", "unknown"} & set(record) for record in records)
+
+
+def test_measures_are_left_out_of_steps_without_any(run: Run, toy: Any) -> None:
+    calls = iter(range(1000))
+
+    def step(model: nn.Module, batch: Any) -> StepOutput:
+        found = toy.classify(model, batch)
+        measures = {"reward": (2.0, 4.0)} if next(calls) == 1 else {}
+        return StepOutput(found.loss, found.count, measures=measures)
+
+    _, fitted = run(toy.config(), step=step, measures=("reward",))
+    records = [record for record in fitted.history if "loss" in record]
+    assert [record.get("reward") for record in records] == [None, 0.5, *[None] * 6]
+
+
+def test_an_observer_is_told_terms_over_time(run: Run, toy: Any) -> None:
+    reports: list[StepReport] = []
+    run(toy.config(), watch=reports.append)
+    assert len(reports) == 8
+    assert all(report.terms_per_second == pytest.approx(report.examples_per_second) for report in reports)

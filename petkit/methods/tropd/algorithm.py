@@ -8,6 +8,7 @@ student's log-probabilities of the teacher's likeliest tokens is constant.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
@@ -132,8 +133,12 @@ def tropd_loss(
         `tropd_terms`.
     """
     kept = token_mask(mask, student_log_probs.shape, student_log_probs.device)
-    check_log_probs("student_log_probs", student_log_probs[kept])
-    check_log_probs("teacher_log_probs", teacher_log_probs[kept])
+    _check_inputs(
+        kept,
+        {"student_log_probs": student_log_probs, "teacher_log_probs": teacher_log_probs},
+        {"student_top_log_probs": student_top_log_probs, "top_log_probs": top_log_probs},
+        {"trust": trust, "prefix_mask": prefix_mask},
+    )
     terms = tropd_terms(
         blank(student_log_probs, kept),
         blank(teacher_log_probs, kept),
@@ -147,6 +152,28 @@ def tropd_loss(
         tail=tail,
     )
     return torch.where(kept, terms, 0.0).sum() / kept.sum()
+
+
+def _check_inputs(
+    kept: Tensor,
+    own: Mapping[str, Tensor],
+    top: Mapping[str, Tensor | None],
+    weights: Mapping[str, Tensor | None],
+) -> None:
+    """Refuse other shapes than the mask's, and values of tokens that count that mean nothing."""
+    for name, values in {**own, **top, **weights}.items():
+        shape = None if values is None else values.shape[:-1] if name in top else values.shape
+        if values is not None and shape != kept.shape:
+            more = " and one dimension more" if name in top else ""
+            raise InputError(f"{name} must be {tuple(kept.shape)}{more}, got {tuple(values.shape)}")
+    for name, values in {**own, **top}.items():
+        if values is not None:
+            check_log_probs(name, values[kept])
+    if own["student_log_probs"][kept].isinf().any():
+        raise InputError("student_log_probs must be finite, for the student wrote the tokens, got -inf")
+    for name, values in weights.items():
+        if values is not None and not ((values[kept] >= 0) & (values[kept] <= 1)).all():
+            raise InputError(f"{name} must lie between 0 and 1, got {values[kept].tolist()}"[:120])
 
 
 def tropd_terms(

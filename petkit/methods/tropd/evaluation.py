@@ -91,6 +91,7 @@ def evaluate_student(step: DistillationStep, prompts: PromptSet) -> RewardEvalua
                 step.writer.padding,
                 step.writer.stops,
                 greedy=True,
+                vocab=step.head.vocab,
             )
             rollout = Rollout(chosen, answers)
             right += sum(reward or 0.0 for reward in step.rewards(rollout))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from petkit.errors import InputError
 from petkit.losses.masked import blank
 from petkit.losses.policy import policy_gradient_terms
-from petkit.losses.top_k import top_k_terms
+from petkit.losses.top_k import check_log_probs, top_k_terms
 from petkit.methods.tropd.algorithm import LEAST_LOG_PROB, rewards, tropd_terms, trust_mask
 from petkit.methods.tropd.config import Objective, ObjectiveConfig
 
@@ -55,6 +55,15 @@ class Tokens:
     def own(self) -> Tensor:
         """bool: tokens that the student sampled."""
         return self.mask & ~self.prefix_mask
+
+    def blanked(self) -> Tokens:
+        """The same with 0 where there is no token: what stands there, nan even, reaches no gradient."""
+        values = {
+            name: blank(value, self.mask)
+            for name, value in vars(self).items()
+            if value is not None and value.is_floating_point()
+        }
+        return replace(self, **values)
 
 
 Terms = Callable[[Tokens, ObjectiveConfig, float], Tensor]
@@ -203,11 +212,13 @@ def objective_sum(tokens: Tokens, config: ObjectiveConfig, progress: float) -> T
         objective is a divergence at every token, which the prefix then has too.
 
     Raises:
-        InputError: what the objective needs is missing.
+        InputError: what the objective needs is missing, or a teacher's log-probabilities that are none.
 
     Source:
         TrOPD, section 3, for the prefix.
     """
+    check_log_probs("teacher_log_probs", tokens.teacher_log_probs[tokens.mask])
+    tokens = tokens.blanked()
     terms = REGISTRY[config.kind](tokens, config, progress)
     if config.kind not in ("gkd", "fkl"):
         given = tokens.teacher_log_probs.clamp_min(LEAST_LOG_PROB) - tokens.student_log_probs

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from petkit.artifacts import Check, atomic_write, staged_in_run, write_checks, write_json
 from petkit.data.tokens import padding_token
-from petkit.errors import ConfigError
+from petkit.errors import ConfigError, InputError
 from petkit.methods.tropd.card import distilled_card
 from petkit.methods.tropd.config import DistillConfig
 from petkit.methods.tropd.evaluation import RewardEvaluation, evaluate_student
-from petkit.methods.tropd.prompts import PromptSet, load_prompts
+from petkit.methods.tropd.prompts import Prompt, PromptSet, load_prompts
 from petkit.methods.tropd.step import MEASURES, DistillationStep, Writer
 from petkit.methods.tropd.teachers import Teachers, load_teachers, vocabulary_size
 from petkit.methods.tropd.writing import load_student, sizes_of, write_student
@@ -191,7 +191,12 @@ def prepare(config: DistillConfig, context: RunContext) -> Ready:
     sites = [] if full else insert(model, config.adapter, stream(config.seed, "init", "adapters"))
     model.to(context.device)
     steps = planned_steps(config.training, len(train), config.seed, context.world.size)
-    vocab = min((vocabulary_size(model, one.model) for one in teachers.heads), default=None)
+    vocab = vocabulary_size(model, *(one.model for one in teachers.heads))
+    if config.objective.teacher_tokens > vocab:
+        raise ConfigError(
+            f"objective.top_k must be at most {vocab}, the tokens that student and teacher share, got "
+            f"{config.objective.teacher_tokens}: set it"
+        )
     total = steps["per_epoch"] * config.training.epochs
     writer = _writer(config, loaded.tokenizer)
     distillation = DistillationStep(config, Head(model, vocab), teachers, writer, total, end_tokens(model))
@@ -216,8 +221,21 @@ def _prompts(
         )
     for prompts in (train, validation):
         for prompt in [] if prompts is None else prompts.prompts:
-            teachers.of(prompt.question.dataset)
+            _check_room(prompt, loaded.model, teachers, config.sampling.max_new_tokens)
     return train, validation
+
+
+def _check_room(prompt: Prompt, student: nn.Module, teachers: Teachers, limit: int) -> None:
+    """Refuse a prompt without a teacher, or whose response may grow beyond its teacher's context."""
+    teacher = teachers.of(prompt.question.dataset)
+    context = teacher.context or sys.maxsize
+    longest = min(len(prompt.ids) + limit, context_length(student) or sys.maxsize)
+    if longest > context:
+        raise InputError(
+            f"sampling.max_new_tokens must be at most {context - len(prompt.ids)} behind the "
+            f"{len(prompt.ids)} tokens of {prompt.question.name}, got {limit}: the context of the teacher "
+            f"{teacher.name} is {context} tokens"
+        )
 
 
 def _writer(config: DistillConfig, tokenizer: Any) -> Writer:

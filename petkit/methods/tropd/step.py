@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from petkit.losses.top_k import top_k_terms
-from petkit.methods.tropd.algorithm import prefix_length
+from petkit.methods.tropd.algorithm import prefix_length, rewards
 from petkit.methods.tropd.config import DistillConfig
 from petkit.methods.tropd.objectives import Tokens, draw_trust, objective_sum
 from petkit.methods.tropd.prompts import Prompt
 from petkit.methods.tropd.teachers import Teachers
-from petkit.rollout.sampling import Completion, sample
+from petkit.rollout.sampling import Completion, context_length, sample
 from petkit.rollout.scoring import Head, Sequences, TeacherScores, pack, student_log_probs
 from petkit.rollout.stops import Stops
 from petkit.rollout.verifiers import score
@@ -113,6 +113,7 @@ class DistillationStep:
             self.writer.padding,
             self.writer.stops,
             prefixes=[beginnings[number] for number, _, _ in rows] if beginnings else None,
+            vocab=self.head.vocab,
         )
         return Rollout(prompts, found)
 
@@ -185,21 +186,25 @@ class DistillationStep:
         return given
 
     def _begun(self, number: int, prompt: Prompt, length: int) -> list[int]:
-        """The first tokens of the teacher's response, without the token that ends it."""
+        """The first tokens of the teacher's response, without what ends it for either side."""
         settings = self.config.sampling.model_copy(update={"max_new_tokens": length})
         seed = derive(self.config.seed, "guidance", "response", self.step, number)
         teacher = self.teachers.of(prompt.question.dataset)
         (response,) = teacher.write([prompt.ids], [seed], settings, self.writer.stops)
-        # The student has to write a token at least.
-        kept = list(response.tokens)[: self.config.sampling.max_new_tokens - 1]
-        return kept[:-1] if kept and (kept[-1] in self.ends or response.stopped) else kept
+        kept = list(response.tokens[:-1] if response.finished else response.tokens)
+        end = next((place for place, token in enumerate(kept) if token in self.ends), len(kept))
+        # The student has to write a token at least, and to find room for it.
+        room = self.config.sampling.max_new_tokens
+        context = context_length(self.head.model)
+        room = room if context is None else min(room, context - len(prompt.ids))
+        return kept[: min(end, room - 1)]
 
     @torch.no_grad()
     def _measures(
         self, tokens: Tokens, scores: TeacherScores, rollout: Rollout
     ) -> dict[str, tuple[float, float]]:
         own, responses = tokens.own, len(rollout.completions)
-        gain = tokens.teacher_log_probs - tokens.student_log_probs
+        gain = rewards(tokens.student_log_probs, tokens.teacher_log_probs)
         count = float(own.sum())
 
         def mean(values: Tensor) -> tuple[float, float]:

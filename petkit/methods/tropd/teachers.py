@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ class LocalTeacher:
         self, prompts: Sequence[Ids], seeds: Sequence[int], settings: SamplingConfig, stops: Stops | None
     ) -> list[Completion]:
         """Responses of its own, see `sample`."""
-        return sample(self.head.model, prompts, seeds, settings, self.padding, stops)
+        return sample(self.head.model, prompts, seeds, settings, self.padding, stops, vocab=self.head.vocab)
 
 
 @dataclass(frozen=True)
@@ -264,23 +264,23 @@ def load_teachers(
     """
     own = config.teacher
     names = {EVERY: own.model} if own.model else dict(own.domains)
-    loaded: dict[str, Teacher] = {}
-    for name in dict.fromkeys(names.values()):
-        if is_endpoint(name):
-            loaded[name] = _served(name, student, config)
-        else:
-            loaded[name] = _local(name, student, config, padding, device)
-    return Teachers({key: loaded[name] for key, name in names.items()})
+    # Each once, also where it teaches several data sets.
+    every = dict.fromkeys(names.values())
+    here = {name: _load(name, student, config, device) for name in every if not is_endpoint(name)}
+    # One size for all, for their distributions are compared.
+    vocab = vocabulary_size(student.model, *(one.model for one in here.values()))
+    found: dict[str, Teacher] = {name: _served(name, student, config) for name in every if name not in here}
+    for name, loaded in here.items():
+        head = Head(loaded.model, vocab)
+        found[name] = LocalTeacher(name, loaded.base_sha256, context_length(loaded.model), head, padding)
+    return Teachers({key: found[name] for key, name in names.items()})
 
 
-def _local(
-    name: str, student: LoadedModel, config: DistillConfig, padding: int, device: torch.device
-) -> LocalTeacher:
+def _load(name: str, student: LoadedModel, config: DistillConfig, device: torch.device) -> LoadedModel:
     loaded = load_model(ModelConfig(name=name), "causal_lm")
     check_same_vocabulary(student.tokenizer, loaded.tokenizer, config.student.model.name, name)
-    model = loaded.model.eval().requires_grad_(False).to(device)
-    head = Head(model, vocabulary_size(student.model, model))
-    return LocalTeacher(name, loaded.base_sha256, context_length(model), head, padding)
+    loaded.model.eval().requires_grad_(False).to(device)
+    return loaded
 
 
 def _served(name: str, student: LoadedModel, config: DistillConfig) -> ServedTeacher:
@@ -304,10 +304,9 @@ def _served(name: str, student: LoadedModel, config: DistillConfig) -> ServedTea
     return ServedTeacher(name, endpoint.sha256, None, remote)
 
 
-def vocabulary_size(student: torch.nn.Module, teacher: torch.nn.Module) -> int:
-    """Tokens that both models know: some fill their tables up with rows that stand for nothing."""
-    tables = [one.get_output_embeddings().weight for one in (student, teacher)]  # type: ignore[operator]
-    return min(int(table.shape[0]) for table in tables)
+def vocabulary_size(*models: Any) -> int:
+    """Tokens that all models know: some fill their tables up with rows that stand for nothing."""
+    return min(int(one.get_output_embeddings().weight.shape[0]) for one in models)
 
 
 def _joined(parts: Sequence[tuple[Tensor, Tensor | None]], rows: int) -> Tensor | None:
