@@ -21,6 +21,8 @@ class PetkitError(Exception):
     """Base of petkit's errors. One line: what was expected, what came, which field, what to do."""
 
     exit_code: ClassVar[int] = 1
+    passing: ClassVar[bool] = False
+    """Whether the same may succeed later, so that a run saves a checkpoint before it ends."""
 
 
 class ConfigError(PetkitError, ValueError):

@@ -16,7 +16,13 @@ from petkit.errors import ArtifactError
 
 SCHEMA_VERSION = 1
 MAX_MANIFEST = 4 * 2**20
-OTHER_KINDS = {"router": "router", "tagger": "tagger", "translator": "translator", "merged": "merged model"}
+OTHER_KINDS = {
+    "router": "router",
+    "tagger": "tagger",
+    "translator": "translator",
+    "merged": "merged model",
+    "distilled": "distilled model",
+}
 
 _Deviation = Annotated[float, Field(gt=0)]
 Sha256 = Field(default=None, pattern=r"^[0-9a-f]{64}$")

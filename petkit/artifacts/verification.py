@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from petkit.artifacts import merged, translator
+from petkit.artifacts import translator, whole_model
 from petkit.artifacts.checks import CHECKS, MAX_CHECKS, Check, parse_checks
 from petkit.artifacts.manifest import Manifest
 from petkit.artifacts.model_folder import VOCABULARY, read_vocabulary
@@ -62,8 +62,8 @@ def verify(
         return checks + _tagger_checks(path, base_sha256)
     if is_translator(path):
         return checks + _translator_checks(path, base_sha256)
-    if merged.is_merged(path):
-        return checks + _merged_checks(path, base_sha256)
+    if whole_model.is_whole(path):
+        return checks + _whole_checks(path, base_sha256)
     manifest = _attempt(checks, "petkit.json", lambda: _manifest(path, examine), _describe)
     content = _attempt(checks, "tensor file", lambda: read_tensor_file(path, TENSORS), _describe_file)
     if manifest is not None and content is not None:
@@ -132,38 +132,40 @@ def _translator_checks(path: Path, base_sha256: str | None) -> list[Check]:
     return checks
 
 
-def _merged_checks(path: Path, base_sha256: str | None) -> list[Check]:
+def _whole_checks(path: Path, base_sha256: str | None) -> list[Check]:
     checks: list[Check] = []
     manifest = _attempt(
         checks,
         "petkit.json",
-        lambda: merged.read_merged(path),
-        lambda found: f"valid, schema version {found.schema_version}: merged by {found.method}",
+        lambda: whole_model.read_whole(path),
+        lambda found: f"valid, schema version {found.schema_version}: {found.origin}",
     )
     tensors = _attempt(
         checks,
         "shards",
-        lambda: merged.merged_tensors(path),
-        lambda found: f"{len(found):,} tensors in {len(merged.shards_of(path))} files without gap or overlap",
+        lambda: whole_model.whole_tensors(path),
+        lambda found: (
+            f"{len(found):,} tensors in {len(whole_model.shards_of(path))} files without gap or overlap"
+        ),
     )
     if manifest is not None and tensors is not None:
         _attempt(
             checks,
             "weights sha256",
-            lambda: merged.check_weights(path, manifest),
+            lambda: whole_model.check_weights(path, manifest),
             lambda _: f"the shards have the one in petkit.json, {manifest.weights_sha256}",
         )
     if manifest is not None:
         _attempt(
             checks,
             "files sha256",
-            lambda: merged.check_files(path, manifest),
+            lambda: whole_model.check_files(path, manifest),
             lambda _: f"{len(manifest.files)} files beside the weights are as they were written",
         )
     _attempt(checks, "config.yaml", lambda: read_config(path), _describe_config)
     checks += _recorded_checks(path)
     if base_sha256 is not None:
-        checks.append(Check("base sha256", False, "a merged model holds all of its weights: it has no base"))
+        checks.append(Check("base sha256", False, "a whole model holds all of its weights: it has no base"))
     return checks
 
 

@@ -76,7 +76,7 @@ def _plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("objective", plan["objective"]),
         ("device", f"{plan['device']}, {plan['processes']} process(es)"),
         ("prompts", f"{prompts['train']:,} to learn from{held}"),
-        ("adapters", "\n".join(plan["adapters"])),
+        ("adapters", "\n".join(plan["adapters"]) or "none: all weights learn"),
         ("trainable", f"{plan['trainable_parameters']:,} parameters"),
         (
             "bytes",

@@ -25,10 +25,10 @@ def command(
     as_json: JsonFlag = False,
 ) -> None:
     """Say what an artifact holds: its base, its history, and every matrix with its bits and bytes."""
-    from petkit.artifacts.merged import is_merged
     from petkit.artifacts.summary import describe_foreign, summarize, summary_json
     from petkit.artifacts.tagger import is_tagger, read_tagger
     from petkit.artifacts.translator import is_translator, read_translator
+    from petkit.artifacts.whole_model import is_whole
     from petkit.cli import tagged, translated
     from petkit.methods.binary_adapter.recorded import read_checked
 
@@ -44,8 +44,8 @@ def command(
         page = _page(translated.facts(translator), summary)
         output.print_result(page, summary_json(translator, summary), as_json)
         return
-    if is_merged(artifact):
-        _print_merged(artifact, as_json)
+    if is_whole(artifact):
+        _print_whole(artifact, as_json)
         return
     foreign = describe_foreign(artifact)
     if foreign is not None:
@@ -57,13 +57,13 @@ def command(
     output.print_result(_page(_facts(content), summary), summary_json(content, summary), as_json)
 
 
-def _print_merged(artifact: Path, as_json: bool) -> None:
-    """A merged model: what it was made of; its tensors are an ordinary model's, and many."""
+def _print_whole(artifact: Path, as_json: bool) -> None:
+    """A whole model: what it was made of; its tensors are an ordinary model's, and many."""
     from math import prod
 
-    from petkit.artifacts.merged import merged_tensors, read_merged, shards_of
+    from petkit.artifacts.whole_model import read_whole, shards_of, whole_tensors
 
-    manifest, tensors = read_merged(artifact), merged_tensors(artifact)
+    manifest, tensors = read_whole(artifact), whole_tensors(artifact)
     numbers = sum(prod(place.shape) for place in tensors.values())
     nbytes = sum(place.end - place.begin for place in tensors.values())
     dtypes = ", ".join(sorted({place.dtype for place in tensors.values()}))
@@ -71,9 +71,7 @@ def _print_merged(artifact: Path, as_json: bool) -> None:
     version = content.pop("schema_version")
     lines = [
         f"{artifact}: {manifest.kind}, schema version {manifest.schema_version}",
-        f"method   {manifest.method}, seed {manifest.seed}",
-        f"base     {manifest.base or 'none'}",
-        *(f"model    {one}" for one in manifest.models),
+        *(f"{name:<8} {value}" for name, value in manifest.facts()),
         f"tensors  {len(tensors):,} of {numbers:,} numbers ({dtypes}), {nbytes:,} bytes",
         f"files    {', '.join(shards_of(artifact))}",
         *(f"lineage  petkit {step.command} ({step.version}, {step.created})" for step in manifest.lineage),

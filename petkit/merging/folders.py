@@ -17,8 +17,8 @@ import torch
 
 from petkit.artifacts import Check, atomic_write, staged_artifact, step, write_checks, write_json
 from petkit.artifacts.card import lay_out
-from petkit.artifacts.merged import MergedManifest, weights_sha256
 from petkit.artifacts.reader import CONFIG, MANIFEST
+from petkit.artifacts.whole_model import MergedManifest, weights_sha256
 from petkit.configuration import dump_yaml
 from petkit.errors import GateError
 from petkit.merging.adapted import AdaptedModel, adapter_checks, open_source

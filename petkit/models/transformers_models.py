@@ -247,6 +247,27 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(load_file(path), strict=True)
 
 
+def load_tokenizer(name: str) -> Any:
+    """Load a tokenizer without its model.
+
+    Args:
+        name: hf/ORG/NAME or a folder.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        InputError: there is none.
+        OfflineError: it is neither in the cache nor reachable.
+        SafetyError: it needs code of its own.
+    """
+    from transformers import AutoTokenizer
+
+    source = _Source(ModelConfig(name=name))
+    with source.named_errors(), _quiet():
+        return AutoTokenizer.from_pretrained(source.path, **source.arguments)
+
+
 def _tokenizer(source: _Source, model: nn.Module) -> Any:
     """The model's tokenizer; its `model_max_length` is at most what the model has positions for."""
     from transformers import AutoTokenizer

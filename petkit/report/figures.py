@@ -33,7 +33,7 @@ def new_figure(panels: int) -> tuple[Figure, list[Axes]]:
     return figure, [figure.add_subplot(1, panels, number + 1) for number in range(panels)]
 
 
-def finish(axes: Axes, x_label: str, y_label: str, *, legend: bool = True) -> None:
+def finish(axes: Axes, x_label: str, y_label: str, *, legend: bool = True, columns: int = 2) -> None:
     """Label the axes, and put the legend above them, where no data can lie under it."""
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
@@ -42,7 +42,7 @@ def finish(axes: Axes, x_label: str, y_label: str, *, legend: bool = True) -> No
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     if legend:
-        axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2)
+        axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns)
 
 
 def colour(index: int) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 
 from petkit.artifacts import atomic_write
 from petkit.errors import ArtifactError, InputError
+from petkit.report.distillation import MEASURES as COMPARED
+from petkit.report.distillation import before_and_after, draw_distillation
 from petkit.report.plots import read_metrics, training_curves
 from petkit.report.rounding import significant
 from petkit.report.tables import Table, bytes_text, format_cell
@@ -37,6 +39,7 @@ TOLD = {
         "split",
     ),
     *(f"bytes.{key}" for key in (*SIZES, "ratio")),
+    *(f"{time}.{key}" for time in ("before", "after") for key, _ in COMPARED),
 }
 
 STYLE = """
@@ -147,6 +150,7 @@ def _draw_curves(run_folder: Path) -> None:
         "loss" in key or "accuracy" in key for row in read_metrics(metrics) for key in row
     ):
         training_curves(metrics, run_folder / "plots" / "training.png")
+        draw_distillation(read_metrics(metrics), run_folder / "plots")
 
 
 def _headline_section(result: Mapping[str, Any]) -> list[Section]:
@@ -162,14 +166,17 @@ def _headline_section(result: Mapping[str, Any]) -> list[Section]:
         split = f" of the {result['split']} split" if result.get("split") else ""
         rows.append(("measured on", f"{format_cell(result['n'])} {result.get('unit', 'examples')}{split}"))
     rows += _size_rows(result.get("bytes"))
-    return [Section("Result", tables=(Table(("measure", "value"), tuple(rows)),))] if rows else []
+    compared = before_and_after(result)
+    tables = [compared] if compared else []
+    tables += [Table(("measure", "value"), tuple(rows))] if rows else []
+    return [Section("Result", tables=tuple(tables))] if tables else []
 
 
 def _size_rows(sizes: Any) -> list[tuple[str, str]]:
     if not isinstance(sizes, Mapping):
         return []
     rows = {label: _bytes_cell(sizes[key]) for key, label in SIZES.items() if sizes.get(key) is not None}
-    if sizes.get("ratio") and FULL in rows:
+    if sizes.get("ratio", 1) != 1 and FULL in rows:
         rows[FULL] += f": the full model takes {sizes['ratio']:,.0f} times the bytes of adapter and head"
     return list(rows.items())
 
@@ -258,6 +265,8 @@ def _origin_section(manifest: Mapping[str, Any]) -> list[Section]:
     if not manifest:
         return []
     base = manifest.get("base") or {}
+    # A whole model names what it was made from; an adapter describes what it belongs to.
+    base = base if isinstance(base, Mapping) else {"id": base}
     lineage = tuple(
         (str(step.get("command", "")), str(step.get("version", "")), str(step.get("created", "")))
         for step in manifest.get("lineage", [])

@@ -188,7 +188,7 @@ def training_curves(metrics_path: Path, out_png: Path) -> Path:
     Raises:
         InputError: a line that is not a JSON object, or no number to draw.
     """
-    curves = _curves(read_metrics(metrics_path))
+    curves = number_curves(read_metrics(metrics_path))
     families = [
         ("loss", "loss (nats)"), ("accuracy", "accuracy"), ("learning_rate", "learning rate")
     ]  # fmt: skip
@@ -201,7 +201,7 @@ def training_curves(metrics_path: Path, out_png: Path) -> Path:
     figure, all_axes = new_figure(len(panels))
     for axes, (label, found) in zip(all_axes, panels, strict=True):
         for index, (name, points) in enumerate(found.items()):
-            _curve(axes, _series(name) or name, points, index)
+            draw_curve(axes, _series(name) or name, points, index)
         if label == "accuracy":
             percent_axis(axes)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
@@ -244,7 +244,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+def number_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Points of step and value for every finite number that rows of a metrics.jsonl hold, by its name."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for position, row in enumerate(rows):
         step = row.get("step", position)
@@ -261,7 +262,8 @@ def _series(name: str) -> str:
     return "validation" if name.startswith(("eval", "validation")) else "training"
 
 
-def _curve(axes: Axes, name: str, points: Sequence[tuple[float, float]], index: int) -> None:
+def draw_curve(axes: Axes, name: str, points: Sequence[tuple[float, float]], index: int) -> None:
+    """Draw one curve, its points too where they are few."""
     steps, values = zip(*points, strict=True)
     shape = marker(index) if len(points) <= 30 else ""
     axes.plot(steps, values, color=colour(index), marker=shape, markersize=3.5, linewidth=1.4, label=name)

@@ -47,6 +47,8 @@ class ServerGone(PetkitError):
         results: what other requests of the same call were answered, by their numbers.
     """
 
+    passing = True
+
     def __init__(self, message: str, results: Mapping[int, Any] | None = None) -> None:
         super().__init__(message)
         self.results: dict[int, Any] = dict(results or {})

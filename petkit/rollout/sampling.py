@@ -41,25 +41,30 @@ class Completion:
     stopped: bool = False
 
 
-class GumbelNoise:
-    """A logits processor: the largest of logits with its noise is a draw from their softmax.
+class Draw:
+    """A logits processor that leaves one token of each row: a draw from the softmax of its logits.
 
     Every row draws from a generator of its own, so that a batch's other rows change nothing.
 
     Args:
         seeds: of the rows.
+
+    Source:
+        Inversion: the first token at which the sum of probabilities exceeds a uniform number.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores with noise, float32 (rows, vocab)."""
-        width = scores.shape[-1]
-        rows = [torch.empty(width).exponential_(generator=one) for one in self._generators]
-        # A 0 would make an impossible token likely: its noise is infinite.
-        noise = torch.stack(rows).clamp_min_(torch.finfo(torch.float32).tiny).log_()
-        return scores.float() - noise.to(scores.device)
+        """0 at the token that was drawn and -inf elsewhere, (rows, vocab)."""
+        uniform = [torch.rand(1, dtype=torch.float64, generator=one) for one in self._generators]
+        # In float64, in which no sum over a vocabulary loses a token.
+        sums = scores.double().softmax(-1).cumsum(-1)
+        target = torch.stack(uniform).to(scores.device) * sums[:, -1:]
+        # Impossible tokens add nothing to the sum, and so are never the first to exceed anything.
+        drawn = torch.searchsorted(sums, target, right=True).clamp_max(scores.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
 
 
 def sample(
@@ -99,7 +104,7 @@ def sample(
         PetkitError: logits that are no distribution; the message names the row.
 
     Source:
-        The largest of logits + Gumbel noise is a draw from their softmax (Gumbel 1954).
+        `Draw`.
     """
     if (stops.texts if stops else ()) != settings.stop:
         raise InputError(f"stops must be those of the settings, {settings.stop}, got {stops and stops.texts}")
@@ -238,7 +243,11 @@ class _Drawing:
         width = ids.shape[1]
         ending = Ending(self.stops, [row.prefix for row in rows], width, None) if self.stops else None
         progress = _Progress(rows, self.ends, width, ending)
-        processors = [_First(self.vocab), _Finite(progress), *(() if self.greedy else self._noise(rows))]
+        processors = [
+            _First(self.vocab),
+            _Finite(progress),
+            *(() if self.greedy else self._noise(progress)),
+        ]
         # Inference tensors that a module keeps, such as those of long contexts, could not be trained with.
         with _settings_in_place(self.model, self._generation(max(row.room for row in rows))), torch.no_grad():
             output = self.model.generate(  # type: ignore[operator]
@@ -251,7 +260,7 @@ class _Drawing:
         stopped = ending.stopped if ending else [None] * len(rows)
         return [_completion(*columns, self.ends) for columns in zip(rows, drawn, stopped, strict=True)]
 
-    def _noise(self, rows: Sequence[_Row]) -> list[Any]:
+    def _noise(self, progress: _Progress) -> list[Any]:
         """The filters as transformers has them, and then the draw."""
         from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -262,7 +271,7 @@ class _Drawing:
             found.append(TopKLogitsWarper(own.top_k))
         if own.top_p < 1:
             found.append(TopPLogitsWarper(own.top_p))
-        return [*found, GumbelNoise([row.seed for row in rows])]
+        return [*found, Draw([row.seed for row in progress.rows])]
 
     def _generation(self, limit: int) -> Any:
         from transformers import GenerationConfig

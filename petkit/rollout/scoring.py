@@ -98,8 +98,8 @@ class TeacherScores:
     log_probs: Tensor
     """(batch, tokens); 0 where there is no token, and so everywhere here."""
 
-    entropy: Tensor
-    """(batch, tokens)."""
+    entropy: Tensor | None
+    """(batch, tokens); None where nothing is known of other tokens."""
 
     top_ids: Tensor | None = None
     """int64 (batch, tokens, k); None with k = 0."""

@@ -7,10 +7,12 @@ a batch is short or its sequences differ in length.
 
 from __future__ import annotations
 
+import logging
 import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -29,6 +31,8 @@ from petkit.training.optim import Schedule, make_optimizer, make_schedule, train
 from petkit.training.sampler import BatchPlan, MicroBatches, plan_batches
 from petkit.training.seeds import seed_global
 from petkit.training.signals import StopRequest, stop_error
+
+log = logging.getLogger(__name__)
 
 
 class Validation(Protocol):
@@ -193,7 +197,8 @@ class _Loop:
         self._train_mode()
         late = False
         while self.progress.step < self.last_step and not late:
-            votes = self._optimiser_step(batches, request, deadline)
+            with self._saved_if_passing():
+                votes = self._optimiser_step(batches, request, deadline)
             self._after_step()
             if votes.interrupt or votes.terminate:
                 raise stop_error(signal.SIGTERM if votes.terminate else signal.SIGINT, self._save())
@@ -207,6 +212,17 @@ class _Loop:
         if self.progress.step == self.plan.total_steps:
             return None
         return "max_steps" if self.progress.step == self.last_step else "max_time"
+
+    @contextmanager
+    def _saved_if_passing(self) -> Iterator[None]:
+        """Save the steps before one that failed and may succeed later, such as when a server is gone."""
+        before = self.progress.step
+        try:
+            yield
+        except PetkitError as error:
+            if error.passing and self.progress.step == before and before > 0:
+                log.warning("saved %s: go on with --resume", self._save())
+            raise
 
     def _batches(self, workers: int) -> Iterator[Any]:
         order = MicroBatches(self.plan, self.context.world.rank, self.progress.step, self.last_step)

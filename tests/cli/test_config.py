@@ -208,7 +208,7 @@ def test_an_empty_value_is_refused_in_our_words(petkit, tmp_path):
 def test_schema_of_nothing(petkit):
     assert petkit("config", "schema", "train", "x").err == (
         "error: no command 'train x' reads a recipe; there are: train adapter, train tagger, route run, "
-        "train nat\n"
+        "train nat, distill\n"
     )
 
 

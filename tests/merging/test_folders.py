@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from petkit.artifacts.merged import read_merged
+from petkit.artifacts.whole_model import read_merged
 from petkit.errors import ArtifactError, ConfigError, GateError, InputError, SafetyError
 from petkit.merging import slices as slices_module
 from petkit.merging.config import read_merge_config

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from petkit.artifacts.merged import check_weights, read_merged
 from petkit.artifacts.run_directory import open_run
+from petkit.artifacts.whole_model import check_weights, read_merged
 from petkit.configuration.reader import load_yaml
 from petkit.errors import ConfigError, GateError, InputError, PetkitError
 from petkit.merging import tuning

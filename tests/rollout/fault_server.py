@@ -87,10 +87,15 @@ class FaultServer:
     script: list[Step] = field(default_factory=list)
     """What to do at each request; the last is done again and again."""
     requests: list[dict[str, Any]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
+    lock: Any = field(default_factory=threading.Lock)
     left: threading.Event = field(default_factory=threading.Event)
     """Set when a client closed the connection in the middle of an answer."""
     sent: int = 0
+    busy: int = 0
+    busiest: int = 0
+    """Requests that were under way at the same time, at most."""
 
     def play(self, *steps: Step) -> FaultServer:
         self.script = list(steps)
@@ -100,15 +105,27 @@ class FaultServer:
 class Handler(BaseHTTPRequestHandler):
     server: Any
 
+    body: dict[str, Any]
+    """Of the request."""
+
     def do_POST(self) -> None:
         own: FaultServer = self.server.own
-        own.requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        own.keys.append(self.headers.get("Authorization"))
-        step = own.script.pop(0) if len(own.script) > 1 else own.script[0]
+        self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with own.lock:
+            own.requests.append(self.body)
+            own.paths.append(self.path)
+            own.keys.append(self.headers.get("Authorization"))
+            step = own.script.pop(0) if len(own.script) > 1 else own.script[0]
+        with own.lock:
+            own.busy += 1
+            own.busiest = max(own.busy, own.busiest)
         try:
             step(self)
         except OSError:
             own.left.set()
+        finally:
+            with own.lock:
+                own.busy -= 1
 
     def begin(self, status: int, kind: str, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)

@@ -2,41 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from petkit.artifacts import Manifest
-from petkit.artifacts.card import write_card
+from petkit.artifacts.card import lay_out
 from petkit.methods.tropd.config import DistillConfig
 
+if TYPE_CHECKING:
+    from petkit.artifacts.manifest import Step
+    from petkit.methods.tropd.recipe import Ready
 
-def distilled_card(manifest: Manifest, config: DistillConfig, result: Mapping[str, Any]) -> str:
+
+def distilled_card(
+    lineage: Sequence[Step], config: DistillConfig, ready: Ready, result: Mapping[str, Any]
+) -> str:
     """Write the card.
 
     Args:
-        manifest: what the artifact is.
+        lineage: of the artifact.
         config: its recipe.
+        ready: the student and its teachers.
         result: the content of result.json.
 
     Returns:
         Markdown.
     """
     sizes, stopped = result["bytes"], f", stopped by {result['stopped']}" if result["stopped"] else ""
+    whole, loaded = config.student.tuning == "full", ready.loaded
     rows = [(name, _measured(result[name])) for name in ("before", "after") if result[name] is not None]
     rows += [
         ("objective", config.objective.kind),
         ("teacher", ", ".join(f"`{name}`" for name in config.teachers)),
-        ("adapter", f"{sizes['adapter']:,} bytes"),
-        ("student in float32", f"{sizes['full_model_fp32']:,} bytes, {sizes['ratio']:.0f} times as much"),
+        ("student before", f"`{loaded.base_id}`, sha256 `{loaded.base_sha256}`"),
+        ("weights" if whole else "adapter", f"{sizes['adapter']:,} bytes"),
         ("training", f"{result['steps']} steps, seed {result['seed']}{stopped}"),
     ]
-    about = (
-        "A petkit adapter for a language model, distilled from a teacher on the student's own responses. It "
-        "holds what was trained and not the student's base."
+    if not whole:
+        full = f"{sizes['full_model_fp32']:,} bytes, {sizes['ratio']:.0f} times as much"
+        rows.insert(-1, ("student in float32", full))
+    about = "A petkit student, distilled from a teacher on its own responses. " + (
+        "It is a whole model in the layout of transformers."
+        if whole
+        else "It holds the adapter that was trained and not the student's base."
     )
     note = "Rewards are of greedy answers to the validation prompts; divergences are means over their tokens."
-    title = f"{config.adapter.method}, {config.adapter.bits} bit"
-    return write_card(manifest, title, about, rows, None, note)
+    own = "all weights" if whole else f"{config.adapter.method}, {config.adapter.bits} bit"
+    use = ("petkit serve FOLDER",) if whole else ("petkit predict FOLDER INPUT...", "petkit serve FOLDER")
+    return lay_out(f"Distilled student, {own}", about, rows, note, lineage, use)
 
 
 def _measured(evaluation: Mapping[str, Any]) -> str:

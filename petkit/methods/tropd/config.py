@@ -9,7 +9,7 @@ from typing_extensions import Self
 
 from petkit.configuration import Config, applies_to
 from petkit.models.config import AdapterConfig, ModelConfig
-from petkit.rollout.config import SamplingConfig, ServedConfig
+from petkit.rollout.config import SamplingConfig, TokenServerConfig
 from petkit.training.config import TrainingConfig
 
 Objective = Literal["opd", "gkd", "fkl", "eopd", "reopold", "tropd"]
@@ -112,7 +112,12 @@ class TeacherConfig(Config):
     """Instead of a model: a file of responses with the teacher's log-probabilities, made by `petkit distill
     cache`. They are learnt from as they are, without any sampling."""
 
-    served: ServedConfig = ServedConfig()
+    tokenizer: str | None = None
+    """Of served teachers: the folder or hub name (hf/ORG/NAME) of the model that the server holds, whose
+    vocabulary is compared with the student's."""
+
+    served: TokenServerConfig = TokenServerConfig()
+    """Of served teachers."""
 
 
 class StudentConfig(Config):
@@ -193,6 +198,11 @@ class DistillConfig(Config):
             raise ValueError(
                 "objective.kind gkd needs the teacher's whole distribution and so a local teacher, got a "
                 "served one: use tropd or fkl"
+            )
+        if any(name.startswith("http") for name in self.teachers) and self.sampling.temperature != 1:
+            raise ValueError(
+                "sampling.temperature must be 1 with a served teacher, whose log-probabilities are those of "
+                f"temperature 1, got {self.sampling.temperature:g}"
             )
         return self
 

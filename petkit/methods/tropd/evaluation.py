@@ -97,6 +97,8 @@ def evaluate_student(step: DistillationStep, prompts: PromptSet) -> RewardEvalua
             right += sum(reward or 0.0 for reward in step.rewards(rollout))
             sequences = step.pack(rollout)
             tokens += int(sequences.mask.sum())
+            if not step.teachers.are_here:
+                continue
             found = step.teachers.divergence(
                 step.head,
                 step.head.states(sequences),
@@ -113,8 +115,8 @@ def evaluate_student(step: DistillationStep, prompts: PromptSet) -> RewardEvalua
     return RewardEvaluation(
         right / n,
         wilson_interval(round(right), n),
-        sums[0] / tokens,
-        sums[1] / tokens,
+        sums[0] / tokens if step.teachers.are_here else None,
+        sums[1] / tokens if step.teachers.are_here else None,
         n,
         tokens,
         time.perf_counter() - started,

@@ -10,19 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from petkit.artifacts import (
-    Base,
-    Check,
-    Manifest,
-    Task,
-    atomic_write,
-    staged_in_run,
-    step,
-    write_artifact,
-    write_checks,
-    write_json,
-)
-from petkit.configuration.effects import effective
+from petkit.artifacts import Check, atomic_write, staged_in_run, write_checks, write_json
 from petkit.data.tokens import padding_token
 from petkit.errors import ConfigError, InputError
 from petkit.methods.tropd.card import distilled_card
@@ -31,9 +19,10 @@ from petkit.methods.tropd.evaluation import RewardEvaluation, evaluate_student
 from petkit.methods.tropd.prompts import Prompt, PromptSet, load_prompts
 from petkit.methods.tropd.step import MEASURES, DistillationStep, Writer
 from petkit.methods.tropd.teachers import Teachers, load_teachers, vocabulary_size
-from petkit.models.inserts import Site, insert, pack
+from petkit.methods.tropd.writing import load_student, sizes_of, write_student
+from petkit.models.inserts import Site, insert
 from petkit.models.loaded import LoadedModel
-from petkit.models.loading import load_adapted, load_model
+from petkit.models.loading import load_model
 from petkit.rollout.sampler import end_tokens
 from petkit.rollout.sampling import context_length
 from petkit.rollout.scoring import Head
@@ -42,9 +31,8 @@ from petkit.training.checkpoint import check_drift, lasting_settings
 from petkit.training.context import RunContext
 from petkit.training.fit import Fitted, fit
 from petkit.training.optim import trainable_parameters
-from petkit.training.outcome import compare_logits, size_ledger
+from petkit.training.outcome import compare_logits
 from petkit.training.run import (
-    HISTORY,
     claim_folder,
     history_file,
     planned_steps,
@@ -55,7 +43,6 @@ from petkit.training.seeds import stream
 
 log = logging.getLogger(__name__)
 
-COMMAND = "distill"
 CHECKED_PROMPTS = 8
 
 
@@ -93,24 +80,15 @@ def run(config: DistillConfig, context: RunContext) -> dict[str, Any] | None:
         )
         if directory is None:
             return None
-        packed, dense = pack(ready.model)
-        manifest = _describe(config, ready)
         with staged_in_run(directory) as folder:
-            write_artifact(
-                folder,
-                manifest=manifest,
-                config=effective(config),
-                packed=packed,
-                dense=dense,
-                extra_files={HISTORY: history_file(config.training, fitted)},
-            )
-            reloaded = load_adapted(folder, context.device, mode="packed").model
+            lineage = write_student(folder, config, ready, history_file(config.training, fitted))
+            reloaded = load_student(folder, config, context.device)
             check = _same_behaviour(ready, reloaded)
             write_checks(folder, [check])
+            log.info("measuring the reloaded artifact")
             after = ready.evaluate(reloaded)
-            sizes = size_ledger(packed, dense, ready.full_model_bytes)
-            result = _summary(config, context, fitted, before, after, check) | {"bytes": sizes}
-            atomic_write(folder / "README.md", distilled_card(manifest, config, result).encode())
+            result = _summary(config, ready, context, fitted, (before, after), check)
+            atomic_write(folder / "README.md", distilled_card(lineage, config, ready, result).encode())
             write_json(folder / "result.json", result)
     raise_failed([check], context)
     return result
@@ -139,8 +117,7 @@ def plan(config: DistillConfig, context: RunContext) -> dict[str, Any]:
         "processes": context.world.size,
         "student": {"id": ready.loaded.base_id, "sha256": ready.loaded.base_sha256},
         "teachers": {
-            name: {"id": one.loaded.base_id, "sha256": one.loaded.base_sha256}
-            for name, one in ready.teachers.teachers.items()
+            name: {"id": one.name, "sha256": one.sha256} for name, one in ready.teachers.teachers.items()
         },
         "objective": config.objective.kind,
         "prompts": {
@@ -149,7 +126,7 @@ def plan(config: DistillConfig, context: RunContext) -> dict[str, Any]:
         },
         "adapters": [site.name for site in ready.sites],
         "trainable_parameters": sum(p.numel() for p in trainable_parameters(ready.model).values()),
-        "bytes": size_ledger(*pack(ready.model), ready.full_model_bytes),
+        "bytes": sizes_of(config, ready),
         "steps": steps,
         "responses": responses,
         "most_tokens": responses * config.sampling.max_new_tokens,
@@ -201,19 +178,23 @@ def prepare(config: DistillConfig, context: RunContext) -> Ready:
     """
     if config.training.select == "validation" and config.data.validation is None:
         raise ConfigError("training.select validation needs prompts with answers: set data.validation")
-    if config.adapter.method == "linear_probe":
+    full = config.student.tuning == "full"
+    if config.adapter.method == "linear_probe" and not full:
         raise ConfigError(
             "adapter.method linear_probe trains a new head alone, and a language model has none"
         )
     loaded = load_model(config.student.model, "causal_lm")
     model = loaded.model
     full_model_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
-    teachers = load_teachers(config, loaded, context.device)
+    teachers = load_teachers(config, loaded, padding_token(loaded.tokenizer), context.device)
     train, validation = _prompts(config, loaded, teachers)
-    sites = insert(model, config.adapter, stream(config.seed, "init", "adapters"))
+    sites = [] if full else insert(model, config.adapter, stream(config.seed, "init", "adapters"))
     model.to(context.device)
     steps = planned_steps(config.training, len(train), config.seed, context.world.size)
-    vocab = vocabulary_size(model, *(one.head.model for one in teachers.teachers.values()))
+    vocab = vocabulary_size(model, *(one.model for one in teachers.heads))
+    if not teachers.are_here:
+        # What a server's model fills its table up with is not known.
+        vocab = min(vocab, len(loaded.tokenizer.get_vocab()))  # type: ignore[union-attr]
     if config.objective.teacher_tokens > vocab:
         raise ConfigError(
             f"objective.top_k must be at most {vocab}, the tokens that student and teacher share, got "
@@ -233,8 +214,8 @@ def _prompts(
 ) -> tuple[PromptSet, PromptSet | None]:
     data = config.data
     # One token of a response at least.
-    models = [loaded.model, *(one.head.model for one in teachers.teachers.values())]
-    longest = min(context_length(one) or sys.maxsize for one in models) - 1
+    contexts = [context_length(loaded.model), *(one.context for one in teachers.teachers.values())]
+    longest = min((one for one in contexts if one is not None), default=sys.maxsize) - 1
     train = load_prompts(data.train, data.train_size, data, loaded.tokenizer, longest, labelled=False)
     validation = None
     if data.validation is not None:
@@ -250,13 +231,13 @@ def _prompts(
 def _check_room(prompt: Prompt, student: nn.Module, teachers: Teachers, limit: int) -> None:
     """Refuse a prompt without a teacher, or whose response may grow beyond its teacher's context."""
     teacher = teachers.of(prompt.question.dataset)
-    context = context_length(teacher.head.model) or sys.maxsize
+    context = teacher.context or sys.maxsize
     longest = min(len(prompt.ids) + limit, context_length(student) or sys.maxsize)
     if longest > context:
         raise InputError(
             f"sampling.max_new_tokens must be at most {context - len(prompt.ids)} behind the "
             f"{len(prompt.ids)} tokens of {prompt.question.name}, got {limit}: the context of the teacher "
-            f"{teacher.loaded.base_id} is {context} tokens"
+            f"{teacher.name} is {context} tokens"
         )
 
 
@@ -285,41 +266,30 @@ def _identity(config: DistillConfig, ready: Ready, context: RunContext) -> dict[
     """List the settings that a resumed run must share with the run it goes on from."""
     found = {
         "student.sha256": ready.loaded.base_sha256,
-        "teachers.sha256": {name: one.loaded.base_sha256 for name, one in ready.teachers.teachers.items()},
+        "teachers.sha256": {name: one.sha256 for name, one in ready.teachers.teachers.items()},
         "data.sha256": ready.train.sha256,
         "processes": context.world.size,
     }
     return lasting_settings(config) | found
 
 
-def _describe(config: DistillConfig, ready: Ready) -> Manifest:
-    loaded = ready.loaded
-    inputs = {"base": loaded.base_sha256, "prompts": ready.train.sha256}
-    for name, teacher in ready.teachers.teachers.items():
-        inputs[f"teacher {name}".strip()] = teacher.loaded.base_sha256
-    return Manifest(
-        base=Base(id=loaded.base_id, revision=loaded.revision, sha256=loaded.base_sha256),
-        lineage=(step(COMMAND, effective(config), inputs),),
-        model=config.student.model.model_dump(mode="json"),
-        adapter=config.adapter.model_dump(mode="json"),
-        task=Task(type="causal_lm", classes=(), preprocess=None, max_length=context_length(loaded.model)),
-    )
-
-
 def _summary(
     config: DistillConfig,
+    ready: Ready,
     context: RunContext,
     fitted: Fitted,
-    before: RewardEvaluation | None,
-    after: RewardEvaluation | None,
+    measured: tuple[RewardEvaluation | None, RewardEvaluation | None],
     check: Check,
 ) -> dict[str, Any]:
+    before, after = (None if one is None else one.payload() for one in measured)
     return {
         **run_facts(context, config.seed, fitted, [check]),
         "task": "distillation",
         "objective": config.objective.kind,
-        "evaluated": "packed artifact, reloaded",
-        "before": None if before is None else before.payload(),
-        "after": None if after is None else after.payload(),
+        "tuning": config.student.tuning,
+        "evaluated": "artifact, reloaded",
+        "before": before,
+        "after": after,
         "examples_per_second": {"train": fitted.examples_per_second},
+        "bytes": sizes_of(config, ready),
     }

@@ -190,15 +190,7 @@ class DistillationStep:
         settings = self.config.sampling.model_copy(update={"max_new_tokens": length})
         seed = derive(self.config.seed, "guidance", "response", self.step, number)
         teacher = self.teachers.of(prompt.question.dataset)
-        (response,) = sample(
-            teacher.loaded.model,
-            [prompt.ids],
-            [seed],
-            settings,
-            self.writer.padding,
-            self.writer.stops,
-            vocab=self.head.vocab,
-        )
+        (response,) = teacher.write([prompt.ids], [seed], settings, self.writer.stops)
         kept = list(response.tokens[:-1] if response.finished else response.tokens)
         end = next((place for place, token in enumerate(kept) if token in self.ends), len(kept))
         # The student has to write a token at least, and to find room for it.
@@ -222,11 +214,12 @@ class DistillationStep:
             "outlier_ratio": mean(1 - gain.clamp_max(0).exp()),
             "reverse_kl": mean(-gain),
             "entropy": mean(tokens.student_entropy),
-            "teacher_entropy": mean(scores.entropy),
             "prefix_length": (float(tokens.prefix_mask.sum()), responses),
             "response_length": (float(tokens.mask.sum()), responses),
             "finished": (float(sum(one.finished for one in rollout.completions)), responses),
         }
+        if scores.entropy is not None:
+            found["teacher_entropy"] = mean(scores.entropy)
         if tokens.trust is not None and self.config.objective.kind == "tropd":
             found["trusted"] = mean(tokens.trust)
         if tokens.student_top_log_probs is not None and tokens.top_log_probs is not None:

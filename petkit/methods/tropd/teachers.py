@@ -1,33 +1,143 @@
-"""Who a student learns from: local models, one for all prompts or one for each of their data sets."""
+"""Who a student learns from: models here or behind servers, one for all prompts or one for each data set."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from petkit.data.vocabularies import check_same_vocabulary
-from petkit.errors import InputError
+from petkit.errors import ConfigError, InputError
 from petkit.methods.tropd.config import DistillConfig
 from petkit.models.config import ModelConfig
 from petkit.models.loaded import LoadedModel
 from petkit.models.loading import load_model
+from petkit.models.transformers_models import load_tokenizer
 from petkit.ops.divergence import Divergence
+from petkit.rollout.config import SamplingConfig
+from petkit.rollout.endpoint import api_key, is_endpoint, parse_endpoint
+from petkit.rollout.remote_sampling import RemoteSampler
+from petkit.rollout.sampler import end_tokens
+from petkit.rollout.sampling import Completion, context_length, sample
 from petkit.rollout.scoring import Head, Sequences, TeacherScores, teacher_scores
+from petkit.rollout.stops import Stops
+
+Ids = Sequence[int]
 
 # The key of the one teacher of all prompts.
 EVERY = ""
 
 
+class Teacher(Protocol):
+    """What a run asks of a teacher."""
+
+    @property
+    def name(self) -> str:
+        """As the recipe has it."""
+
+    @property
+    def sha256(self) -> str:
+        """Of its weights, or of a server's name for it."""
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that it can hold; None where that is not known."""
+
+    @property
+    def head(self) -> Head | None:
+        """Of a model that is here, whose whole distribution can be had."""
+
+    def scores(self, sequences: Sequences, top_k: int, temperature: float) -> TeacherScores:
+        """What it says of responses."""
+
+    def write(
+        self, prompts: Sequence[Ids], seeds: Sequence[int], settings: SamplingConfig, stops: Stops | None
+    ) -> list[Completion]:
+        """Responses of its own."""
+
+
 @dataclass(frozen=True)
-class Teacher:
+class LocalTeacher:
     """A frozen model in evaluation mode."""
 
-    loaded: LoadedModel
+    name: str
+    sha256: str
+    context: int | None
     head: Head
+    padding: int
+
+    def scores(self, sequences: Sequences, top_k: int, temperature: float) -> TeacherScores:
+        """What it says of responses, see `teacher_scores`."""
+        return teacher_scores(self.head, sequences, top_k, temperature)
+
+    def write(
+        self, prompts: Sequence[Ids], seeds: Sequence[int], settings: SamplingConfig, stops: Stops | None
+    ) -> list[Completion]:
+        """Responses of its own, see `sample`."""
+        return sample(self.head.model, prompts, seeds, settings, self.padding, stops, vocab=self.head.vocab)
+
+
+@dataclass(frozen=True)
+class ServedTeacher:
+    """A model behind vLLM or SGLang, whose distribution at temperature 1 is asked for."""
+
+    name: str
+    sha256: str
+    context: int | None
+    remote: RemoteSampler
+    head: None = None
+
+    def scores(self, sequences: Sequences, top_k: int, temperature: float) -> TeacherScores:
+        """What it says of responses; entropies are estimated from the likeliest tokens, the others as one."""
+        rows = range(len(sequences.starts))
+        prompts = [sequences.input_ids[row, : int(sequences.starts[row])].tolist() for row in rows]
+        responses = [sequences.token_ids[row][sequences.mask[row]].tolist() for row in rows]
+        found = self.remote.score(prompts, responses, top_k)
+        mask = sequences.mask
+
+        def whole(parts: Sequence[Tensor]) -> Tensor:
+            values = torch.cat(list(parts)).to(mask.device)
+            spread = values.new_zeros((*mask.shape, *values.shape[1:]))
+            spread[mask] = values
+            return spread
+
+        log_probs = whole([one.log_probs for one in found])
+        if top_k == 0:
+            return TeacherScores(log_probs, None)
+        top = torch.cat([one.top_log_probs for one in found])
+        return TeacherScores(
+            log_probs,
+            whole([grouped_entropy(top)]),
+            whole([one.top_ids for one in found]),
+            whole([top]),
+        )
+
+    def write(
+        self, prompts: Sequence[Ids], seeds: Sequence[int], settings: SamplingConfig, stops: Stops | None
+    ) -> list[Completion]:
+        """Responses of its own."""
+        return self.remote.sample(prompts, seeds, settings)
+
+
+def grouped_entropy(top_log_probs: Tensor) -> Tensor:
+    """Entropy of distributions of which the likeliest tokens are known, all others counted as one.
+
+    Args:
+        top_log_probs: (..., k) in nats.
+
+    Returns:
+        (...) in nats, never above the truth.
+
+    Source:
+        `petkit.rollout.entropy.entropy_from_top`, of many at once.
+    """
+    p = top_log_probs.double().exp()
+    rest = (1 - p.sum(-1)).clamp_min(0.0)
+    found: Tensor = -(torch.special.xlogy(p, p).sum(-1) + torch.special.xlogy(rest, rest))
+    return found.float()
 
 
 class Teachers:
@@ -39,6 +149,16 @@ class Teachers:
 
     def __init__(self, teachers: Mapping[str, Teacher]) -> None:
         self.teachers = dict(teachers)
+
+    @property
+    def are_here(self) -> bool:
+        """Whether the whole distribution of every teacher can be had."""
+        return all(one.head is not None for one in self.teachers.values())
+
+    @property
+    def heads(self) -> list[Head]:
+        """Of the teachers that are here."""
+        return [one.head for one in self.teachers.values() if one.head is not None]
 
     def of(self, dataset: str) -> Teacher:
         """The teacher of a data set.
@@ -69,7 +189,7 @@ class Teachers:
             The scores.
         """
         parts = [
-            (rows, teacher_scores(teacher.head, sequences.choose(rows), top_k, temperature))
+            (rows, teacher.scores(sequences.choose(rows), top_k, temperature))
             for teacher, rows in self._shares(datasets, sequences.mask.device)
         ]
         if len(parts) == 1:
@@ -99,9 +219,14 @@ class Teachers:
 
         Returns:
             The divergences (batch, tokens), with a gradient in the student.
+
+        Raises:
+            InputError: a teacher whose whole distribution cannot be had.
         """
         whole: list[Tensor] = [states.new_zeros(sequences.mask.shape, dtype=torch.float32)] * 3
         for teacher, rows in self._shares(datasets, states.device):
+            if teacher.head is None:
+                raise InputError(f"{teacher.name} does not show its whole distribution")
             own = sequences.choose(rows)
             with torch.no_grad():
                 others = teacher.head.states(own)
@@ -119,12 +244,15 @@ class Teachers:
         return [(self.of(name), torch.tensor(own, device=device)) for name, own in rows.items()]
 
 
-def load_teachers(config: DistillConfig, student: LoadedModel, device: torch.device) -> Teachers:
+def load_teachers(
+    config: DistillConfig, student: LoadedModel, padding: int, device: torch.device
+) -> Teachers:
     """Load the teachers of a recipe, and prove that they mean the same by every token as the student.
 
     Args:
         config: the recipe.
         student: its model.
+        padding: id that fills batches up.
         device: where the teachers go.
 
     Returns:
@@ -136,10 +264,19 @@ def load_teachers(config: DistillConfig, student: LoadedModel, device: torch.dev
     """
     own = config.teacher
     names = {EVERY: own.model} if own.model else dict(own.domains)
-    found = {key: _load(name, student, config, device) for key, name in names.items()}
+    here = [name for name in dict.fromkeys(names.values()) if not is_endpoint(name)]
+    models = {name: _load(name, student, config, device) for name in here}
     # One size for all, for their distributions are compared.
-    vocab = vocabulary_size(student.model, *(one.model for one in found.values()))
-    return Teachers({key: Teacher(one, Head(one.model, vocab)) for key, one in found.items()})
+    vocab = vocabulary_size(student.model, *(one.model for one in models.values()))
+    loaded: dict[str, Teacher] = {}
+    for name in dict.fromkeys(names.values()):
+        if name in models:
+            one = models[name]
+            head = Head(one.model, vocab)
+            loaded[name] = LocalTeacher(name, one.base_sha256, context_length(one.model), head, padding)
+        else:
+            loaded[name] = _served(name, student, config)
+    return Teachers({key: loaded[name] for key, name in names.items()})
 
 
 def _load(name: str, student: LoadedModel, config: DistillConfig, device: torch.device) -> LoadedModel:
@@ -149,14 +286,36 @@ def _load(name: str, student: LoadedModel, config: DistillConfig, device: torch.
     return loaded
 
 
-def vocabulary_size(*models: Any) -> int:
+def _served(name: str, student: LoadedModel, config: DistillConfig) -> ServedTeacher:
+    own = config.teacher
+    if own.tokenizer is None:
+        raise ConfigError(
+            "teacher.tokenizer must name the served teacher's own model folder or hub name: a server shows "
+            "no vocabulary that could be compared with the student's"
+        )
+    tokenizer = load_tokenizer(own.tokenizer)
+    check_same_vocabulary(student.tokenizer, tokenizer, config.student.model.name, own.tokenizer)
+    endpoint, vocab = parse_endpoint(name), len(student.tokenizer.get_vocab())  # type: ignore[union-attr]
+    remote = RemoteSampler(
+        endpoint,
+        own.served,
+        vocab,
+        end_tokens(student.model),
+        key=api_key(),
+        section="teacher.served",
+    )
+    return ServedTeacher(name, endpoint.sha256, None, remote)
+
+
+def vocabulary_size(*models: torch.nn.Module) -> int:
     """Tokens that all models know: some fill their tables up with rows that stand for nothing."""
-    return min(int(one.get_output_embeddings().weight.shape[0]) for one in models)
+    tables = [one.get_output_embeddings().weight for one in models]  # type: ignore[operator]
+    return min(int(table.shape[0]) for table in tables)
 
 
 def _joined(parts: Sequence[tuple[Tensor, Tensor | None]], rows: int) -> Tensor | None:
     first = parts[0][1]
-    if first is None:
+    if first is None or any(values is None for _, values in parts):
         return None
     whole = first.new_zeros((rows, *first.shape[1:]))
     for places, values in parts:

@@ -1,4 +1,4 @@
-"""The `petkit.json` of a merged model, beside the files that transformers loads. Torch-free."""
+"""The `petkit.json` of a whole model, merged or distilled, beside the files that transformers loads."""
 
 from __future__ import annotations
 
@@ -16,30 +16,77 @@ from petkit.artifacts.tensor_file import Place, locate_tensors
 from petkit.errors import ArtifactError
 
 
-class MergedManifest(BaseModel):
-    """The content of a merged model's `petkit.json`."""
+class WholeModel(BaseModel):
+    """What the `petkit.json` of every whole model holds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     schema_version: Literal[1] = 1
-    kind: Literal["merged"] = "merged"
-    method: str
+    kind: str
     base: str | None = None
-    """Folder of what the models were fine-tuned from."""
-
-    models: tuple[str, ...]
-    """Folders that were merged, in the order of their weights."""
+    """Folder or name of what the model was made from."""
 
     lineage: tuple[Step, ...] = ()
-    merge: dict[str, Any]
-    """The configuration as it was read."""
-
-    seed: int
     weights_sha256: str
     """Of the shards' bytes, one behind the other."""
 
     files: dict[str, str] = {}
     """SHA-256 of the files beside the weights, such as config.json and the tokenizer's."""
+
+    def facts(self) -> list[tuple[str, str]]:
+        """What `inspect` says of it."""
+        return [("base", self.base or "none")]
+
+    @property
+    def origin(self) -> str:
+        """How it came to be, in a few words."""
+        raise NotImplementedError
+
+
+class MergedManifest(WholeModel):
+    """The content of a merged model's `petkit.json`."""
+
+    kind: Literal["merged"] = "merged"
+    method: str
+    models: tuple[str, ...]
+    """Folders that were merged, in the order of their weights; `base` is what they were fine-tuned from."""
+
+    merge: dict[str, Any]
+    """The configuration as it was read."""
+
+    seed: int
+
+    def facts(self) -> list[tuple[str, str]]:
+        """What `inspect` says of it."""
+        models = [("model", one) for one in self.models]
+        return [("method", f"{self.method}, seed {self.seed}"), *super().facts(), *models]
+
+    @property
+    def origin(self) -> str:
+        """How it came to be, in a few words."""
+        return f"merged by {self.method}"
+
+
+class DistilledManifest(WholeModel):
+    """The content of a distilled student's `petkit.json`, all of whose weights have learnt."""
+
+    kind: Literal["distilled"] = "distilled"
+    objective: str
+    teachers: tuple[str, ...]
+    """Names of the teachers; `base` is the student before."""
+
+    def facts(self) -> list[tuple[str, str]]:
+        """What `inspect` says of it."""
+        teachers = [("teacher", one) for one in self.teachers]
+        return [("method", self.objective), *super().facts(), *teachers]
+
+    @property
+    def origin(self) -> str:
+        """How it came to be, in a few words."""
+        return f"distilled by {self.objective}"
+
+
+KINDS: dict[str, type[WholeModel]] = {"merged": MergedManifest, "distilled": DistilledManifest}
 
 
 def read_merged(folder: str | os.PathLike[str]) -> MergedManifest:
@@ -52,8 +99,19 @@ def read_merged(folder: str | os.PathLike[str]) -> MergedManifest:
     return read_kind(Path(folder), "merged", MergedManifest)
 
 
+def read_whole(folder: str | os.PathLike[str]) -> WholeModel:
+    """Read the `petkit.json` of a whole model of any kind.
+
+    Raises:
+        ArtifactError: it is broken, of another kind or of a later version.
+        InputError: there is none.
+    """
+    kind = kind_of(folder) or "merged"
+    return read_kind(Path(folder), kind, KINDS.get(kind, MergedManifest))
+
+
 def shards_of(folder: Path) -> list[str]:
-    """The files of a merged model's weights, in the order in which they were written.
+    """The files of a whole model's weights, in the order in which they were written.
 
     Raises:
         ArtifactError: there is none.
@@ -78,8 +136,8 @@ def weights_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def merged_tensors(folder: Path) -> dict[str, Place]:
-    """Where the tensors of a merged model lie, by the headers of its shards.
+def whole_tensors(folder: Path) -> dict[str, Place]:
+    """Where the tensors of a whole model lie, by the headers of its shards.
 
     Raises:
         ArtifactError: a shard is damaged.
@@ -91,7 +149,7 @@ def merged_tensors(folder: Path) -> dict[str, Place]:
     return found
 
 
-def check_weights(folder: Path, manifest: MergedManifest) -> None:
+def check_weights(folder: Path, manifest: WholeModel) -> None:
     """Refuse shards that are not the ones that were written.
 
     Raises:
@@ -105,7 +163,7 @@ def check_weights(folder: Path, manifest: MergedManifest) -> None:
         )
 
 
-def check_files(folder: Path, manifest: MergedManifest) -> None:
+def check_files(folder: Path, manifest: WholeModel) -> None:
     """Refuse files beside the weights that are not the ones that were written.
 
     Raises:
@@ -122,6 +180,6 @@ def check_files(folder: Path, manifest: MergedManifest) -> None:
             raise ArtifactError(f"{folder / name} was altered: petkit.json says another sha256, {wanted}")
 
 
-def is_merged(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder says that it is a merged model, sound or not."""
-    return kind_of(folder) == "merged"
+def is_whole(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder says that it is a whole model, sound or not."""
+    return kind_of(folder) in KINDS

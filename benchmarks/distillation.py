@@ -1,0 +1,158 @@
+"""Every objective of `petkit distill` from the same start with the same budget, for docs/distill.md.
+
+.venv/bin/python benchmarks/distillation.py run WORK --seeds 0 1 2
+.venv/bin/python benchmarks/distillation.py tables WORK --save benchmarks/results/distillation.json
+
+WORK holds what benchmarks/distillation_models.py made. A run that is finished is not run again, and one that
+was stopped goes on from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+RECIPE = Path(__file__).with_suffix(".yaml")
+STARTS = ("near", "far")
+# A step whose gradient is so many times the run's median is a spike.
+SPIKE = 5.0
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An objective with its settings."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def flags(self) -> Iterator[str]:
+        """As `petkit distill` takes them."""
+        for key, value in self.settings.items():
+            yield from ("--set", f"{key}={value}")
+
+
+def objective(kind: str, **more: Any) -> Variant:
+    """An objective of a kind."""
+    return Variant({"objective.kind": kind, **{f"objective.{key}": value for key, value in more.items()}})
+
+
+GUIDED = {"guidance.responses": "live"}
+# Of 47 characters the 8 likeliest are what the 64 likeliest of 150,000 tokens are.
+FEW = {"top_k": 8}
+VARIANTS = {
+    "opd": objective("opd"),
+    "gkd": objective("gkd"),
+    "fkl": objective("fkl", **FEW),
+    "eopd": objective("eopd", **FEW),
+    "reopold": objective("reopold"),
+    "tropd": objective("tropd", **FEW),
+    "tropd-clip": objective("tropd", outlier="clip"),
+    "tropd-mask": objective("tropd", outlier="mask"),
+    "tropd-expected": objective("tropd", trust="expected", **FEW),
+    "tropd-guided": Variant({**objective("tropd", **FEW).settings, **GUIDED}),
+}
+
+
+def folder_of(work: Path, variant: str, start: str, seed: int) -> Path:
+    """Where a run goes."""
+    return work / "runs" / f"{variant}-{start}-{seed}"
+
+
+def run(
+    work: Path, variants: Sequence[str], starts: Sequence[str], seeds: Sequence[int], threads: int
+) -> None:
+    """Carry out the runs that are not finished, one after the other."""
+    for seed in seeds:
+        for start in starts:
+            for variant in variants:
+                folder = folder_of(work, variant, start, seed)
+                if not (folder / "result.json").exists():
+                    distil(work, folder, VARIANTS[variant], start, seed, threads)
+
+
+def distil(work: Path, folder: Path, variant: Variant, start: str, seed: int, threads: int) -> None:
+    """One run of `petkit distill`."""
+    own = {
+        "student.model.name": work / start,
+        "teacher.model": work / "teacher",
+        "data.train": work / "train.jsonl",
+        "data.validation": work / "validation.jsonl",
+    }
+    settings = [part for key, value in own.items() for part in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "petkit", "distill", str(RECIPE), "-o", str(folder)]
+    command += [*settings, *variant.flags(), "--seed", str(seed), "--threads", str(threads), "--resume"]
+    print(" ".join(command), flush=True)
+    subprocess.run(command, check=True)
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """The figures of one run."""
+    result = json.loads((folder / "result.json").read_text("utf-8"))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    norms = [row["gradient_norm"] for row in rows if "gradient_norm" in row]
+    median = statistics.median(norms)
+    return {
+        "reward_before": result["before"]["reward"],
+        "reward": result["after"]["reward"],
+        "forward_kl": result["after"]["forward_kl"],
+        "reverse_kl": result["after"]["reverse_kl"],
+        "gradient_median": median,
+        "gradient_largest": max(norms),
+        "spikes": sum(norm > SPIKE * median for norm in norms),
+        "steps": result["steps"],
+    }
+
+
+def tables(work: Path, save: Path | None) -> None:
+    """Means and standard deviations over seeds, as Markdown and JSON."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for start in STARTS:
+        for variant in VARIANTS:
+            folders = sorted((work / "runs").glob(f"{variant}-{start}-[0-9]"))
+            runs = [summary(folder) for folder in folders if (folder / "result.json").exists()]
+            if runs:
+                found.setdefault(start, {})[variant] = runs
+    for start, rows in found.items():
+        print(f"\n{start}\n\n| objective | reward | forward KL | reverse KL | largest gradient | spikes |")
+        print("|---|---|---|---|---|---|")
+        for variant, runs in rows.items():
+            cells = [
+                spread(runs, name) for name in ("reward", "forward_kl", "reverse_kl", "gradient_largest")
+            ]
+            print(f"| {variant} | {' | '.join(cells)} | {sum(one['spikes'] for one in runs)} |")
+    if save is not None:
+        save.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+
+
+def spread(runs: Sequence[Mapping[str, Any]], name: str) -> str:
+    """A mean and, of several runs, a standard deviation."""
+    values = [float(one[name]) for one in runs]
+    mean = statistics.fmean(values)
+    return f"{mean:.3f}" if len(values) == 1 else f"{mean:.3f} ± {statistics.stdev(values):.3f}"
+
+
+def main() -> None:
+    """Run, or print what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("part", choices=("run", "tables"))
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--starts", nargs="+", default=list(STARTS), choices=STARTS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--save", type=Path)
+    own = parser.parse_args()
+    if own.part == "run":
+        run(own.work.resolve(), own.variants, own.starts, own.seeds, own.threads)
+    else:
+        tables(own.work.resolve(), own.save)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""A trained student as an artifact: its adapters alone, or the whole model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from petkit.artifacts import (
+    Base,
+    Manifest,
+    Task,
+    atomic_write,
+    step,
+    write_artifact,
+)
+from petkit.artifacts.reader import CONFIG, MANIFEST
+from petkit.artifacts.whole_model import DistilledManifest, shards_of, weights_sha256
+from petkit.configuration import dump_yaml
+from petkit.configuration.effects import effective
+from petkit.methods.tropd.config import DistillConfig
+from petkit.models.config import ModelConfig
+from petkit.models.inserts import pack
+from petkit.models.loading import load_adapted, load_model
+from petkit.rollout.sampling import context_length
+from petkit.training.outcome import size_ledger
+from petkit.training.run import HISTORY
+
+if TYPE_CHECKING:
+    from petkit.artifacts.manifest import Step
+    from petkit.methods.tropd.recipe import Ready
+
+COMMAND = "distill"
+
+
+def write_student(folder: Path, config: DistillConfig, ready: Ready, history: bytes) -> tuple[Step, ...]:
+    """Write what was trained.
+
+    Args:
+        folder: of the artifact, being made.
+        config: the recipe.
+        ready: the trained student and who it learnt from.
+        history: of the run.
+
+    Returns:
+        The artifact's lineage.
+    """
+    lineage = (step(COMMAND, effective(config), _inputs(ready)),)
+    if config.student.tuning == "full":
+        _write_whole(folder, config, ready, lineage, history)
+    else:
+        _write_adapter(folder, config, ready, lineage, history)
+    return lineage
+
+
+def load_student(folder: Path, config: DistillConfig, device: torch.device) -> nn.Module:
+    """Load what `write_student` wrote, in evaluation mode."""
+    if config.student.tuning == "full":
+        return load_model(ModelConfig(name=str(folder)), "causal_lm").model.eval().to(device)
+    return load_adapted(folder, device, mode="packed").model
+
+
+def sizes_of(config: DistillConfig, ready: Ready) -> dict[str, Any]:
+    """Bytes of the artifact's tensors against those of the whole student."""
+    if config.student.tuning == "full":
+        own = sum(one.numel() * one.element_size() for one in ready.model.parameters())
+        return {"adapter": own, "head": 0, "full_model_fp32": ready.full_model_bytes, "ratio": 1.0}
+    return size_ledger(*pack(ready.model), ready.full_model_bytes)
+
+
+def _inputs(ready: Ready) -> dict[str, str]:
+    found = {"base": ready.loaded.base_sha256, "prompts": ready.train.sha256}
+    for name, teacher in ready.teachers.teachers.items():
+        found[f"teacher {name}".strip()] = teacher.sha256
+    return found
+
+
+def _write_adapter(
+    folder: Path, config: DistillConfig, ready: Ready, lineage: tuple[Step, ...], history: bytes
+) -> None:
+    loaded = ready.loaded
+    packed, dense = pack(ready.model)
+    manifest = Manifest(
+        base=Base(id=loaded.base_id, revision=loaded.revision, sha256=loaded.base_sha256),
+        lineage=lineage,
+        model=config.student.model.model_dump(mode="json"),
+        adapter=config.adapter.model_dump(mode="json"),
+        task=Task(type="causal_lm", classes=(), preprocess=None, max_length=context_length(loaded.model)),
+    )
+    write_artifact(
+        folder,
+        manifest=manifest,
+        config=effective(config),
+        packed=packed,
+        dense=dense,
+        extra_files={HISTORY: history},
+    )
+
+
+def _write_whole(
+    folder: Path, config: DistillConfig, ready: Ready, lineage: tuple[Step, ...], history: bytes
+) -> None:
+    model: Any = ready.model
+    model.save_pretrained(folder)
+    ready.loaded.tokenizer.save_pretrained(folder)  # type: ignore[union-attr]
+    weights = {*shards_of(folder), "model.safetensors.index.json"}
+    beside = sorted(path for path in folder.iterdir() if path.is_file() and path.name not in weights)
+    manifest = DistilledManifest(
+        base=ready.loaded.base_id,
+        lineage=lineage,
+        weights_sha256=weights_sha256(folder),
+        files={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in beside},
+        objective=config.objective.kind,
+        teachers=config.teachers,
+    )
+    text = json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    atomic_write(folder / MANIFEST, text.encode())
+    atomic_write(folder / CONFIG, dump_yaml(effective(config)).encode())
+    atomic_write(folder / HISTORY, history)

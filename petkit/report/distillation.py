@@ -1,0 +1,100 @@
+"""What a report shows of a distillation: rewards and divergences before and after it, and curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.ticker import MaxNLocator
+
+from petkit.report.figures import finish, new_figure, percent_axis, save
+from petkit.report.plots import draw_curve, number_curves
+from petkit.report.tables import Table
+
+# Panels of each picture: what the axis says, and the numbers it shows, by what each is called there.
+Panel = tuple[str, Mapping[str, str]]
+LEARNING: tuple[Panel, ...] = (
+    ("reward", {"reward": "training", "eval_reward": "validation"}),
+    (
+        "KL to the teacher (nats)",
+        {
+            "reverse_kl": "reverse, sampled",
+            "forward_kl": "forward, likeliest tokens",
+            "eval_reverse_kl": "reverse, validation",
+            "eval_forward_kl": "forward, validation",
+        },
+    ),
+    ("gradient norm", {"gradient_norm": "gradient norm"}),
+)
+TOKENS: tuple[Panel, ...] = (
+    ("tokens", {"outlier_ratio": "outliers", "trusted": "within the trust region"}),
+    ("entropy (nats)", {"entropy": "student", "teacher_entropy": "teacher"}),
+    ("tokens of a response", {"response_length": "all", "prefix_length": "given by the teacher"}),
+)
+PARTS = {"reward", "tokens"}
+MEASURES = (
+    ("reward", "reward"),
+    ("forward_kl", "forward KL to the teacher (nats)"),
+    ("reverse_kl", "reverse KL to the teacher (nats)"),
+    ("n", "answers"),
+)
+
+
+def draw_distillation(rows: Sequence[Mapping[str, Any]], plots: Path) -> list[Path]:
+    """Draw the curves of a distillation.
+
+    Args:
+        rows: of metrics.jsonl.
+        plots: folder for the pictures.
+
+    Returns:
+        The pictures, fewer where a run has no such numbers; none for runs of another kind.
+    """
+    curves = number_curves(rows)
+    if "reverse_kl" not in curves:
+        return []
+    found = [
+        _draw(curves, panels, plots / name)
+        for panels, name in ((LEARNING, "learning.png"), (TOKENS, "tokens.png"))
+    ]
+    return [path for path in found if path is not None]
+
+
+def _draw(
+    curves: Mapping[str, list[tuple[float, float]]], panels: Sequence[Panel], out_png: Path
+) -> Path | None:
+    shown = [(label, {n: t for n, t in names.items() if n in curves}) for label, names in panels]
+    shown = [(label, names) for label, names in shown if names]
+    if not shown:
+        return None
+    figure, every = new_figure(len(shown))
+    for axes, (label, names) in zip(every, shown, strict=True):
+        for index, (name, title) in enumerate(names.items()):
+            draw_curve(axes, title, curves[name], index)
+        if label in PARTS:
+            percent_axis(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        only = next(iter(names.values()))
+        whose = f"{only}: {label}" if len(names) == 1 and only != label else label
+        finish(axes, "optimiser step", whose, legend=len(names) > 1, columns=1)
+    return save(figure, out_png)
+
+
+def before_and_after(result: Mapping[str, Any]) -> Table | None:
+    """A distillation's measures before and after it; None for other results.
+
+    Args:
+        result: the content of result.json.
+
+    Returns:
+        The table.
+    """
+    before, after = result.get("before"), result.get("after")
+    if not isinstance(after, Mapping):
+        return None
+    first: Mapping[str, Any] = before if isinstance(before, Mapping) else {}
+    rows = tuple(
+        (title, first.get(name), after.get(name)) for name, title in MEASURES if after.get(name) is not None
+    )
+    return Table(("measure", "before", "after"), rows)
