@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
 
@@ -82,13 +83,18 @@ def choices_of(field: FieldInfo) -> tuple[Any, ...]:
 
 
 def leaves(model: type[Config], prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, FieldInfo, type[Config]]]:
-    """Every plain field of a configuration: its path, the field, and the section that declares it."""
+    """Every plain field of a configuration: its path, the field, and the section that declares it.
+
+    What `applies_to` says of a section, by dotted paths from the root, is said of each of its fields.
+    """
     for name, field in model.model_fields.items():
         section = section_of(field)
         if section is None:
             yield (*prefix, name), field, model
         else:
-            yield from leaves(section, (*prefix, name))
+            whole = alternatives_of(field)
+            for path, leaf, owner in leaves(section, (*prefix, name)):
+                yield path, _within(leaf, whole) if whole else leaf, owner
 
 
 def alternatives_of(field: FieldInfo) -> list[dict[str, list[Any]]]:
@@ -96,6 +102,14 @@ def alternatives_of(field: FieldInfo) -> list[dict[str, list[Any]]]:
     extra = field.json_schema_extra
     found = extra.get("applies_to", []) if isinstance(extra, dict) else []
     return list(found)  # type: ignore[arg-type]
+
+
+def _within(field: FieldInfo, conditions: Sequence[Mapping[str, list[Any]]]) -> FieldInfo:
+    """The field with the conditions of its section besides its own."""
+    own = alternatives_of(field) or [{}]
+    found = copy(field)
+    found.json_schema_extra = {"applies_to": [{**outer, **inner} for outer in conditions for inner in own]}
+    return found
 
 
 def _without_none(annotation: Any) -> Any:

@@ -158,6 +158,41 @@ class PromptsConfig(Config):
     """Leave faulty lines out, each named in the log, instead of stopping there."""
 
 
+class DistillAdapterConfig(AdapterConfig):
+    """Where adapters go in a frozen student, how wide they are and how many bits hold a weight."""
+
+    method: Literal["adaptformer", "lora", "houlsby", "linear_probe"] = "lora"
+    """lora: beside linear layers; adaptformer: parallel to the MLP; houlsby: after attention and MLP.
+    linear_probe trains a new head alone, which a language model does not get, and is refused."""
+
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, json_schema_extra=applies_to(method=("adaptformer", "lora", "houlsby"))
+    )
+    """Dropout inside the bottleneck, in training only. Responses are drawn without it."""
+
+
+class DistillTrainingConfig(TrainingConfig):
+    """Optimiser, schedule, precision, limits and selection."""
+
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the prompts."""
+
+    batch_size: int = Field(default=16, ge=1)
+    """Prompts per optimiser step and process; divided into `gradient_accumulation` micro-batches."""
+
+    learning_rate: float = Field(default=5e-6, gt=0)
+    """Peak learning rate of AdamW."""
+
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay, on the latent weights."""
+
+    warmup_epochs: float = Field(default=0.0, ge=0)
+    """Linear warm-up, in epochs."""
+
+    min_learning_rate: float = Field(default=0.0, ge=0)
+    """Learning rate at the end of the cosine."""
+
+
 class DistillConfig(Config):
     """One run: a student, a teacher, prompts, and the training."""
 
@@ -168,11 +203,10 @@ class DistillConfig(Config):
     """Root of the named streams data, init, dropout, sampling, guidance and trust."""
 
     student: StudentConfig
-    adapter: AdapterConfig = Field(
-        default=AdapterConfig(method="lora", dropout=0.0),
-        json_schema_extra=applies_to({"student.tuning": ("adapter",)}),
+    adapter: DistillAdapterConfig = Field(
+        default=DistillAdapterConfig(), json_schema_extra=applies_to({"student.tuning": ("adapter",)})
     )
-    teacher: TeacherConfig
+    teacher: TeacherConfig = TeacherConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     guidance: GuidanceConfig = GuidanceConfig()
     data: PromptsConfig
@@ -181,10 +215,7 @@ class DistillConfig(Config):
     samples: int = Field(default=4, ge=1, le=1024)
     """Responses to each prompt of a step."""
 
-    training: TrainingConfig = TrainingConfig(
-        epochs=1, batch_size=16, learning_rate=5e-6, warmup_epochs=0, min_learning_rate=0, weight_decay=0
-    )
-    """Its batch_size counts prompts."""
+    training: DistillTrainingConfig = DistillTrainingConfig()
 
     @model_validator(mode="after")
     def _one_teacher(self) -> Self:
@@ -199,7 +230,14 @@ class DistillConfig(Config):
                 "objective.kind gkd needs the teacher's whole distribution and so a local teacher, got a "
                 "served one: use tropd or fkl"
             )
-        if any(name.startswith("http") for name in self.teachers) and self.sampling.temperature != 1:
+        served = any(name.startswith("http") for name in self.teachers)
+        for name in () if served else ("tokenizer", "served"):
+            if getattr(own, name) != TeacherConfig.model_fields[name].default:
+                raise ValueError(f"teacher.{name} has an effect with a served teacher only: remove it")
+        for name in ("image_size", "pooling", "drop_path_rate"):
+            if getattr(self.student.model, name) != ModelConfig.model_fields[name].default:
+                raise ValueError(f"student.model.{name} has no effect on a language model: remove it")
+        if served and self.sampling.temperature != 1:
             raise ValueError(
                 "sampling.temperature must be 1 with a served teacher, whose log-probabilities are those of "
                 f"temperature 1, got {self.sampling.temperature:g}"

@@ -264,16 +264,19 @@ def load_teachers(
     """
     own = config.teacher
     names = {EVERY: own.model} if own.model else dict(own.domains)
-    # Each once, also where it teaches several data sets.
-    every = dict.fromkeys(names.values())
-    here = {name: _load(name, student, config, device) for name in every if not is_endpoint(name)}
+    here = [name for name in dict.fromkeys(names.values()) if not is_endpoint(name)]
+    models = {name: _load(name, student, config, device) for name in here}
     # One size for all, for their distributions are compared.
-    vocab = vocabulary_size(student.model, *(one.model for one in here.values()))
-    found: dict[str, Teacher] = {name: _served(name, student, config) for name in every if name not in here}
-    for name, loaded in here.items():
-        head = Head(loaded.model, vocab)
-        found[name] = LocalTeacher(name, loaded.base_sha256, context_length(loaded.model), head, padding)
-    return Teachers({key: found[name] for key, name in names.items()})
+    vocab = vocabulary_size(student.model, *(one.model for one in models.values()))
+    loaded: dict[str, Teacher] = {}
+    for name in dict.fromkeys(names.values()):
+        if name in models:
+            one = models[name]
+            head = Head(one.model, vocab)
+            loaded[name] = LocalTeacher(name, one.base_sha256, context_length(one.model), head, padding)
+        else:
+            loaded[name] = _served(name, student, config)
+    return Teachers({key: loaded[name] for key, name in names.items()})
 
 
 def _load(name: str, student: LoadedModel, config: DistillConfig, device: torch.device) -> LoadedModel:
@@ -292,7 +295,7 @@ def _served(name: str, student: LoadedModel, config: DistillConfig) -> ServedTea
         )
     tokenizer = load_tokenizer(own.tokenizer)
     check_same_vocabulary(student.tokenizer, tokenizer, config.student.model.name, own.tokenizer)
-    endpoint, vocab = parse_endpoint(name), len(student.tokenizer.get_vocab())  # type: ignore[union-attr]
+    endpoint, vocab = parse_endpoint(name), known_tokens(student.tokenizer)
     remote = RemoteSampler(
         endpoint,
         own.served,
@@ -304,9 +307,15 @@ def _served(name: str, student: LoadedModel, config: DistillConfig) -> ServedTea
     return ServedTeacher(name, endpoint.sha256, None, remote)
 
 
-def vocabulary_size(*models: Any) -> int:
+def vocabulary_size(*models: torch.nn.Module) -> int:
     """Tokens that all models know: some fill their tables up with rows that stand for nothing."""
-    return min(int(one.get_output_embeddings().weight.shape[0]) for one in models)
+    tables = [one.get_output_embeddings().weight for one in models]  # type: ignore[operator]
+    return min(int(table.shape[0]) for table in tables)
+
+
+def known_tokens(tokenizer: Any) -> int:
+    """The largest number of a token and one more: numbers may be left out."""
+    return 1 + max(tokenizer.get_vocab().values())
 
 
 def _joined(parts: Sequence[tuple[Tensor, Tensor | None]], rows: int) -> Tensor | None:
