@@ -315,7 +315,7 @@ def vocabulary_size(*models: torch.nn.Module) -> int:
 
 def known_tokens(tokenizer: Any) -> int:
     """The largest number of a token and one more: numbers may be left out."""
-    return 1 + max(tokenizer.get_vocab().values())
+    return 1 + max(map(int, tokenizer.get_vocab().values()))
 
 
 def _joined(parts: Sequence[tuple[Tensor, Tensor | None]], rows: int) -> Tensor | None:
