@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from petkit.ops import divergence
+
+BETAS = (0, 0.1, 0.5, 0.9, 1)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # What users are promised, in nats: within 1e-5 of float64 on the same inputs.
 NATS = 1e-5
@@ -49,3 +52,16 @@ def computed(tensor: torch.Tensor) -> torch.Tensor:
 def every_other(tensor: torch.Tensor) -> torch.Tensor:
     """The same values, not contiguous in memory."""
     return torch.stack([tensor, torch.full_like(tensor, torch.nan)], -1)[..., 0]
+
+
+def pair(*shape, scale=3.0, dtypes=(torch.float32, torch.float32)):
+    return tuple(normal(*shape, scale=scale, seed=seed, dtype=dtype) for seed, dtype in enumerate(dtypes))
+
+
+def divergence_gradient(student, teacher, upstream, *settings, **more):
+    """The loss's gradient, by way of logits that come from a computation; and where it was written."""
+    logits = computed(student)
+    place = logits.data_ptr()
+    loss = divergence(logits, teacher, *settings, **more).loss
+    (gradient,) = torch.autograd.grad(loss, logits, upstream)
+    return gradient, gradient.data_ptr() == place
