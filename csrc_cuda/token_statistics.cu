@@ -1,18 +1,14 @@
-#include <cmath>
 #include <tuple>
 
-#include "common/operator.h"
+#include "common/rows.h"
 #include "token_statistics.cuh"
 
 namespace petkit::cuda {
 namespace {
 
 void check_rows(const Tensor& logits, const Tensor& token_ids, double temperature) {
-  check_dimensions(logits, "logits", 2);
-  STD_TORCH_CHECK(logits.size(1) > 0, "logits must have a vocabulary, got shape ",
-                  shape_of(logits));
-  STD_TORCH_CHECK(temperature > 0 && std::isfinite(temperature),
-                  "temperature must be positive, got ", temperature);
+  check_logits(logits, "logits");
+  check_temperature(temperature);
   check_type(token_ids, "token_ids", ScalarType::Long, "int64");
   if (token_ids.numel() > 0)
     check_shape(token_ids, "token_ids", {logits.size(0)});

@@ -1,15 +1,9 @@
 // Softmax statistics of rows of logits, one block a row and one read of it, and their gradient.
 #pragma once
 
-#include "common/numeric.cuh"
-#include "common/reduce.cuh"
+#include "common/softmax.cuh"
 
 namespace petkit::cuda {
-
-constexpr int row_threads = 256;
-constexpr float log2_e = 1.44269504f;
-constexpr double ln2 = 0.6931471805599453;
-constexpr float least_exponent = -125.f; // 2 to this and to less counts nothing
 
 // What is wanted of a row besides its sums; null pointers where nothing is.
 struct Wanted {
@@ -23,55 +17,6 @@ struct Results {
   float *log_z, *entropy, *varentropy, *max_prob, *log_prob, *top_log_probs;
   int64_t* top_ids;
   float *maximum, *log_sum;
-};
-
-// Sums over logits x with d = (x - maximum) log2(e) / temperature: of 2^d, d 2^d and d^2 2^d.
-struct SoftmaxState {
-  float maximum = -INFINITY, weight = 0, first = 0, second = 0;
-
-  // Comparisons are written so that a nan stays one.
-  __device__ void add(float x, float factor) {
-    const float d = (x - maximum) * factor;
-    const float exponent = d < least_exponent ? least_exponent : d;
-    const float power = exp2f(exponent);
-    weight += power;
-    first += exponent * power;
-    second += exponent * (exponent * power);
-  }
-
-  __device__ void raise(float higher, float factor) {
-    if (maximum > -INFINITY) {
-      const float down = (maximum - higher) * factor;
-      const float shift = down < least_exponent ? least_exponent : down, shrink = exp2f(shift);
-      second = shrink * (second + shift * (2 * first + shift * weight));
-      first = shrink * (first + shift * weight);
-      weight *= shrink;
-    }
-    maximum = higher;
-  }
-
-  __device__ void add(const float (&values)[group], int64_t valid, float factor) {
-    const int64_t count = valid < group ? valid : group;
-    float highest = -INFINITY;
-    bool nan = false;
-#pragma unroll
-    for (int i = 0; i < group; ++i)
-      if (i < count) {
-        highest = fmaxf(highest, values[i]);
-        nan = nan || values[i] != values[i];
-      }
-    if (highest > maximum)
-      raise(highest, factor);
-    if (maximum == -INFINITY) {
-      // Nothing but -infinity so far: no sum, unless a nan hides there.
-      weight = nan ? NAN : weight;
-      return;
-    }
-#pragma unroll
-    for (int i = 0; i < group; ++i)
-      if (i < count)
-        add(values[i], factor);
-  }
 };
 
 // The k largest entries of a row, gathered in shared memory while the row passes by. An entry is
@@ -166,36 +111,24 @@ __global__ void __launch_bounds__(row_threads)
     if constexpr (TOP)
       gathered.add(values, valid, first, wanted.top_k);
   }
-  const float maximum = block_max(own.maximum);
-  if (own.maximum < maximum)
-    own.raise(maximum, factor);
-  const double weight = block_sum(double(own.weight)), first = block_sum(double(own.first)),
-               second = block_sum(double(own.second));
-  const double log_sum = weight == 0 ? double(NAN) : log(weight), mean = first / weight;
+  const SoftmaxTotals all = block_totals(own, factor);
   const double inverse = 1 / double(wanted.temperature);
   if (threadIdx.x == 0) {
-    const double variance = second / weight - mean * mean;
-    results.log_z[row] = weight == 0 ? -INFINITY : float(double(maximum) * inverse + log_sum);
-    results.entropy[row] = float(log_sum - ln2 * mean);
-    results.varentropy[row] = float(ln2 * ln2 * (variance < 0 ? 0 : variance));
-    results.max_prob[row] = float(exp(-log_sum));
-    results.maximum[row] = maximum;
-    results.log_sum[row] = float(log_sum);
-    if (wanted.token_ids) {
-      // Ids cannot be checked before the launch without waiting for the device.
-      const int64_t id = wanted.token_ids[row];
-      const bool inside = id >= 0 && id < vocab;
-      const double x = inside ? double(to_float(at[id])) : double(NAN);
-      results.log_prob[row] = float((x - double(maximum)) * inverse - log_sum);
-    }
+    results.log_z[row] = all.log_z(inverse);
+    results.entropy[row] = float(all.entropy());
+    results.varentropy[row] = float(all.varentropy());
+    results.max_prob[row] = float(exp(-all.log_sum));
+    results.maximum[row] = all.maximum;
+    results.log_sum[row] = float(all.log_sum);
+    if (wanted.token_ids)
+      results.log_prob[row] = all.log_prob(logit_at(at, vocab, wanted.token_ids[row]), inverse);
   }
   if constexpr (TOP) {
     gathered.keep(wanted.top_k);
     for (int64_t i = threadIdx.x; i < wanted.top_k; i += row_threads) {
       const unsigned long long entry = entries[i];
-      const double x = double(from_rising_bits(uint32_t(entry >> 32)));
-      results.top_log_probs[row * wanted.top_k + i] =
-          float((x - double(maximum)) * inverse - log_sum);
+      const float x = from_rising_bits(uint32_t(entry >> 32));
+      results.top_log_probs[row * wanted.top_k + i] = all.log_prob(x, inverse);
       results.top_ids[row * wanted.top_k + i] = int64_t(~uint32_t(entry));
     }
   }

@@ -191,17 +191,30 @@ void write_gradient(const Tensor& student, const Tensor& teacher, const Tensor& 
   torch::stable::parallel_for(0, rows, row_grain(vocab), [&](int64_t begin, int64_t end) {
     PairRows reader(student, teacher, temperature);
     float buffer[pair_block];
+    const auto fill = [&](int64_t row, float value) {
+      for (int64_t first = 0; first < vocab; first += pair_block) {
+        const int64_t at = row * vocab + first, count = std::min(pair_block, vocab - first);
+        float* out = sink.place(at, buffer);
+        std::fill_n(out, count, value);
+        sink.write(at, count, out);
+      }
+    };
     for (int64_t r = begin; r < end; ++r) {
       const float* own = floats(statistics) + r * statistics_width;
-      const bool counts = wanted == nullptr || wanted[r];
+      if (wanted != nullptr && !wanted[r]) {
+        fill(r, 0);
+        continue;
+      }
+      // Beside a +infinity every other token is impossible, but no less unknown.
+      if (std::isnan(own[2]) || std::isnan(own[3])) {
+        fill(r, NAN);
+        continue;
+      }
       const DivergenceSlope slope = slope_of(beta, temperature, own, floats(upstream)[r]);
       reader.set_maxima(own);
       reader.over(r, [&](int64_t first, int64_t count, const float* a, const float* b) {
         float* out = sink.place(r * vocab + first, buffer);
-        if (counts)
-          write(reader.pair(), slope, a, b, count, out);
-        else
-          std::fill_n(out, count, 0.0f);
+        write(reader.pair(), slope, a, b, count, out);
         sink.write(r * vocab + first, count, out);
       });
     }

@@ -2,6 +2,7 @@
 // row's entropy from one read, and the gradient, which may take the place of the logits.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <tuple>
 #include <vector>
 
@@ -75,47 +76,62 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> selected_log_probs(const Tensor logit
 // What a row's gradient is at the tokens that were asked for, where a token may stand twice.
 class Tokens {
 public:
-  Tokens(const int64_t* ids, const float* upstream, int64_t k) : k_(k), ids_(ids), gradient_(k) {
+  Tokens(const int64_t* ids, const float* upstream, int64_t k) {
+    std::vector<Entry> all(k);
     for (int64_t j = 0; j < k; ++j) {
-      double own = 0;
-      for (int64_t other = 0; other < k; ++other)
-        own += ids[other] == ids[j] ? double(upstream[other]) : 0;
-      gradient_[j] = own;
+      all[j] = {ids[j], double(upstream[j])};
       total_ += double(upstream[j]);
     }
+    std::stable_sort(all.begin(), all.end(),
+                     [](const Entry& one, const Entry& two) { return one.id < two.id; });
+    for (const Entry& entry : all)
+      if (!entries_.empty() && entries_.back().id == entry.id)
+        entries_.back().gradient += entry.gradient;
+      else
+        entries_.push_back(entry);
   }
   double total() const { return total_; }
   // Before the logits give place to the gradient.
   void add_softmax(const char* row, DType dtype, const SoftmaxSlope& slope, double temperature) {
-    for (int64_t j = 0; j < k_; ++j) {
+    for (Entry& entry : entries_) {
       float x;
-      kernels().to_float(row + ids_[j] * item_size(dtype), dtype, &x, 1);
+      kernels().to_float(row + entry.id * item_size(dtype), dtype, &x, 1);
       const double d = (double(x) - slope.maximum) * log2_e / temperature;
-      gradient_[j] = gradient_[j] / temperature + std::exp2(d) * double(slope.constant);
+      entry.gradient = entry.gradient / temperature + std::exp2(d) * double(slope.constant);
     }
   }
   void write(char* row, DType dtype) const {
-    for (int64_t j = 0; j < k_; ++j) {
-      const float value = float(gradient_[j]);
-      kernels().from_float(&value, dtype, row + ids_[j] * item_size(dtype), 1);
+    for (const Entry& entry : entries_) {
+      const float value = float(entry.gradient);
+      kernels().from_float(&value, dtype, row + entry.id * item_size(dtype), 1);
     }
   }
 
 private:
-  int64_t k_;
-  const int64_t* ids_;
-  std::vector<double> gradient_;
+  struct Entry {
+    int64_t id;
+    double gradient;
+  };
+  std::vector<Entry> entries_; // their ids rise
   double total_ = 0;
 };
 
+void fill_nan(char* row, DType dtype, int64_t count) {
+  const float value = NAN;
+  for (int64_t i = 0; i < count; ++i)
+    kernels().from_float(&value, dtype, row + i * item_size(dtype), 1);
+}
+
 // d log p(token) / d x = ([x is the token] - p) / temperature; `target` may be the logits.
 void write_gradient(const Tensor& logits, const Tensor& token_ids_, const Tensor& mask_,
-                    const Tensor& maximum, const Tensor& log_sum, const Tensor& upstream_,
+                    const Tensor& maximum_, const Tensor& log_sum_, const Tensor& upstream_,
                     double temperature, const Tensor& target) {
   check_rows(logits, temperature);
   const Tensor token_ids = torch::stable::contiguous(token_ids_);
   const Tensor mask = torch::stable::contiguous(mask_);
   const Tensor upstream = torch::stable::contiguous(upstream_);
+  const Tensor maximum = torch::stable::contiguous(maximum_);
+  const Tensor log_sum = torch::stable::contiguous(log_sum_);
   const int64_t rows = logits.size(0), vocab = logits.size(1);
   const bool* wanted = given(mask, rows);
   const int64_t* ids = checked_ids(token_ids, logits, wanted);
@@ -136,6 +152,11 @@ void write_gradient(const Tensor& logits, const Tensor& token_ids_, const Tensor
       char* out = sink + r * bytes;
       if (wanted != nullptr && !wanted[r]) {
         std::fill_n(out, bytes, char(0));
+        continue;
+      }
+      // Beside a +infinity every other token is impossible, but no less unknown.
+      if (std::isnan(floats(log_sum)[r])) {
+        fill_nan(out, dtype, vocab);
         continue;
       }
       Tokens tokens(ids + r * k, floats(upstream) + r * k, k);

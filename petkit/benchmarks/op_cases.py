@@ -14,6 +14,7 @@ from petkit.benchmarks.ops import (
     bench_crf_marginals,
     bench_crf_sample,
     bench_crf_viterbi,
+    bench_divergence,
     bench_finite_rows,
     bench_lowbit_dequantize,
     bench_lowbit_fake_quantize,
@@ -22,6 +23,7 @@ from petkit.benchmarks.ops import (
     bench_magnitude_counts,
     bench_merge_deltas,
     bench_merge_linear,
+    bench_selected_log_probs,
     bench_token_statistics,
 )
 
@@ -32,6 +34,8 @@ GROUPS: dict[str, Callable[[], list[Case]]] = {
     "lowbit_fake_quantize": bench_lowbit_fake_quantize.cases,
     "adapter_bank": bench_adapter_bank.cases,
     "token_statistics": bench_token_statistics.cases,
+    "selected_log_probs": bench_selected_log_probs.cases,
+    "divergence": bench_divergence.cases,
     "crf_log_partition": bench_crf_log_partition.cases,
     "crf_viterbi": bench_crf_viterbi.cases,
     "crf_marginals": bench_crf_marginals.cases,

@@ -250,10 +250,9 @@ def _slope(
     states: Tensor, weight: Tensor, bias: Tensor | None, rows: Rows, at: slice, upstream: Tensor
 ) -> Tensor:
     """Gradient in the logits of some rows, in their memory."""
-    logits = _logits(states, weight, bias)
     with torch.enable_grad():
-        # A view, for the operators take the place of nothing that a caller may hold.
-        first = rows(logits.requires_grad_().view_as(logits), at)[0]
+        logits = _logits(states.detach().requires_grad_(), weight.detach(), bias)
+        first = rows(logits, at)[0]
         (slope,) = torch.autograd.grad(first, logits, upstream)
     return slope
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from petkit.errors import InputError
 from petkit.ops import _library
 from petkit.ops._checks import check_float
-from petkit.ops._rows import row_mask, rows_of
-from petkit.ops.token_statistics import check_temperature
+from petkit.ops._rows import called, called_overwriting, row_mask, row_slices, rows_of
+from petkit.ops.token_statistics import NUMBERS, check_temperature
 
-# Rows that the pure-torch default widens at a time.
-CHUNK_ROWS = 16
+# Nats below the maximum: a power of less than 2 to -125 counts nothing, and its logarithm would lose digits.
+LEAST_NATS = -125 * math.log(2)
 
 
 class Divergence(NamedTuple):
@@ -49,15 +49,19 @@ def divergence(
         mask: (...); rows where it is 0 are not read, their results are 0 and so is their gradient.
         temperature: 1e-30 to 1e30; the results are not multiplied by its square.
         overwrite: let the backward pass write the gradient into the student's logits instead of into a new
-            tensor of their size. They hold no logits any more then, and a second backward pass is refused.
+            tensor of their size. They hold no logits any more then: a second backward pass is refused, and
+            torch refuses that of whatever else has saved them. Under torch.compile it has no effect.
 
     Returns:
         The divergences. A token that is possible for one side only makes a Kullback-Leibler divergence
-        infinite where that side weighs it, and leaves the Jensen-Shannon divergence finite.
+        infinite where that side weighs it, and leaves the Jensen-Shannon divergence finite. A row with nan or
+        +inf, or with nothing but -inf, gives nan throughout, in its gradient too. So may the gradient of an
+        infinite KL(Q || P), which has none; that of KL(P || Q) is Q - P everywhere.
 
     Raises:
         InputError: dtypes, shapes, beta or temperature out of range; a teacher that requires a gradient;
-            in a backward pass, a gradient of the gradient.
+            logits to be overwritten that are a leaf, not contiguous, or in one memory with the teacher's; a
+            gradient of torch.func or of forward mode; in a backward pass, a gradient of the gradient.
 
     Source:
         Agarwal et al. (2024), on-policy distillation, for the generalised divergence. Gradients in the
@@ -73,43 +77,25 @@ def divergence(
         )
     if torch.is_grad_enabled() and teacher_logits.requires_grad:
         raise InputError("teacher_logits must not require a gradient, which never reaches them: detach them")
-    if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 <= beta <= 1:
+    if isinstance(beta, bool) or not isinstance(beta, NUMBERS) or not 0 <= beta <= 1:
         raise InputError(f"beta must be a number between 0 and 1, got {beta!r}")
     check_temperature(temperature)
     rows = rows_of("student_logits", student_logits, overwrite)
     teacher = teacher_logits.reshape(rows.shape)
     wanted = row_mask(mask, student_logits)
-    settings = (float(beta), float(temperature))
-    if overwrite and torch.is_grad_enabled() and rows.requires_grad:
-        found = _Overwriting.apply(rows, teacher, wanted, *settings)
+    inputs = (rows, teacher, wanted, float(beta), float(temperature))
+    if overwrite:
+        found = called_overwriting("divergence", _setup_context, *inputs)
     else:
-        found = torch.ops.petkit.divergence(rows, teacher, wanted, *settings)
+        found = called("divergence", *inputs)
     return Divergence(*(part.reshape(student_logits.shape[:-1]) for part in found[:3]))
-
-
-class _Overwriting(torch.autograd.Function):
-    """The operator with a gradient that takes the place of the student's logits."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        output: tuple[Tensor, ...] = torch.ops.petkit.divergence(*inputs)
-        _setup_context(ctx, inputs, output)
-        return output
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        student, teacher, mask, statistics = ctx.saved_tensors
-        torch.ops.petkit.divergence_backward_(student, teacher, mask, statistics, grads[0], *ctx.settings)
-        return student, None, None, None, None
 
 
 def _default(
     student: Tensor, teacher: Tensor, mask: Tensor, beta: float, temperature: float
 ) -> tuple[Tensor, ...]:
     parts = []
-    for at in range(0, max(len(student), 1), CHUNK_ROWS):
-        rows = slice(at, at + CHUNK_ROWS)
+    for rows in row_slices(student):
         found = _default_rows(student[rows].float(), teacher[rows].float(), beta, temperature)
         if len(mask):
             kept = mask[rows]
@@ -121,14 +107,14 @@ def _default(
 
 
 def _powers(x: Tensor, maximum: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Logits as nats below the maximum, and as weights."""
+    """Logits as nats below the maximum, and as weights, of which none is 0."""
     d = (x - maximum[:, None]) / temperature
-    return d, d.exp()
+    return d, d.clamp_min(LEAST_NATS).exp()
 
 
-def _weighted(weight: Tensor, values: Tensor) -> Tensor:
+def _weighted(d: Tensor, weight: Tensor, values: Tensor) -> Tensor:
     # 0 log 0 is 0.
-    return torch.where(weight == 0, 0.0, weight * values).sum(-1)
+    return torch.where(d <= LEAST_NATS, 0.0, weight * values).sum(-1)
 
 
 def _default_rows(a: Tensor, b: Tensor, beta: float, temperature: float) -> tuple[Tensor, ...]:
@@ -136,16 +122,16 @@ def _default_rows(a: Tensor, b: Tensor, beta: float, temperature: float) -> tupl
     (da, ea), (db, eb) = _powers(a, top_a, temperature), _powers(b, top_b, temperature)
     sum_a, sum_b = ea.sum(-1), eb.sum(-1)
     apart = sum_a.log() - sum_b.log()
-    against = _weighted(ea, da - db) / sum_a
-    forward, reverse = _weighted(eb, db - da) / sum_b + apart, against - apart
+    against = _weighted(da, ea, da - db) / sum_a
+    forward, reverse = _weighted(db, eb, db - da) / sum_b + apart, against - apart
     loss, centre = forward, torch.zeros_like(forward)
     if beta == 1:
         loss, centre = reverse, against
     elif beta > 0:
         mixture = (ea + beta / (1 - beta) * (sum_a / sum_b)[:, None] * eb).log()
-        centre = _weighted(ea, da - mixture) / sum_a
+        centre = _weighted(da, ea, da - mixture) / sum_a
         outer = -math.log1p(-beta)
-        of_teacher = _weighted(eb, db - mixture) / sum_b + apart
+        of_teacher = _weighted(db, eb, db - mixture) / sum_b + apart
         loss = beta * (of_teacher + outer) + (1 - beta) * (centre + outer)
     return loss, forward, reverse, torch.stack([top_a, top_b, sum_a, sum_b, centre], -1)
 
@@ -163,15 +149,18 @@ def _backward_rows(
 ) -> Tensor:
     top_a, top_b, sum_a, sum_b, centre = (column[:, None] for column in statistics.unbind(-1))
     (da, ea), (db, eb) = _powers(a, top_a[:, 0], temperature), _powers(b, top_b[:, 0], temperature)
-    q, rise = ea / sum_a, upstream[:, None] / temperature
+    rise = upstream[:, None] / temperature
     if beta == 0:
-        return rise * (q - eb / sum_b)
-    if beta == 1:
-        nats = da - db
+        part = torch.where(da <= LEAST_NATS, 0.0, rise * (ea / sum_a))
+        part = part - torch.where(db <= LEAST_NATS, 0.0, rise * (eb / sum_b))
     else:
-        nats = da - (ea + beta / (1 - beta) * (sum_a / sum_b) * eb).log()
-        rise = rise * (1 - beta)
-    return torch.where(ea == 0, 0.0, rise * q * (nats - centre))
+        nats = da - db
+        if beta < 1:
+            nats = da - (ea + beta / (1 - beta) * (sum_a / sum_b) * eb).log()
+            rise = rise * (1 - beta)
+        part = torch.where(da <= LEAST_NATS, 0.0, rise * (ea / sum_a) * (nats - centre))
+    # Beside a +inf every other token is impossible, but no less unknown.
+    return torch.where(torch.isnan(sum_a + sum_b), torch.nan, part)
 
 
 def _backward_default_(
@@ -210,8 +199,7 @@ def _write_gradient(
     beta: float,
     temperature: float,
 ) -> None:
-    for at in range(0, len(student), CHUNK_ROWS):
-        rows = slice(at, at + CHUNK_ROWS)
+    for rows in row_slices(student):
         part = _backward_rows(
             student[rows].float(), teacher[rows].float(), statistics[rows], upstream[rows], beta, temperature
         )

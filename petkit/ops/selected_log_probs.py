@@ -10,11 +10,8 @@ from torch import Tensor
 from petkit.errors import InputError
 from petkit.ops import _library
 from petkit.ops._checks import check_float, check_tensor
-from petkit.ops._rows import row_mask, rows_of
+from petkit.ops._rows import called, called_overwriting, row_mask, row_slices, rows_of
 from petkit.ops.token_statistics import check_temperature
-
-# Rows that the pure-torch default widens at a time.
-CHUNK_ROWS = 16
 
 
 class SelectedLogProbs(NamedTuple):
@@ -42,14 +39,17 @@ def selected_log_probs(
         mask: (...); rows where it is 0 are not read, their results are 0 and so is their gradient.
         temperature: 1e-30 to 1e30.
         overwrite: let the backward pass write the gradient into the logits instead of into a new tensor of
-            their size. They hold no logits any more then, and a second backward pass is refused.
+            their size. They hold no logits any more then: a second backward pass is refused, and torch
+            refuses that of whatever else has saved them. Under torch.compile it has no effect.
 
     Returns:
-        The log-probabilities and the rows' entropies.
+        The log-probabilities and the rows' entropies. A row with nan or +inf, or with nothing but -inf, gives
+        nan throughout, in its gradient too.
 
     Raises:
-        InputError: dtypes, shapes, ids or a temperature out of range; in a backward pass, a gradient of the
-            gradient.
+        InputError: dtypes, shapes, ids or a temperature out of range; logits to be overwritten that are a
+            leaf or not contiguous; a gradient of torch.func or of forward mode; in a backward pass, a
+            gradient of the gradient.
 
     Source:
         One pass as in `token_statistics`; d log p(token) / d x = ([x is the token] - p) / temperature.
@@ -60,10 +60,10 @@ def selected_log_probs(
     wanted = row_mask(mask, logits)
     ids = _checked_ids(token_ids, logits, wanted)
     inputs = (rows, ids, wanted, float(temperature))
-    if overwrite and torch.is_grad_enabled() and rows.requires_grad:
-        found = _Overwriting.apply(*inputs)
+    if overwrite:
+        found = called_overwriting("selected_log_probs", _setup_context, *inputs)
     else:
-        found = torch.ops.petkit.selected_log_probs(*inputs)
+        found = called("selected_log_probs", *inputs)
     log_probs, entropy, _, _ = found
     return SelectedLogProbs(log_probs.reshape(token_ids.shape), entropy.reshape(logits.shape[:-1]))
 
@@ -76,7 +76,7 @@ def _checked_ids(token_ids: Tensor, logits: Tensor, wanted: Tensor) -> Tensor:
             f"token_ids must be integers {tuple(logits.shape[:-1])} and one dimension more for logits "
             f"{tuple(logits.shape)}, got {token_ids.dtype} {tuple(token_ids.shape)}"
         )
-    ids = token_ids.to(torch.int64).reshape(-1, token_ids.shape[-1])
+    ids = token_ids.to(torch.int64).reshape(logits.shape[:-1].numel(), token_ids.shape[-1])
     # Reading ids of a device would stall it, and a compiler's trace has no ids to read.
     if not torch.compiler.is_compiling() and ids.device.type == "cpu":
         read = ids[wanted] if len(wanted) else ids
@@ -86,27 +86,9 @@ def _checked_ids(token_ids: Tensor, logits: Tensor, wanted: Tensor) -> Tensor:
     return ids
 
 
-class _Overwriting(torch.autograd.Function):
-    """The operator with a gradient that takes the place of the logits."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        output: tuple[Tensor, ...] = torch.ops.petkit.selected_log_probs(*inputs)
-        _setup_context(ctx, inputs, output)
-        return output
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        logits, *saved = ctx.saved_tensors
-        torch.ops.petkit.selected_log_probs_backward_(logits, *saved, grads[0], ctx.temperature)
-        return logits, None, None, None
-
-
 def _default(logits: Tensor, token_ids: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, ...]:
     parts = []
-    for at in range(0, max(len(logits), 1), CHUNK_ROWS):
-        rows = slice(at, at + CHUNK_ROWS)
+    for rows in row_slices(logits):
         kept = mask[rows] if len(mask) else None
         ids = token_ids[rows] if kept is None else torch.where(kept[:, None], token_ids[rows], 0)
         found = _default_rows(logits[rows].float(), ids, temperature)
@@ -170,8 +152,7 @@ def _write_gradient(
     upstream: Tensor,
     temperature: float,
 ) -> None:
-    for at in range(0, len(logits), CHUNK_ROWS):
-        rows = slice(at, at + CHUNK_ROWS)
+    for rows in row_slices(logits):
         log_p = (logits[rows].float() - maximum[rows, None]) / temperature - log_sum[rows, None]
         part = -log_p.exp() * upstream[rows].sum(-1, keepdim=True)
         ids = token_ids[rows] if not len(mask) else torch.where(mask[rows, None], token_ids[rows], 0)
@@ -189,7 +170,7 @@ def _nothing(*_: Any) -> None:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, token_ids, mask, ctx.temperature = inputs
+    logits, token_ids, mask, *ctx.settings = inputs
     _, entropy, maximum, log_sum = output
     ctx.mark_non_differentiable(entropy, maximum, log_sum)
     ctx.save_for_backward(logits, token_ids, mask, maximum, log_sum)
@@ -197,7 +178,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
     logits, *saved = ctx.saved_tensors
-    gradient: Tensor = torch.ops.petkit.selected_log_probs_backward(logits, *saved, grads[0], ctx.temperature)
+    gradient: Tensor = torch.ops.petkit.selected_log_probs_backward(logits, *saved, grads[0], *ctx.settings)
     return gradient, None, None, None
 
 

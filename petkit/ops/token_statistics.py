@@ -7,14 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
 
 from petkit.errors import InputError
 from petkit.ops import _library
 from petkit.ops._checks import check_float, check_tensor
+from petkit.ops._rows import called
 
-# torch leaves this function untyped.
-_unpacked: Any = unpack_dual
 # Rows that the pure-torch default widens at a time.
 CHUNK_ROWS = 16
 # Also those of numpy and of a compiler's trace.
@@ -23,10 +21,6 @@ NUMBERS: tuple[Any, ...] = (float, torch.SymFloat, Real)
 # The kernels compute in float32 with the temperature's inverse. Between these limits the inverse is a number
 # of float32, and so is what it makes of any logit up to 1e8.
 LEAST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-30, 1e30
-NO_TRANSFORMS = (
-    "token_statistics has no derivatives by torch.func (grad, jacrev, jvp) and in forward mode: use "
-    "backward() or torch.autograd.grad"
-)
 
 
 class TokenStatistics(NamedTuple):
@@ -80,7 +74,7 @@ def token_statistics(
     _check_top_k(top_k, vocab)
     check_temperature(temperature)
     ids = _checked_ids(token_ids, logits)
-    found = _called(logits.reshape(-1, vocab), ids, top_k, float(temperature))
+    found = called("token_statistics", logits.reshape(-1, vocab), ids, top_k, float(temperature))
     log_z, entropy, varentropy, max_prob, log_prob, top_log_probs, top_ids, _, _ = found
     return TokenStatistics(
         log_z.reshape(shape),
@@ -91,21 +85,6 @@ def token_statistics(
         top_log_probs.reshape(*shape, top_k) if top_k else None,
         top_ids.reshape(*shape, top_k) if top_k else None,
     )
-
-
-def _called(logits: Tensor, token_ids: Tensor, top_k: int, temperature: float) -> tuple[Tensor, ...]:
-    """Call the operator; refuse derivatives that it does not have."""
-    # Of forward mode torch would silently take the derivative for zero.
-    if not torch.compiler.is_compiling() and _unpacked(logits).tangent is not None:
-        raise InputError(NO_TRANSFORMS)
-    try:
-        found: tuple[Tensor, ...] = torch.ops.petkit.token_statistics(logits, token_ids, top_k, temperature)
-    except RuntimeError as error:
-        # How torch says that torch.func cannot see into an operator's gradient.
-        if "setup_context" not in str(error):
-            raise
-        raise InputError(NO_TRANSFORMS) from None
-    return found
 
 
 def _check_top_k(top_k: Any, vocab: int) -> None:

@@ -243,11 +243,7 @@ class _Drawing:
         width = ids.shape[1]
         ending = Ending(self.stops, [row.prefix for row in rows], width, None) if self.stops else None
         progress = _Progress(rows, self.ends, width, ending)
-        processors = [
-            _First(self.vocab),
-            _Finite(progress),
-            *(() if self.greedy else self._noise(progress)),
-        ]
+        processors = [_First(self.vocab), _Finite(progress), *(() if self.greedy else self._draws(rows))]
         # Inference tensors that a module keeps, such as those of long contexts, could not be trained with.
         with _settings_in_place(self.model, self._generation(max(row.room for row in rows))), torch.no_grad():
             output = self.model.generate(  # type: ignore[operator]
@@ -260,7 +256,7 @@ class _Drawing:
         stopped = ending.stopped if ending else [None] * len(rows)
         return [_completion(*columns, self.ends) for columns in zip(rows, drawn, stopped, strict=True)]
 
-    def _noise(self, progress: _Progress) -> list[Any]:
+    def _draws(self, rows: Sequence[_Row]) -> list[Any]:
         """The filters as transformers has them, and then the draw."""
         from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -271,7 +267,7 @@ class _Drawing:
             found.append(TopKLogitsWarper(own.top_k))
         if own.top_p < 1:
             found.append(TopPLogitsWarper(own.top_p))
-        return [*found, Draw([row.seed for row in progress.rows])]
+        return [*found, Draw([row.seed for row in rows])]
 
     def _generation(self, limit: int) -> Any:
         from transformers import GenerationConfig

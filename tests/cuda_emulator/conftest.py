@@ -94,6 +94,12 @@ def cuda_beam(built: Callable[..., Path]) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def cuda_rows(built: Callable[..., Path]) -> ModuleType:
+    """Those of the kernels over rows of logits that the first module does not hold."""
+    return load(built, "rows_module.cpp", "cuda_emulator_rows")
+
+
+@pytest.fixture(scope="session")
 def call(built: Callable[..., Path]) -> Callable[..., object]:
     """Calls an operator's CUDA implementation, compiled for the emulator, on CPU tensors."""
     from torch.utils.cpp_extension import include_paths

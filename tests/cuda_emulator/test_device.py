@@ -15,10 +15,12 @@ from petkit.ops import (
     crf_marginals,
     crf_sample,
     crf_viterbi,
+    divergence,
     lowbit_dequantize,
     lowbit_fake_quantize,
     lowbit_linear,
     lowbit_quantize,
+    selected_log_probs,
     token_statistics,
 )
 from petkit.ops.beam_crf_log_partition import log_partition_and_score
@@ -116,6 +118,38 @@ def test_token_statistics(shape, dtype):
         live = logits.to(device).detach().requires_grad_()
         found = token_statistics(live, ids.to(device), 8, 0.9)
         (found.log_z + 2 * found.entropy - found.log_prob).sum().backward()
+        results.append((*(part.detach() for part in found), live.grad))
+    for on_device, on_cpu in zip(*results, strict=True):
+        assert_close(on_device, on_cpu)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("beta", [0, 0.5, 1])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 50257), (300, 1001), (4, 152064)])
+def test_divergence(shape, dtype, beta, overwrite):
+    student, teacher = normal(*shape, dtype=dtype) * 3, normal(*shape, seed=1) * 3
+    mask = torch.arange(shape[0]) % 3 != 1
+    results = []
+    for device in ("cuda", "cpu"):
+        live = student.to(device).detach().requires_grad_()
+        found = divergence(live * 1, teacher.to(device), beta, mask.to(device), 0.9, overwrite)
+        found.loss.sum().backward()
+        results.append((*(part.detach() for part in found), live.grad))
+    for on_device, on_cpu in zip(*results, strict=True):
+        assert_close(on_device, on_cpu)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 50257), (300, 1001), (4, 152064)])
+def test_selected_log_probs(shape, dtype, overwrite):
+    logits, ids = normal(*shape, dtype=dtype) * 3, torch.arange(shape[0] * 65).view(-1, 65) % 777
+    results = []
+    for device in ("cuda", "cpu"):
+        live = logits.to(device).detach().requires_grad_()
+        found = selected_log_probs(live * 1, ids.to(device), None, 0.9, overwrite)
+        found.log_probs.sum().backward()
         results.append((*(part.detach() for part in found), live.grad))
     for on_device, on_cpu in zip(*results, strict=True):
         assert_close(on_device, on_cpu)

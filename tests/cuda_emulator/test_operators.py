@@ -199,3 +199,98 @@ def test_token_statistics_refuses(call, arguments, message):
     logits, ids, top_k, temperature = arguments
     with pytest.raises(RuntimeError, match=message):
         call("token_statistics", logits, torch.tensor(ids, dtype=torch.int64), top_k, temperature)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("beta", [0, 0.3, 1])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_divergence(call, dtype, beta, masked):
+    student, teacher = normal(67, 5, dtype=dtype).T, normal(67, 5, seed=1).T
+    mask = torch.tensor([1, 0, 1, 1, 0] if masked else [], dtype=torch.bool)
+    result = call("divergence", student, teacher, mask, beta, 0.7)
+    for got, expected in zip(
+        result, torch.ops.petkit.divergence(student, teacher, mask, beta, 0.7), strict=True
+    ):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    for upstream in (normal(5, seed=2), normal(1, seed=3).expand(5)):
+        arguments = (teacher, mask, result[-1], upstream, beta, 0.7)
+        got = call("divergence_backward", student, *arguments)
+        assert_close(got, torch.ops.petkit.divergence_backward(student, *arguments))
+        there = student.contiguous()
+        assert call("divergence_backward_", there, *arguments) is None
+        assert torch.equal(there, got)
+    with pytest.raises(RuntimeError, match="student_logits must be contiguous to be overwritten"):
+        call("divergence_backward_", student, *arguments)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_selected_log_probs(call, dtype, masked):
+    logits, ids = normal(67, 5, dtype=dtype).T, torch.arange(15).view(3, 5).T
+    mask = torch.tensor([1, 0, 1, 1, 0] if masked else [], dtype=torch.bool)
+    result = call("selected_log_probs", logits, ids, mask, 0.7)
+    expected = torch.ops.petkit.selected_log_probs(logits, ids, mask, 0.7)
+    for got, other in zip(result, expected, strict=True):
+        torch.testing.assert_close(got, other, rtol=1e-5, atol=1e-5)
+    for upstream in (normal(3, 5, seed=2).T, normal(1, 1, seed=3).expand(5, 3)):
+        arguments = (ids, mask, *result[2:], upstream, 0.7)
+        got = call("selected_log_probs_backward", logits, *arguments)
+        assert_close(got, torch.ops.petkit.selected_log_probs_backward(logits, *arguments))
+        there = logits.contiguous()
+        assert call("selected_log_probs_backward_", there, *arguments) is None
+        assert torch.equal(there, got)
+    with pytest.raises(RuntimeError, match="logits must be contiguous to be overwritten"):
+        call("selected_log_probs_backward_", logits, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"student": torch.zeros(3)}, r"student_logits must have 2 dimensions, got shape \(3\)"),
+        ({"student": torch.zeros(2, 0)}, r"student_logits must have a vocabulary, got shape \(2, 0\)"),
+        (
+            {"student": torch.zeros(2, 3).double()},
+            "student_logits must be float32, bfloat16 or float16 on CUDA",
+        ),
+        (
+            {"teacher": torch.zeros(2, 3).double()},
+            "teacher_logits must be float32, bfloat16 or float16 on CUDA",
+        ),
+        ({"teacher": torch.zeros(2, 4)}, r"teacher_logits must have shape \(2, 3\), got \(2, 4\)"),
+        ({"mask": torch.ones(2)}, "mask must be bool"),
+        ({"mask": torch.ones(3, dtype=torch.bool)}, r"mask must have shape \(2\), got \(3\)"),
+        ({"beta": 1.5}, "beta must lie between 0 and 1, got 1.5"),
+        ({"temperature": 0.0}, "temperature must be positive, got 0"),
+    ],
+)
+def test_divergence_refuses(call, change, message):
+    given = {
+        "student": torch.zeros(2, 3),
+        "teacher": torch.zeros(2, 3),
+        "mask": torch.empty(0, dtype=torch.bool),
+        "beta": 0.5,
+        "temperature": 1.0,
+    }
+    with pytest.raises(RuntimeError, match=message):
+        call("divergence", *(given | change).values())
+
+
+def test_gradients_of_rows_refuse_what_belongs_to_others(call):
+    rows, none, ids = (
+        torch.zeros(2, 3),
+        torch.empty(0, dtype=torch.bool),
+        torch.zeros(2, 1, dtype=torch.int64),
+    )
+    with pytest.raises(RuntimeError, match=r"statistics must have shape \(2, 5\), got \(2, 4\)"):
+        call("divergence_backward", rows, rows, none, torch.zeros(2, 4), torch.zeros(2), 0.5, 1.0)
+    with pytest.raises(RuntimeError, match=r"upstream must have shape \(2\), got \(1\)"):
+        call("divergence_backward", rows, rows, none, torch.zeros(2, 5), torch.zeros(1), 0.5, 1.0)
+    with pytest.raises(RuntimeError, match=r"token_ids must have shape \(2, 1\), got \(1, 1\)"):
+        call("selected_log_probs", rows, ids[:1], none, 1.0)
+    with pytest.raises(RuntimeError, match="token_ids must be int64"):
+        call("selected_log_probs", rows, ids.int(), none, 1.0)
+    column = torch.zeros(2)
+    with pytest.raises(RuntimeError, match=r"log_sum must have shape \(2\), got \(1\)"):
+        call("selected_log_probs_backward", rows, ids, none, column, column[:1], column[:, None], 1.0)
+    with pytest.raises(RuntimeError, match=r"upstream must have shape \(2, 1\), got \(2\)"):
+        call("selected_log_probs_backward", rows, ids, none, column, column, column, 1.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import partial
 
@@ -11,8 +10,7 @@ from torch import Tensor
 
 from petkit import ops
 from petkit.benchmarks.harness import Case
-
-log = logging.getLogger(__name__)
+from petkit.benchmarks.ops._compiled import compiled
 
 ROWS, VOCAB = 256, 152_064
 TRL, COMPILED = "TRL's entropy_from_logits", "torch.compile"
@@ -29,9 +27,9 @@ def cases() -> list[Case]:
     for dtype, goals in GOALS.items():
         x = logits.to(dtype)
         peers: dict[str, Callable[[], object]] = {TRL: partial(_chunked_entropy, x)}
-        compiled = _compiled()
-        if compiled is not None:
-            peers[COMPILED] = partial(compiled, x)
+        fused = compiled(_entropy, torch.zeros(2, 3))
+        if fused is not None:
+            peers[COMPILED] = partial(fused, x)
         name = f"token_statistics {str(dtype)[6:]} {ROWS}x{VOCAB}"
         made.append(Case(name, partial(ops.token_statistics, x), peers, x.nbytes, goals))
         top = {"torch.topk of log_softmax": partial(_top, x)}
@@ -50,18 +48,6 @@ def _chunked_entropy(logits: Tensor) -> Tensor:
 
 def _entropy(logits: Tensor) -> Tensor:
     return -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
-
-
-def _compiled() -> Callable[[Tensor], Tensor] | None:
-    """The plain expression compiled by inductor; None where no compiler is at hand."""
-    compiled: Callable[[Tensor], Tensor] = torch.compile(_entropy)
-    try:
-        compiled(torch.zeros(2, 3))
-    except Exception as error:
-        # Inductor fails in many ways, most often for want of a C++ compiler.
-        log.warning("torch.compile does not work here and is left out: %s", type(error).__name__)
-        return None
-    return compiled
 
 
 def _top(logits: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from petkit.methods.tropd.config import DistillConfig
 from petkit.methods.tropd.evaluation import RewardEvaluation, evaluate_student
 from petkit.methods.tropd.prompts import Prompt, PromptSet, load_prompts
 from petkit.methods.tropd.step import MEASURES, DistillationStep, Writer
-from petkit.methods.tropd.teachers import Teachers, load_teachers, vocabulary_size
+from petkit.methods.tropd.teachers import Teachers, known_tokens, load_teachers, vocabulary_size
 from petkit.methods.tropd.writing import load_student, sizes_of, write_student
 from petkit.models.inserts import Site, insert
 from petkit.models.loaded import LoadedModel
@@ -194,7 +194,7 @@ def prepare(config: DistillConfig, context: RunContext) -> Ready:
     vocab = vocabulary_size(model, *(one.model for one in teachers.heads))
     if not teachers.are_here:
         # What a server's model fills its table up with is not known.
-        vocab = min(vocab, len(loaded.tokenizer.get_vocab()))  # type: ignore[union-attr]
+        vocab = min(vocab, known_tokens(loaded.tokenizer))
     if config.objective.teacher_tokens > vocab:
         raise ConfigError(
             f"objective.top_k must be at most {vocab}, the tokens that student and teacher share, got "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -295,7 +295,7 @@ def _served(name: str, student: LoadedModel, config: DistillConfig) -> ServedTea
         )
     tokenizer = load_tokenizer(own.tokenizer)
     check_same_vocabulary(student.tokenizer, tokenizer, config.student.model.name, own.tokenizer)
-    endpoint, vocab = parse_endpoint(name), len(student.tokenizer.get_vocab())  # type: ignore[union-attr]
+    endpoint, vocab = parse_endpoint(name), known_tokens(student.tokenizer)
     remote = RemoteSampler(
         endpoint,
         own.served,
@@ -311,6 +311,11 @@ def vocabulary_size(*models: torch.nn.Module) -> int:
     """Tokens that all models know: some fill their tables up with rows that stand for nothing."""
     tables = [one.get_output_embeddings().weight for one in models]  # type: ignore[operator]
     return min(int(table.shape[0]) for table in tables)
+
+
+def known_tokens(tokenizer: Any) -> int:
+    """The largest number of a token and one more: numbers may be left out."""
+    return 1 + max(map(int, tokenizer.get_vocab().values()))
 
 
 def _joined(parts: Sequence[tuple[Tensor, Tensor | None]], rows: int) -> Tensor | None:
