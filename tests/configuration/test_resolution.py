@@ -306,3 +306,16 @@ def test_a_duplicate_key_is_told_together_with_the_other_errors(tmp_path):
     # The first of the two counts.
     assert lines[3].startswith("inner.rate must be")
     assert len(lines) == 4
+
+
+class Switched(Config):
+    way: Literal["a", "b"] = "a"
+    inner: Inner = Field(default=Inner(), json_schema_extra=applies_to(way=("a",)))
+
+
+def test_a_condition_on_a_section_is_one_on_each_of_its_keys():
+    assert "inner" in effective(Switched())
+    assert effective(Switched(way="b"))["inner"] == {}
+    with pytest.raises(ConfigError, match=r"inner.mode has no effect with way b"):
+        resolve(Switched, (), ["way=b", "inner.mode=slow"])
+    assert resolve(Switched, (), ["inner.mode=slow"]).config.inner.mode == "slow"
