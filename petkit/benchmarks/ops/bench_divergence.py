@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 ROWS, VOCAB = 512, 152_064
 TRL, COMPILED, PLAIN = "TRL's generalized_jsd_loss", "torch.compile", "plain torch"
 GOALS = {torch.bfloat16: {TRL: 5.0}, torch.float32: {}}
-# Tensors of the logits' size that TRL adds at its peak, loss and gradient: 15 in float32, 23 in bfloat16.
-# In place, an eighth of the fewer has to do.
+# Tensors of the logits' size that TRL adds at its peak, loss and gradient, as measured. In place, an eighth
+# of that has to do.
 TRL_TENSORS = 15
 Loss = Callable[[Tensor, Tensor], Tensor]
 
