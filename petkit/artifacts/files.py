@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -13,6 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from petkit.errors import InputError, PetkitError
+
+log = logging.getLogger(__name__)
+
+# In a temporary folder, held by the process that makes it.
+LOCK = "lock"
 
 # What the user can mend by naming another place; any other failure, such as a full disk, is the run's.
 _WRONG_PLACE = (
@@ -114,7 +122,7 @@ def staged_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         Errors that name this place name the final one on their way out.
 
     Raises:
-        InputError: the place cannot be written to.
+        InputError: the place cannot be written to, or another process is about to.
         PetkitError: it cannot be written; then nothing has changed under the final name, nothing is left
             behind, and the same holds when the body fails.
     """
@@ -124,8 +132,9 @@ def staged_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     stage = temporary / final.name
     try:
         with _named_errors(Path(path)):
+            _refuse_or_remove_others(final)
             temporary.mkdir(parents=True)
-        with renamed_errors(stage, Path(path)):
+        with _locked(temporary), renamed_errors(stage, Path(path)):
             yield stage
         with _named_errors(Path(path)):
             _put_in_place(stage, final)
@@ -173,8 +182,33 @@ def renamed_errors(stage: Path, final: Path) -> Iterator[None]:
 
 
 def _temporary(path: Path) -> Path:
+    return path.with_name(f"{_beginning(path)}{secrets.token_hex(6)}.partial")
+
+
+def _beginning(path: Path) -> str:
     # A long name must stay within the filesystem's limit.
-    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}.partial")
+    return f".{path.name[:40]}."
+
+
+def _refuse_or_remove_others(final: Path) -> None:
+    """Refuse a place that another process is making a folder for; remove what a killed one left there."""
+    others = final.parent.glob(f"{glob.escape(_beginning(final))}*.partial")
+    for other in sorted(path for path in others if (path / LOCK).is_file()):
+        with (other / LOCK).open("r+b") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(f"{final} is being written by another process") from None
+            shutil.rmtree(other, ignore_errors=True)
+        log.info("removed %s, which a killed process left", other)
+
+
+@contextmanager
+def _locked(temporary: Path) -> Iterator[None]:
+    """Show that a process is at work on a temporary folder, for as long as it lives."""
+    with (temporary / LOCK).open("w+b") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 def _put_in_place(stage: Path, path: Path) -> None:
@@ -216,7 +250,19 @@ def _named_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        kind = InputError if error.errno in _WRONG_PLACE else PetkitError
-        raise kind(
-            f"cannot write {path}: {error.strerror or error}; nothing was left under that name"
-        ) from error
+        raise write_error(path, error, "; nothing was left under that name") from error
+
+
+def write_error(path: Path, error: OSError, more: str = "") -> PetkitError:
+    """What to raise when something cannot be written: another place helps against some causes only.
+
+    Args:
+        path: what was written.
+        error: of the system.
+        more: end of the message.
+
+    Returns:
+        The error: an InputError where the place is wrong, a PetkitError otherwise, such as on a full disk.
+    """
+    kind = InputError if error.errno in _WRONG_PLACE else PetkitError
+    return kind(f"cannot write {path}: {error.strerror or error}{more}")

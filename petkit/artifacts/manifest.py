@@ -16,6 +16,7 @@ from petkit.errors import ArtifactError
 
 SCHEMA_VERSION = 1
 MAX_MANIFEST = 4 * 2**20
+WHOLE = ("merged model", "distilled model")
 OTHER_KINDS = {
     "router": "router",
     "tagger": "tagger",
@@ -189,7 +190,8 @@ def parse_manifest(raw: bytes, path: str) -> Manifest:
     _check_version(content, path)
     kind = OTHER_KINDS.get(str(content.get("kind")))
     if kind is not None:
-        raise ArtifactError(f"{path} describes a {kind}, but an adapter is needed here")
+        hint = "; transformers, petkit serve and petkit route take it" if kind in WHOLE else ""
+        raise ArtifactError(f"{path} describes a {kind}, but an adapter is needed here{hint}")
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:

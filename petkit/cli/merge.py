@@ -121,13 +121,14 @@ def _planned(asked: MergeConfig, seed: int, threads: int | None, folder: Path) -
     from contextlib import ExitStack
 
     from petkit.merging.estimate import as_content, estimate
-    from petkit.merging.folders import open_merge
+    from petkit.merging.folders import check_space, open_merge
     from petkit.training import device as devices
 
     devices.configure(threads, deterministic=False)
     with ExitStack() as stack:
         opened = open_merge(asked, seed, stack)
         plan = opened.plan
+        check_space(plan, folder)
         return {
             "status": "plan",
             "method": plan.method.name,

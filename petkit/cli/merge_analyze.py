@@ -91,6 +91,12 @@ class Policies:
         ),
     ] = None
 
+    @property
+    def files(self) -> list[Path]:
+        """What is read besides the models."""
+        scores = _pairs(self.scores or (), "--scores", "MODEL=FILE").values()
+        return [*map(Path, scores), *([self.prompts] if self.prompts else [])]
+
     def check(self, models: Compared) -> None:
         """Refuse what has no effect, or cannot have one."""
         if self.prompts is not None and not models.merged:
@@ -149,7 +155,7 @@ def analyze(
 
     asked = read_merge_config(config)
     check_whole(asked, "analyze")
-    check_apart(asked, config, folder)
+    check_apart(asked, config, folder, [*map(Path, merged or ()), *policies.files])
     check_output(folder, overwrite)
 
     from petkit.merging.analysis.folders import compared

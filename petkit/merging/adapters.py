@@ -296,7 +296,8 @@ def check_alike(adapters: Sequence[Artifact]) -> None:
             message = _unlike(first, other, "base", described(one.base), described(two.base))
             unknown = [own for own, base in ((first, one.base), (other, two.base)) if base.sha256 is None]
             if unknown:
-                message += f"; petkit convert {unknown[0].folder} --base BASE -o OUT records a hash"
+                folder = unknown[0].folder
+                message += f"; petkit convert {folder} --from peft --base BASE -o OUT records a hash"
             raise InputError(message)
         pairs: Mapping[str, tuple[object, object]] = {
             "method": (one.adapter.get("method"), two.adapter.get("method")),

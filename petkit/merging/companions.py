@@ -10,6 +10,7 @@ from typing import Any
 from petkit.artifacts.reader import small_file
 from petkit.artifacts.strict_json import parse_json
 from petkit.errors import ArtifactError, ConfigError, InputError
+from petkit.merging.chat_templates import named_template
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -54,7 +55,7 @@ def companions(
 
     Raises:
         ArtifactError: config.json is broken.
-        ConfigError: chat_template is no template.
+        ConfigError: chat_template is no template and no template's name.
     """
     found = _present(model, MODEL_FILES) | _present(tokenizer, (*TOKENIZER_FILES, TEMPLATE))
     if CONFIG in found:
@@ -62,10 +63,7 @@ def companions(
     if chat_template not in (None, "auto"):
         text = str(chat_template)
         if "{{" not in text and "{%" not in text:
-            raise ConfigError(
-                f"chat_template must be auto or a Jinja template, got {text!r}: in the place of a template's "
-                "name, write its text"
-            )
+            text = named_template(text)
         found[TEMPLATE] = text.encode()
     return found
 

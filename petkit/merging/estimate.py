@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from petkit.errors import InputError
+from petkit.artifacts.files import write_error
 from petkit.merging.output import AHEAD
 from petkit.merging.plan import Plan, Planned
 from petkit.merging.slices import HELD, PIECE, Buffers, Piece, Reading, Slices
@@ -84,7 +84,7 @@ def estimate(plan: Plan, output: Path) -> Estimate:
         The estimate. Parts that run beside each other overlap, so that the whole is less than their sum.
 
     Raises:
-        InputError: the disk of the output cannot be written.
+        PetkitError: the disk of the output cannot be written.
     """
     present = _resident()
     rates = Rates(_read_rate(plan), _write_rate(output), _hash_rate())
@@ -222,7 +222,7 @@ def _write_rate(output: Path) -> float:
             os.fsync(file.fileno())
             return WRITTEN / (time.perf_counter() - started)
     except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror}") from error
+        raise write_error(folder, error) from error
 
 
 def _hash_rate() -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from petkit.artifacts.card import lay_out
 from petkit.artifacts.reader import CONFIG, MANIFEST
 from petkit.artifacts.whole_model import MergedManifest, weights_sha256
 from petkit.configuration import dump_yaml
-from petkit.errors import GateError
+from petkit.errors import GateError, PetkitError
 from petkit.merging.adapted import AdaptedModel, adapter_checks, open_source
 from petkit.merging.bases import Hashes
 from petkit.merging.companions import companions, tokenizer_folder, unlike_configs
@@ -74,6 +75,18 @@ def open_merge(config: MergeConfig, seed: int, stack: ExitStack) -> Opened:
     return Opened(plan, models, files)
 
 
+def check_space(plan: Plan, output: Path) -> None:
+    """Refuse a disk that has no room for the result.
+
+    Raises:
+        PetkitError: says how much is needed and how much is free.
+    """
+    place = next(one for one in (output.absolute(), *output.absolute().parents) if one.exists())
+    free = shutil.disk_usage(place).free
+    if plan.nbytes > free:
+        raise PetkitError(f"{output} needs {plan.nbytes:,} bytes on its disk, {free:,} are free there")
+
+
 def merge_folders(
     config: MergeConfig,
     read_as: Mapping[str, Any],
@@ -109,6 +122,7 @@ def merge_folders(
     started = time.perf_counter()
     with ExitStack() as stack:
         opened = open_merge(config, seed, stack)
+        check_space(opened.plan, output)
         with staged_artifact(output, overwrite) as stage:
             stage.mkdir()
             with (

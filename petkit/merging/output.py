@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from petkit.errors import InputError
+from petkit.artifacts.files import write_error
 from petkit.merging.plan import Planned
 from petkit.merging.shards import INDEX, SINGLE
 from petkit.merging.sources import DTYPES, OTHER_DTYPES
@@ -89,7 +89,7 @@ class Writer:
             numbers: flat, of the planned dtype; to be left as they are.
 
         Raises:
-            InputError: the disk is full, or the file cannot be written; of these numbers or earlier ones.
+            PetkitError: the disk is full, or the file cannot be written; of these numbers or earlier ones.
         """
         while len(self._pending) >= AHEAD:
             self._pending.popleft().result()
@@ -115,13 +115,13 @@ class Writer:
         """Wait until all that was finished is on the disk.
 
         Raises:
-            InputError: it cannot be written.
+            PetkitError: it cannot be written.
         """
         try:
             for one in self._synced:
                 one.result()
         except OSError as error:
-            raise InputError(f"cannot write to {self.folder}: {error.strerror}") from error
+            raise write_error(self.folder, error) from error
         finally:
             self._writing.shutdown(cancel_futures=True)
             self._syncing.shutdown(cancel_futures=True)
@@ -135,7 +135,7 @@ class Writer:
         try:
             _write_all(spot.file, view, position)
         except OSError as error:
-            raise InputError(f"cannot write to {self.folder}: {error.strerror}") from error
+            raise write_error(self.folder, error) from error
         self._digest.update(view)
         self._end = (spot.shard, position + len(view))
         self._unsynced += len(view)
@@ -158,7 +158,7 @@ def open_output(folder: Path, tensors: Sequence[Planned], shard_bytes: int = SHA
         What writes them; when it ends, everything is on the disk.
 
     Raises:
-        InputError: the folder cannot be written.
+        PetkitError: the folder cannot be written.
     """
     shards = list(_shards(tensors, shard_bytes))
     by_name = {one.name: one for one in tensors}
@@ -182,7 +182,7 @@ def _created(path: Path, shard: Shard) -> Iterator[int]:
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
+        raise write_error(path, error) from error
     try:
         try:
             _write_all(file, memoryview(shard.head), 0)
@@ -190,7 +190,7 @@ def _created(path: Path, shard: Shard) -> Iterator[int]:
             if shard.payload:
                 os.posix_fallocate(file, len(shard.head), shard.payload)
         except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}") from error
+            raise write_error(path, error) from error
         yield file
     finally:
         os.close(file)

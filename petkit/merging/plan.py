@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from petkit.merging.registry import method_named
 from petkit.merging.slices import Buffers, Reading, Slices, check_shapes
 from petkit.merging.sources import Source
 from petkit.merging.state_dicts import FLOATS, check_count, common_dtype
+
+log = logging.getLogger(__name__)
 
 # The number of a layer: the first number in a tensor's name.
 LAYER = re.compile(r"^(.*?)\.(\d+)\.(.*)$")
@@ -100,8 +103,25 @@ def plan_merge(config: MergeConfig, models: Mapping[str, Source], seed: int, buf
     planner = _Planner(config, models, method, seed, buffers)
     tensors = planner.sliced() if config.is_sliced else planner.whole()
     layers = sum(_length(one) for one in config.slices) if config.is_sliced else None
+    for unused in filters_without_tensors(config, [one.slices.name for one in tensors]):
+        log.warning("the filter %r is part of no tensor's name, and has no effect", unused)
     # As they lie in the file, where larger items come first, so that each tensor is aligned.
     return Plan(method, tuple(sorted(tensors, key=lambda one: -one.dtype.itemsize)), layers)
+
+
+def filters_without_tensors(config: MergeConfig, tensors: Sequence[str]) -> list[str]:
+    """Filters of parameters that meet no tensor, each once.
+
+    Args:
+        config: what is asked for.
+        tensors: names of the result's tensors.
+    """
+    places = [config.parameters, *(one.parameters for one in config.slices)]
+    places += [source.parameters for one in config.slices for source in one.sources]
+    values = [value for parameters in places for value in parameters.values() if isinstance(value, list)]
+    entries = [one for value in values for one in value if isinstance(one, Mapping)]
+    named = dict.fromkeys(str(one["filter"]) for one in entries if one.get("filter") not in (None, "*"))
+    return [name for name in named if not any(name in tensor for tensor in tensors)]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from petkit.artifacts.source import is_adapter_folder
@@ -49,19 +50,21 @@ def check_whole(config: MergeConfig, command: str) -> None:
             )
 
 
-def check_apart(config: MergeConfig, file: Path, output: Path) -> None:
+def check_apart(config: MergeConfig, file: Path, output: Path, more: Iterable[Path] = ()) -> None:
     """Refuse an output that a model or the configuration would be lost in, or that lies in a model.
 
     Args:
         config: what is asked for.
         file: that it was read from.
         output: folder to write.
+        more: further files and folders that are read.
 
     Raises:
         ConfigError: names the input.
     """
     wanted = output.resolve()
-    for name, path in {**folders_of(config), str(file): file}.items():
+    given = {str(path): path for path in (file, *more)}
+    for name, path in {**folders_of(config), **given}.items():
         own = path.resolve()
         if wanted == own or wanted in own.parents or (own in wanted.parents and path.is_dir()):
             raise ConfigError(f"--output {output} must lie apart from what is read, {name}")

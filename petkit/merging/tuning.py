@@ -115,7 +115,10 @@ def search_space(data: Mapping[str, Any], name: str, limits: Mapping[str, tuple[
     own = {parameter.name for parameter in method.parameters}
     for parameter, (low, high) in limits.items():
         if space.ranges:
-            raise ConfigError(f"limits of {parameter} are for a file without ranges, and {name} has some")
+            raise ConfigError(
+                f"limits of {parameter} (--weights, --densities) are for a file without ranges, and {name} "
+                "has some"
+            )
         if parameter not in own:
             raise ConfigError(
                 f"{method.name} has no {parameter} to search; it has {_names(method.parameters)}"

@@ -199,3 +199,21 @@ def test_json_refuses_what_is_no_json(tmp_path):
         write_json(tmp_path / "a.json", {"loss": float("nan")})
     write_json(tmp_path / "a.json", {"name": "é"})
     assert (tmp_path / "a.json").read_text() == '{\n  "name": "é"\n}\n'
+
+
+def test_a_place_that_another_process_is_making_is_refused(tmp_path):
+    held = "import sys, time; from petkit.artifacts.files import staged_folder\n"
+    held += "with staged_folder(sys.argv[1]) as stage:\n"
+    held += "    stage.mkdir(); print('held', flush=True); time.sleep(60)"
+    target = tmp_path / "out"
+    with subprocess.Popen([sys.executable, "-c", held, target], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match="is being written by another process"), staged_folder(target):
+            pass
+        other.kill()
+    left = list(tmp_path.glob(".out.*.partial"))
+    assert len(left) == 1
+    with staged_folder(target) as stage:
+        stage.mkdir()
+        assert not left[0].exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]

@@ -206,3 +206,14 @@ def test_options_in_vain(petkit, config, tmp_path, flags, message):
     done = petkit("merge", "analyze", config, "-o", tmp_path / "out", *flags)
     assert (done.code, done.out) == (2, "")
     assert message in done.err
+
+
+@pytest.mark.parametrize("place", ["merged", "merged/report", "."])
+def test_nothing_that_is_read_can_be_replaced(petkit, config, tmp_path, place):
+    merged = tmp_path / "merged"
+    before = sorted(path.name for path in merged.iterdir())
+    flags = ("--merged", merged, "--overwrite")
+    done = petkit("merge", "analyze", config, "-o", tmp_path / place, *flags)
+    assert (done.code, done.out) == (2, "")
+    assert "must lie apart from what is read" in done.err
+    assert sorted(path.name for path in merged.iterdir()) == before

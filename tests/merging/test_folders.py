@@ -3,13 +3,15 @@
 import json
 import logging
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from petkit.artifacts.whole_model import read_merged
-from petkit.errors import ArtifactError, ConfigError, GateError, InputError, SafetyError
+from petkit.errors import ArtifactError, ConfigError, GateError, InputError, PetkitError, SafetyError
+from petkit.merging import folders
 from petkit.merging import slices as slices_module
 from petkit.merging.config import read_merge_config
 from petkit.merging.folders import merge_folders
@@ -225,8 +227,10 @@ def test_what_is_passed_through_is_compared_with_the_base(family):
 
 
 def test_templates_by_name_are_no_templates(family):
-    with pytest.raises(ConfigError, match="chat_template must be auto or a Jinja template, got 'chatml'"):
-        merge(family, asked("linear", more="chat_template: chatml\n"))
+    with pytest.raises(ConfigError, match="chat_template must be auto, chatml, llama3 or a Jinja template"):
+        merge(family, asked("linear", more="chat_template: chatlm\n"))
+    folder, _ = merge(family, asked("linear", more="chat_template: chatml\n"), name="named")
+    assert "<|im_start|>" in (folder / "chat_template.jinja").read_text()
 
 
 def test_counters_and_floats_do_not_merge(family):
@@ -251,3 +255,18 @@ def test_models_that_are_built_otherwise_are_told(family, caplog):
     (message,) = [one.message for one in caplog.records]
     assert message.startswith(f"{family.folder}/m1 is not built as {family.folder}/base is")
     assert message.endswith("num_attention_heads 4 against 2")
+
+
+def test_a_filter_that_meets_nothing_is_named(family, caplog):
+    weight = "[{filter: mpl, value: 1}, {filter: mlp, value: 2}, {value: 0.5}]"
+    with caplog.at_level(logging.WARNING, logger="petkit"):
+        merge(family, asked("linear", own=f"{{weight: {weight}}}"))
+    assert "the filter 'mpl' is part of no tensor's name" in caplog.text
+    assert "'mlp'" not in caplog.text
+
+
+def test_a_disk_without_room_is_refused_before_the_merge(family, monkeypatch):
+    monkeypatch.setattr(folders.shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+    with pytest.raises(PetkitError, match=r"needs [\d,]+ bytes on its disk, 1,000 are free"):
+        merge(family, asked("linear"))
+    assert not (family.folder / "out").exists()

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from petkit.errors import GateError, InputError
+from petkit.errors import GateError, PetkitError
 from petkit.merging.config import read_merge_config
 from petkit.merging.folders import merge_folders
 
@@ -39,7 +39,7 @@ def full(*_):
 @pytest.mark.parametrize("call", ["posix_fallocate", "pwrite", "fsync"])
 def test_a_full_disk(merge, monkeypatch, call):
     monkeypatch.setattr(f"petkit.merging.output.os.{call}", full)
-    with pytest.raises(InputError, match="No space left on device"):
+    with pytest.raises(PetkitError, match="No space left on device"):
         merge()
     assert not merge.output.exists()
 

@@ -201,6 +201,6 @@ def _check_items(base: Scores, other: Scores) -> None:
         if lacking:
             more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
             raise InputError(
-                f"all files of scores must hold the same items: {second.origin} lacks "
-                f"{', '.join(lacking[:3])}{more} of {first.origin}"
+                f"all files of scores must hold the same items: {second.origin} lacks the "
+                f"{'items' if len(lacking) > 1 else 'item'} {', '.join(lacking[:3])}{more} of {first.origin}"
             )

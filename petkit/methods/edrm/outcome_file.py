@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from petkit.artifacts.provenance import file_sha256
+from petkit.artifacts.whole_model import is_whole
 from petkit.data.questions import Question
 from petkit.errors import InputError
 from petkit.methods.edrm.config import RouterConfig
@@ -48,7 +49,7 @@ def model_files(name: str) -> str | None:
         Hexadecimal SHA-256; None for an adapter, whose base is elsewhere, and for what is no folder.
     """
     folder = Path(name).expanduser()
-    if not folder.is_dir() or (folder / "petkit.json").is_file():
+    if not folder.is_dir() or ((folder / "petkit.json").is_file() and not is_whole(folder)):
         return None
     found = {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()

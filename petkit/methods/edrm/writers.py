@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import nn
 
+from petkit.artifacts.whole_model import is_whole
 from petkit.data.tokens import padding_token
 from petkit.errors import ConfigError, InputError
 from petkit.methods.edrm.config import RouterConfig
@@ -252,7 +253,8 @@ def load_language_model(
         InputError: an artifact for another task.
         PetkitError: the model cannot be loaded, by kind.
     """
-    if (Path(name) / "petkit.json").is_file():
+    # A merged or distilled model is a model like any other.
+    if (Path(name) / "petkit.json").is_file() and not is_whole(name):
         return _load_artifact(name, device)
     loaded = load_model(config or ModelConfig(name=name), "causal_lm")
     return LanguageModel(name, loaded.model.eval().to(device), loaded.tokenizer, loaded.base_sha256)

@@ -16,6 +16,7 @@ from petkit.methods.edrm.calibration import Objective, Reached
 from petkit.methods.edrm.config import PromptConfig, RouterConfig, ThresholdConfig
 from petkit.methods.edrm.evaluation import compared, read_outcomes
 from petkit.methods.edrm.learned import train_router
+from petkit.methods.edrm.outcome_file import model_files
 from petkit.methods.edrm.recipe import Router
 from petkit.methods.edrm.rule import Rule
 from petkit.methods.edrm.stored import (
@@ -393,3 +394,12 @@ def test_trajectories_are_as_long_as_the_probes_of_their_router(tmp_path, length
     )
     with nullcontext() if fits else pytest.raises(InputError, match=expected):
         check_probes(folder, [record], Path("t.jsonl"))
+
+
+def test_a_merged_model_is_a_model_like_any_other(tmp_path):
+    folder = save_llama(tmp_path / "merged")
+    plain = load_language_model(str(folder))
+    (folder / "petkit.json").write_text(json.dumps({"schema_version": 1, "kind": "merged"}))
+    merged = load_language_model(str(folder))
+    assert merged.sha256 == plain.sha256
+    assert model_files(str(folder)) is not None
