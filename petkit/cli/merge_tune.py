@@ -139,7 +139,7 @@ def _opened(folder: Path, overwrite: bool, resume: bool) -> Iterator[RunDirector
     from petkit.artifacts.run_directory import open_run
 
     if resume and not folder.exists():
-        output.log(f"{folder} does not exist: there is nothing to resume, the search begins at its first trial")
+        output.log(f"{folder} does not exist: there is nothing to resume, the search begins")
     with open_run(folder, overwrite, resume) as run:
         yield run
 
