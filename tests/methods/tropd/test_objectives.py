@@ -232,6 +232,8 @@ def test_reopold_has_a_floor_and_two_stages():
     assert signals(tokens, "reopold", 0.99, keep_entropy=0.2) == [0, 0, 0, 0, 4.0]
     assert signals(tokens, "reopold", 0.0, exploration=0.0, keep_entropy=1.0, floor=-3.0)[0] == -3.0
     assert signals(tokens, "reopold", 0.99, exploration=1.0) == [0, 0, -1.0, 0.5, 4.0]
+    # On the floor, which is a number that float32 has.
+    assert signals(worth([-1.75, -1.5, -1.25]), "reopold", 0.0, floor=-1.5) == [0, 0, -1.25]
     assert signals(tokens, "opd") == [-9.0, -1.386, -1.0, 0.5, 4.0]
 
 

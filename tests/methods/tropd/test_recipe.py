@@ -203,7 +203,7 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(recipe, tmp_path):
 
     whole = tmp_path / "whole"
     go(recipe(output=whole, **changes))
-    for stop in (1, 2, 3):
+    for stop in (1, 3):
         folder = tmp_path / f"cut-{stop}"
         assert go(recipe(output=folder, training__max_steps=stop, **changes))["stopped"] == "max_steps"
         result = go(recipe(output=folder, **changes), resume=newest(folder))
@@ -236,16 +236,15 @@ def test_guidance_is_recorded_and_comes_to_its_end(recipe):
     config = recipe(
         guidance__responses="live",
         sampling__max_new_tokens=16,
-        training__epochs=5,
+        training__epochs=3,
         training__learning_rate=1e-4,
     )
     go(config)
     rows = tiny.records(config.output)
     lengths = [row["prefix_length"] for row in rows]
-    bounds = [prefix_length(step, 10, 16) for step in range(10)]
+    bounds = [prefix_length(step, 6, 16) for step in range(6)]
     assert all(0 <= length <= bound for length, bound in zip(lengths, bounds, strict=True))
-    assert sum(lengths[:3]) > 0
-    assert sum(lengths[:5]) > sum(lengths[5:])
+    assert sum(lengths[:3]) > sum(lengths[3:])
     assert all(row["response_length"] >= row["prefix_length"] + 1 for row in rows)
 
 
@@ -277,7 +276,7 @@ def test_a_beginning_holds_no_end_of_either_side(recipe, models, ends):
         guidance__responses="live", sampling__max_new_tokens=20, from_teacher=models(1, end=ends, spread=1.0)
     )
     ready, batch, _ = first_step(config)
-    for step in range(5):
+    for step in range(3):
         ready.step.begin(step % 3)
         for one in ready.step.roll_out(ready.model, batch).completions:
             assert tiny.END not in one.tokens[: one.prefix]
