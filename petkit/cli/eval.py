@@ -315,7 +315,8 @@ def data_config(
     flags["data.skip_bad"] = skip_bad or None
     files: list[Path] = []
     if data is None:
-        if "data" not in artifact.config:
+        # What a distilled student was asked are prompts, and no examples to be measured on.
+        if "data" not in artifact.config or "student" in artifact.config:
             raise ConfigError(
                 f"{artifact.folder} does not record its data: pass --data RECIPE or --data FOLDER"
             )

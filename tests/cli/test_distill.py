@@ -91,7 +91,9 @@ def test_a_finished_run_says_how_it_went(petkit, distill, tmp_path):
     for name in ("README.md", "checks.json", "config.yaml", "metrics.jsonl", "petkit.json", "report.html"):
         assert (folder / name).exists(), name
     assert "Traceback" not in result.err
-    # The artifact is like any other.
+    # The artifact is like any other; of prompts it cannot be measured on.
+    refused = petkit("eval", folder)
+    assert (refused.code, "does not record its data: pass --data" in refused.err) == (2, True)
     assert petkit("verify", folder).code == 0
     page = petkit("inspect", folder)
     assert page.code == 0
@@ -135,7 +137,7 @@ def test_a_stopped_run_goes_on(distill):
 
 
 BAD = [
-    ({"teacher": {}}, "teacher needs one of model, domains and cache, got none"),
+    ({"teacher": {}}, "teacher needs one of model and domains, got none"),
     ({"teacher": {"model": "none"}}, "model.name must be hf/ORG/NAME or a local folder, got 'none'"),
     ({"student__model__name": "timm/test_vit"}, "is an image model; task causal_lm needs"),
     ({"student__model__nme": "x"}, "did you mean student.model.name?"),

@@ -65,7 +65,8 @@ def run(config: DistillConfig, context: RunContext) -> dict[str, Any] | None:
     """
     ready = prepare(config, context)
     with claim_folder(context) as directory:
-        before = ready.evaluate() if context.world.is_main and context.resume is None else None
+        # Before a checkpoint is loaded, so that a run that goes on has it too.
+        before = ready.evaluate() if context.world.is_main else None
         fitted = fit(
             ready.model,
             ready.step,
