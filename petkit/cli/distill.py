@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import typer
+
+from petkit.cli import common, output
 from petkit.cli.default_group import app_with_default
 from petkit.cli.grouped import grouped
 from petkit.cli.runs import OptionalValue, SkipBadFlag, Surroundings, check_output, finish, work
+
+WrittenBy = Literal["teacher", "student"]
 
 
 @grouped
@@ -26,6 +33,53 @@ def command(surroundings: Surroundings, skip_bad: SkipBadFlag = False) -> None:
     if result is not None:
         rows = _plan_rows(result) if surroundings.dry_run else _result_rows(result, Path(config.output))
         finish(rows, result, Path(config.output), surroundings)
+
+
+def cache(
+    recipe: common.ConfigArgument = None,
+    config_file: common.ConfigOption = None,
+    settings: common.SetOption = None,
+    folder: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Of the cache; one begun is gone on with."),
+    ] = ...,  # type: ignore[assignment]
+    writer: Annotated[
+        WrittenBy, typer.Option("--by", help="Who writes the responses: teacher, or the untrained student.")
+    ] = "teacher",
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            "--top-k", metavar="N", min=1, help="Likeliest tokens to keep (default: the objective's, or 64)."
+        ),
+    ] = None,
+    device: common.DeviceOption = "auto",
+    threads: common.ThreadsOption = None,
+    as_json: common.JsonFlag = False,
+) -> None:
+    """Keep responses to all prompts, with the teacher's log-probabilities, for runs with teacher.cache."""
+    from petkit.configuration import resolve
+    from petkit.methods.tropd.config import DistillConfig
+
+    files = common.recipe_files(recipe, config_file)
+    resolved = resolve(DistillConfig, files, settings or (), {})
+    for note in resolved.dropped:
+        output.log(note)
+
+    from petkit.methods.tropd.filling import fill
+    from petkit.training import device as devices
+    from petkit.training.context import RunContext
+
+    devices.configure(threads, deterministic=False)
+    context = RunContext(folder, devices.resolve_device(device), stage=partial(_progress, "prompts"))
+    result = fill(resolved.config, context, folder, writer, top_k)
+    rows = [
+        (name, str(result[name])) for name in ("folder", "teacher", "writer", "responses", "top_k", "bytes")
+    ]
+    output.print_result(output.table(("", ""), rows), result, as_json)
+
+
+def _progress(unit: str, label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    return output.progress(label, total, unit)
 
 
 def _result_rows(result: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
@@ -88,5 +142,5 @@ def _plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 app = app_with_default(
-    command, "Teach a student on its own responses, judged by a teacher.", kind=OptionalValue
+    command, "Teach a student on its own responses, judged by a teacher.", kind=OptionalValue, cache=cache
 )

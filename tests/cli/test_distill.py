@@ -137,7 +137,7 @@ def test_a_stopped_run_goes_on(distill):
 
 
 BAD = [
-    ({"teacher": {}}, "teacher needs one of model and domains, got none"),
+    ({"teacher": {}}, "teacher needs one of model, domains and cache, got none"),
     ({"teacher": {"model": "none"}}, "model.name must be hf/ORG/NAME or a local folder, got 'none'"),
     ({"student__model__name": "timm/test_vit"}, "is an image model; task causal_lm needs"),
     ({"student__model__nme": "x"}, "did you mean student.model.name?"),
@@ -338,3 +338,33 @@ def test_two_processes_share_the_prompts(write, tmp_path):
     result = json.loads(done.stdout)
     assert (result["processes"], result["steps"]) == (2, 2)
     assert result["total_steps"] == 2
+
+
+def test_a_cache_is_made_and_learnt_from(petkit, models, tmp_path):
+    own, other = models
+    train = tiny.write_questions(tmp_path / "prompts.jsonl")
+    content = tiny.content(tmp_path / "run", own, other, train, objective={"kind": "fkl", "top_k": 5})
+    file, folder = tmp_path / "cached.yaml", tmp_path / "cache"
+    file.write_text(json.dumps(content))
+    made = petkit("distill", "cache", file, "-o", folder, "--json")
+    assert made.code == 0, made.err
+    found = json.loads(made.out)
+    assert (found["responses"], found["top_k"], found["writer"]) == (16, 5, "teacher")
+    # Nothing is asked twice.
+    assert petkit("distill", "cache", file, "-o", folder, "--json").out == made.out
+    done = petkit("distill", file, "--set", "teacher.model=null", "--set", f"teacher.cache={folder}")
+    assert done.code == 0, done.err
+    other = petkit("distill", "cache", file, "-o", folder, "--set", "samples=1")
+    assert (other.code, other.out) == (2, "")
+    assert "is a cache of other settings (samples: 2 -> 1): choose another folder" in other.err
+    nowhere = ("--set", "teacher.model=null", "--set", "teacher.cache=nowhere", "-o", tmp_path / "other")
+    none = petkit("distill", file, *nowhere)
+    assert (none.code, "must be a cache of `petkit distill cache`" in none.err) == (2, True)
+
+
+def test_help_of_a_cache(petkit):
+    shown = petkit("distill", "cache", "--help")
+    assert shown.code == 0
+    for option in ("--by", "--top-k", "--output"):
+        assert option in shown.out
+    assert petkit("distill", "cache").code == 2

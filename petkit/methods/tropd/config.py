@@ -108,6 +108,10 @@ class TeacherConfig(Config):
     domains: dict[str, str] = Field(default_factory=dict)
     """Instead of one teacher: a teacher for each `dataset` of the prompts."""
 
+    cache: str | None = None
+    """Instead of a model: a folder that `petkit distill cache` made of the same prompts. Its responses are
+    learnt from, without any sampling."""
+
     tokenizer: str | None = None
     """Of served teachers: the folder or hub name (hf/ORG/NAME) of the model that the server holds, whose
     vocabulary is compared with the student's."""
@@ -216,14 +220,23 @@ class DistillConfig(Config):
     @model_validator(mode="after")
     def _one_teacher(self) -> Self:
         own = self.teacher
-        given = [name for name in ("model", "domains") if getattr(own, name)]
+        given = [name for name in ("model", "domains", "cache") if getattr(own, name)]
         if len(given) != 1:
-            raise ValueError(f"teacher needs one of model and domains, got {' and '.join(given) or 'none'}")
+            raise ValueError(
+                f"teacher needs one of model, domains and cache, got {' and '.join(given) or 'none'}"
+            )
         if self.objective.kind == "gkd" and any(name.startswith("http") for name in self.teachers):
             raise ValueError(
                 "objective.kind gkd needs the teacher's whole distribution and so a local teacher, got a "
                 "served one: use tropd or fkl"
             )
+        if own.cache and self.objective.kind == "gkd":
+            raise ValueError(
+                "objective.kind gkd needs the teacher's whole distribution, of which a cache holds the "
+                "likeliest tokens: use fkl"
+            )
+        if own.cache and self.guidance.responses != "none":
+            raise ValueError("guidance.responses live needs a teacher that writes, and a cache does not")
         served = any(name.startswith("http") for name in self.teachers)
         for name in () if served else ("tokenizer", "served"):
             if getattr(own, name) != TeacherConfig.model_fields[name].default:

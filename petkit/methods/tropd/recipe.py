@@ -189,6 +189,8 @@ def prepare(config: DistillConfig, context: RunContext) -> Ready:
     full_model_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
     teachers = load_teachers(config, loaded, padding_token(loaded.tokenizer), context.device)
     train, validation = _prompts(config, loaded, teachers)
+    if teachers.cached is not None:
+        teachers.cached.check(config, train.sha256, loaded.tokenizer)
     sites = [] if full else insert(model, config.adapter, stream(config.seed, "init", "adapters"))
     model.to(context.device)
     steps = planned_steps(config.training, len(train), config.seed, context.world.size)

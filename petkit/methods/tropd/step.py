@@ -13,7 +13,7 @@ from petkit.methods.tropd.algorithm import prefix_length, rewards
 from petkit.methods.tropd.config import DistillConfig
 from petkit.methods.tropd.objectives import Tokens, draw_trust, objective_sum
 from petkit.methods.tropd.prompts import Prompt
-from petkit.methods.tropd.teachers import Teachers
+from petkit.methods.tropd.teachers import CachedTeacher, Teachers
 from petkit.rollout.sampling import Completion, context_length, sample
 from petkit.rollout.scoring import Head, Sequences, TeacherScores, pack, student_log_probs
 from petkit.rollout.stops import Stops
@@ -99,7 +99,10 @@ class DistillationStep:
         return StepOutput(loss, count, measures=self._measures(tokens, scores, rollout))
 
     def roll_out(self, model: nn.Module, batch: Sequence[tuple[int, Prompt]]) -> Rollout:
-        """Let the student answer, behind the beginnings that the teacher gives."""
+        """Let the student answer, behind what the teacher gives; or take what a cache holds."""
+        cached = self.teachers.cached
+        if cached is not None:
+            return self._taken(cached, batch)
         samples = self.config.samples
         rows = [(number, prompt, draw) for number, prompt in batch for draw in range(samples)]
         prompts = [prompt for _, prompt, _ in rows]
@@ -115,6 +118,17 @@ class DistillationStep:
             prefixes=[beginnings[number] for number, _, _ in rows] if beginnings else None,
             vocab=self.head.vocab,
         )
+        return Rollout(prompts, found)
+
+    def _taken(self, cached: CachedTeacher, batch: Sequence[tuple[int, Prompt]]) -> Rollout:
+        """Responses of a cache: those of a prompt in turn, from one step to the next."""
+        samples = self.config.samples
+        prompts = [prompt for _, prompt in batch for _ in range(samples)]
+        found = [
+            cached.completion(number, self.step * samples + draw)
+            for number, _ in batch
+            for draw in range(samples)
+        ]
         return Rollout(prompts, found)
 
     def pack(self, rollout: Rollout) -> Sequences:

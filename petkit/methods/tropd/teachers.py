@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from petkit.data.vocabularies import check_same_vocabulary
 from petkit.errors import ConfigError, InputError
+from petkit.methods.tropd.cache import CachedRow, read_cache, vocabulary_sha256
 from petkit.methods.tropd.config import DistillConfig
 from petkit.models.config import ModelConfig
 from petkit.models.loaded import LoadedModel
@@ -99,10 +102,7 @@ class ServedTeacher:
         mask = sequences.mask
 
         def whole(parts: Sequence[Tensor]) -> Tensor:
-            values = torch.cat(list(parts)).to(mask.device)
-            spread = values.new_zeros((*mask.shape, *values.shape[1:]))
-            spread[mask] = values
-            return spread
+            return spread(torch.cat(list(parts)).to(mask.device), mask)
 
         log_probs = whole([one.log_probs for one in found])
         if top_k == 0:
@@ -120,6 +120,105 @@ class ServedTeacher:
     ) -> list[Completion]:
         """Responses of its own."""
         return self.remote.sample(prompts, seeds, settings)
+
+
+class CachedTeacher:
+    """What a teacher once said of responses.
+
+    Args:
+        folder: of the cache.
+
+    Raises:
+        PetkitError: it cannot be read, by kind.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest, rows = read_cache(folder)
+        self.context, self.head = None, None
+        self._rows: dict[tuple[tuple[int, ...], tuple[int, ...]], CachedRow] = {}
+        self._numbers: dict[int, list[CachedRow]] = {}
+        for row in rows:
+            self._rows[tuple(row.prompt.tolist()), tuple(row.token_ids.tolist())] = row
+            self._numbers.setdefault(row.number, []).append(row)
+
+    @property
+    def name(self) -> str:
+        """Of the teacher that was asked."""
+        return self.manifest.teacher
+
+    @property
+    def sha256(self) -> str:
+        """Of everything in it."""
+        return hashlib.sha256(self.manifest.model_dump_json().encode()).hexdigest()
+
+    def completion(self, number: int, draw: int) -> Completion:
+        """A response to a prompt; there are as many as were made, one after the other."""
+        own = self._numbers[number]
+        row = own[draw % len(own)]
+        tokens = tuple(row.token_ids.tolist())
+        given = len(tokens) if self.manifest.writer == "teacher" else 0
+        return Completion(tuple(row.prompt.tolist()), tokens, given, finished=row.finished)
+
+    def check(self, config: DistillConfig, prompts_sha256: str, tokenizer: Any) -> None:
+        """Refuse a cache of other prompts, tokens or settings.
+
+        Raises:
+            ConfigError: names what differs.
+        """
+        own, wanted = self.manifest, config.objective
+        pairs = {
+            "prompts": (own.prompts_sha256, prompts_sha256),
+            "vocabulary": (own.vocabulary_sha256, vocabulary_sha256(tokenizer)),
+            "sampling.temperature": (own.temperature, config.sampling.temperature),
+        }
+        for name, (found, needed) in pairs.items():
+            if found != needed:
+                raise ConfigError(
+                    f"{self.folder} is a cache of other {name}: it has {found}, this run {needed}"
+                )
+        if own.top_k < wanted.teacher_tokens:
+            raise ConfigError(
+                f"objective.top_k must be at most {own.top_k}, the likeliest tokens in {self.folder}, got "
+                f"{wanted.teacher_tokens}"
+            )
+        if own.writer == "teacher" and wanted.kind != "fkl":
+            raise ConfigError(
+                f"objective.kind must be fkl with responses that the teacher wrote, as in {self.folder}, got "
+                f"{wanted.kind}: make a cache with --by student"
+            )
+
+    def scores(self, sequences: Sequences, top_k: int, temperature: float) -> TeacherScores:
+        """What was said of responses that are there."""
+        rows = []
+        for place in range(len(sequences.starts)):
+            prompt = sequences.input_ids[place, : int(sequences.starts[place])].tolist()
+            response = sequences.token_ids[place][sequences.mask[place]].tolist()
+            rows.append(self._rows[tuple(prompt), tuple(response)])
+        mask = sequences.mask
+
+        def whole(parts: Sequence[Tensor]) -> Tensor:
+            return spread(torch.cat(list(parts)).to(mask.device), mask)
+
+        return TeacherScores(
+            whole([row.log_probs for row in rows]),
+            whole([row.entropy for row in rows]),
+            whole([row.top_ids[:, :top_k].long() for row in rows]) if top_k else None,
+            whole([row.top_log_probs[:, :top_k] for row in rows]) if top_k else None,
+        )
+
+    def write(
+        self, prompts: Sequence[Ids], seeds: Sequence[int], settings: SamplingConfig, stops: Stops | None
+    ) -> list[Completion]:
+        """A cache writes nothing new."""
+        raise InputError(f"{self.folder} is a cache, and writes no response")
+
+
+def spread(values: Tensor, mask: Tensor) -> Tensor:
+    """Put values of tokens that lie one behind the other where a mask is set; 0 elsewhere."""
+    whole = values.new_zeros((*mask.shape, *values.shape[1:]))
+    whole[mask] = values
+    return whole
 
 
 def grouped_entropy(top_log_probs: Tensor) -> Tensor:
@@ -154,6 +253,12 @@ class Teachers:
     def are_here(self) -> bool:
         """Whether the whole distribution of every teacher can be had."""
         return all(one.head is not None for one in self.teachers.values())
+
+    @property
+    def cached(self) -> CachedTeacher | None:
+        """The cache, where responses are from one."""
+        only = self.teachers.get(EVERY)
+        return only if isinstance(only, CachedTeacher) else None
 
     @property
     def heads(self) -> list[Head]:
@@ -263,6 +368,8 @@ def load_teachers(
         PetkitError: a model cannot be loaded.
     """
     own = config.teacher
+    if own.cache:
+        return Teachers({EVERY: CachedTeacher(Path(own.cache))})
     names = {EVERY: own.model} if own.model else dict(own.domains)
     here = [name for name in dict.fromkeys(names.values()) if not is_endpoint(name)]
     models = {name: _load(name, student, config, device) for name in here}

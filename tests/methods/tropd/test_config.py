@@ -87,6 +87,7 @@ ELSEWHERE = {
     "student.model.weights",
     "teacher.model",
     "teacher.domains",
+    "teacher.cache",
     "teacher.tokenizer",
     "data.train",
     "data.skip_bad",
@@ -166,8 +167,9 @@ SERVED = "http://127.0.0.1:8000/v1#m"
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"teacher": {}}, "teacher needs one of model and domains, got none"),
+        ({"teacher": {}}, "teacher needs one of model, domains and cache, got none"),
         ({"teacher": {"model": "b", "domains": {"m": "c"}}}, "got model and domains"),
+        ({"teacher": {"cache": "b", "domains": {"m": "c"}}}, "got domains and cache"),
         (
             {"teacher": {"model": SERVED}, "objective": {"kind": "gkd"}},
             "objective.kind gkd needs the teacher's whole distribution and so a local teacher",
