@@ -220,6 +220,20 @@ def student_log_probs(
     return found.log_probs[..., 0], further, found.entropy
 
 
+def without_dropout(model: nn.Module) -> None:
+    """Make a model in training mode what it is in evaluation mode: the policy that samples.
+
+    Args:
+        model: changed in place; of adapters that are inserted later nothing changes.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        # Attention that is computed at once takes its rate as a number.
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+
+
 @torch.no_grad()
 def teacher_scores(head: Head, sequences: Sequences, top_k: int, temperature: float = 1.0) -> TeacherScores:
     """What a model says of responses.

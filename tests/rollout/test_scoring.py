@@ -13,7 +13,7 @@ from petkit.models.loading import load_model
 from petkit.ops.divergence import divergence
 from petkit.rollout.config import SamplingConfig
 from petkit.rollout.sampling import sample
-from petkit.rollout.scoring import Head, pack, student_log_probs, teacher_scores
+from petkit.rollout.scoring import Head, pack, student_log_probs, teacher_scores, without_dropout
 from tests.serving.text_models import save_llama
 
 CPU = torch.device("cpu")
@@ -393,3 +393,17 @@ def test_a_teacher_without_a_distribution_is_refused(name, value):
 def test_more_likeliest_tokens_than_there_are_are_refused():
     with pytest.raises(InputError, match="top_k must be"):
         teacher_scores(Head(llama()), ragged(), VOCAB + 1)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_model_without_dropout_trains_as_it_samples(kind):
+    model = PLAIN[kind]()
+    for module in model.modules():
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.5
+    sequences = ragged()
+    quiet = student_log_probs(Head(model.eval()), sequences)[0]
+    torch.manual_seed(0)
+    assert not torch.equal(student_log_probs(Head(model.train()), sequences)[0], quiet)
+    without_dropout(model)
+    assert torch.equal(student_log_probs(Head(model.train()), sequences)[0], quiet)

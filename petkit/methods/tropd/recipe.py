@@ -25,7 +25,7 @@ from petkit.models.loaded import LoadedModel
 from petkit.models.loading import load_model
 from petkit.rollout.sampler import end_tokens
 from petkit.rollout.sampling import context_length
-from petkit.rollout.scoring import Head
+from petkit.rollout.scoring import Head, without_dropout
 from petkit.rollout.stops import Stops
 from petkit.training.checkpoint import check_drift, lasting_settings
 from petkit.training.context import RunContext
@@ -186,6 +186,7 @@ def prepare(config: DistillConfig, context: RunContext) -> Ready:
         )
     loaded = load_model(config.student.model, "causal_lm")
     model = loaded.model
+    without_dropout(model)
     full_model_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
     teachers = load_teachers(config, loaded, padding_token(loaded.tokenizer), context.device)
     train, validation = _prompts(config, loaded, teachers)
