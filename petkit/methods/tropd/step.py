@@ -192,20 +192,33 @@ class DistillationStep:
             longest = prefix_length(self.step, steps, config.sampling.max_new_tokens)
         if longest == 0:
             return {}
-        given: dict[int, list[int]] = {}
-        for number, prompt in batch:
+        lengths: dict[int, int] = {}
+        for number, _ in batch:
             draw = stream(config.seed, "guidance", self.step, number)
-            length = int(torch.randint(longest + 1, (1,), generator=draw))
-            given[number] = self._begun(number, prompt, length) if length else []
+            lengths[number] = int(torch.randint(longest + 1, (1,), generator=draw))
+        wanted = [(number, prompt) for number, prompt in batch if lengths[number]]
+        written = self._guides(wanted, max(lengths.values(), default=0))
+        given: dict[int, list[int]] = {number: [] for number, _ in batch}
+        for (number, prompt), response in zip(wanted, written, strict=True):
+            given[number] = self._begun(prompt, response, lengths[number])
         return given
 
-    def _begun(self, number: int, prompt: Prompt, length: int) -> list[int]:
-        """The first tokens of the teacher's response, without what ends it for either side."""
-        settings = self.config.sampling.model_copy(update={"max_new_tokens": length})
-        seed = derive(self.config.seed, "guidance", "response", self.step, number)
-        teacher = self.teachers.of(prompt.question.dataset)
-        (response,) = teacher.write([prompt.ids], [seed], settings, self.writer.stops)
-        kept = list(response.tokens[:-1] if response.finished else response.tokens)
+    def _guides(self, batch: Sequence[tuple[int, Prompt]], longest: int) -> list[Completion]:
+        """Responses of the prompts' own teachers, the first tokens of them."""
+        settings = self.config.sampling.model_copy(update={"max_new_tokens": longest})
+        found: dict[int, Completion] = {}
+        for dataset in dict.fromkeys(prompt.question.dataset for _, prompt in batch):
+            own = [(number, prompt) for number, prompt in batch if prompt.question.dataset == dataset]
+            names = ("guidance", "response", self.step)
+            seeds = [derive(self.config.seed, *names, number) for number, _ in own]
+            prompts = [prompt.ids for _, prompt in own]
+            answers = self.teachers.of(dataset).write(prompts, seeds, settings, self.writer.stops)
+            found |= {number: answer for (number, _), answer in zip(own, answers, strict=True)}
+        return [found[number] for number, _ in batch]
+
+    def _begun(self, prompt: Prompt, response: Completion, length: int) -> list[int]:
+        """The first tokens of a teacher's response, without what ends it for either side."""
+        kept = list(response.tokens[:-1] if response.finished else response.tokens)[:length]
         end = next((place for place, token in enumerate(kept) if token in self.ends), len(kept))
         # The student has to write a token at least, and to find room for it.
         room = self.config.sampling.max_new_tokens
