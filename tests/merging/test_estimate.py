@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from petkit.errors import InputError
+from petkit.errors import PetkitError
 from petkit.merging import estimate as module
 from petkit.merging.config import read_merge_config
 from petkit.merging.estimate import estimate
@@ -83,5 +83,5 @@ def test_a_disk_that_cannot_be_written(planned, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("petkit.merging.estimate.os.fsync", full)
-    with pytest.raises(InputError, match="No space left on device"):
+    with pytest.raises(PetkitError, match="No space left on device"):
         estimate(planned("linear", 1, "{weight: 1}"), tmp_path / "out")

@@ -85,10 +85,10 @@ def test_items_are_matched_by_id(tmp_path):
     with pytest.raises(ConfigError, match="none are given for b, add b=FILE"):
         gains_of_files(files, ["a", "b"])
     written(files["merged"], {"y": 1})
-    with pytest.raises(InputError, match=r"merged.jsonl lacks x of .*base.jsonl"):
+    with pytest.raises(InputError, match=r"merged.jsonl lacks the item x of .*base.jsonl"):
         gains_of_files(files, ["a"])
     written(files["merged"], dict.fromkeys("xyabcd", 1))
-    with pytest.raises(InputError, match=r"base.jsonl lacks a, b, c and 1 more of .*merged.jsonl"):
+    with pytest.raises(InputError, match=r"base.jsonl lacks the items a, b, c and 1 more of .*merged.jsonl"):
         gains_of_files(files, ["a"])
 
 
