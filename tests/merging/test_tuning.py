@@ -305,7 +305,9 @@ def test_nothing_to_search(bench, method, limits, message):
 
 def test_limits_beside_ranges_are_refused(bench):
     data = bench.configured("linear", {"weight": {"search": [0, 1]}}, {"weight": 1})
-    with pytest.raises(ConfigError, match=r"limits of weight \(--weights, --densities\) are for a file without"):
+    with pytest.raises(
+        ConfigError, match=r"limits of weight \(--weights, --densities\) are for a file without"
+    ):
         search_space(data, "c.yml", {"weight": (0, 1)})
 
 
