@@ -40,7 +40,7 @@ class WholeModel(BaseModel):
     @property
     def origin(self) -> str:
         """How it came to be, in a few words."""
-        raise NotImplementedError
+        return self.kind
 
 
 class MergedManifest(WholeModel):

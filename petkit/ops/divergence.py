@@ -163,29 +163,13 @@ def _backward_rows(
     return torch.where(torch.isnan(sum_a + sum_b), torch.nan, part)
 
 
-def _backward_default_(
-    student: Tensor,
-    teacher: Tensor,
-    mask: Tensor,
-    statistics: Tensor,
-    upstream: Tensor,
-    beta: float,
-    temperature: float,
-) -> None:
-    _write_gradient(student, student, teacher, mask, statistics, upstream, beta, temperature)
+def _backward_default_(student: Tensor, *rest: Any) -> None:
+    _write_gradient(student, student, *rest)
 
 
-def _backward_default(
-    student: Tensor,
-    teacher: Tensor,
-    mask: Tensor,
-    statistics: Tensor,
-    upstream: Tensor,
-    beta: float,
-    temperature: float,
-) -> Tensor:
+def _backward_default(student: Tensor, *rest: Any) -> Tensor:
     gradient = torch.empty_like(student, memory_format=torch.contiguous_format)
-    _write_gradient(gradient, student, teacher, mask, statistics, upstream, beta, temperature)
+    _write_gradient(gradient, student, *rest)
     return gradient
 
 

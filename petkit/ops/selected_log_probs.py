@@ -116,29 +116,13 @@ def _fake(logits: Tensor, token_ids: Tensor, mask: Tensor, temperature: float) -
     return (logits.new_empty((rows, token_ids.shape[1]), dtype=torch.float32), *columns)
 
 
-def _backward_default_(
-    logits: Tensor,
-    token_ids: Tensor,
-    mask: Tensor,
-    maximum: Tensor,
-    log_sum: Tensor,
-    upstream: Tensor,
-    temperature: float,
-) -> None:
-    _write_gradient(logits, logits, token_ids, mask, maximum, log_sum, upstream, temperature)
+def _backward_default_(logits: Tensor, *rest: Any) -> None:
+    _write_gradient(logits, logits, *rest)
 
 
-def _backward_default(
-    logits: Tensor,
-    token_ids: Tensor,
-    mask: Tensor,
-    maximum: Tensor,
-    log_sum: Tensor,
-    upstream: Tensor,
-    temperature: float,
-) -> Tensor:
+def _backward_default(logits: Tensor, *rest: Any) -> Tensor:
     gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    _write_gradient(gradient, logits, token_ids, mask, maximum, log_sum, upstream, temperature)
+    _write_gradient(gradient, logits, *rest)
     return gradient
 
 

@@ -9,6 +9,17 @@ from pydantic import Field, field_validator
 from petkit.configuration import Config
 
 
+def none_empty(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse texts that would end every answer at once.
+
+    Raises:
+        ValueError: one is empty.
+    """
+    if not all(texts):
+        raise ValueError(f"must hold texts that are not empty, got {list(texts)}")
+    return texts
+
+
 class SamplingConfig(Config):
     """How completions are drawn."""
 
@@ -33,9 +44,7 @@ class SamplingConfig(Config):
     @field_validator("stop")
     @classmethod
     def _has_text(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not all(value):
-            raise ValueError(f"must hold texts that are not empty, got {list(value)}")
-        return value
+        return none_empty(value)
 
 
 class ConnectionConfig(Config):

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from petkit.configuration import Config, applies_to
-from petkit.rollout.config import ServedConfig
+from petkit.rollout.config import ServedConfig, none_empty
 
 
 class PromptConfig(Config):
@@ -85,9 +85,7 @@ class RouterConfig(Config):
     @field_validator("stop")
     @classmethod
     def _has_text(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not all(value):
-            raise ValueError(f"must hold texts that are not empty, got {list(value)}")
-        return value
+        return none_empty(value)
 
     @model_validator(mode="after")
     def _learned_decides_questions(self) -> RouterConfig:

@@ -32,7 +32,7 @@ def distilled_card(
     rows = [(name, _measured(result[name])) for name in ("before", "after") if result[name] is not None]
     rows += [
         ("objective", config.objective.kind),
-        ("teacher", ", ".join(f"`{name}`" for name in config.teachers)),
+        ("teacher", ", ".join(f"`{name}`" for name in ready.teachers.names)),
         ("student before", f"`{loaded.base_id}`, sha256 `{loaded.base_sha256}`"),
         ("weights" if whole else "adapter", f"{sizes['adapter']:,} bytes"),
         ("training", f"{result['steps']} steps, seed {result['seed']}{stopped}"),

@@ -255,6 +255,11 @@ class Teachers:
         return all(one.head is not None for one in self.teachers.values())
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Of the teachers, each once; of a cache the one that was asked."""
+        return tuple(dict.fromkeys(one.name for one in self.teachers.values()))
+
+    @property
     def cached(self) -> CachedTeacher | None:
         """The cache, where responses are from one."""
         only = self.teachers.get(EVERY)

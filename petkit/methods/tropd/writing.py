@@ -115,7 +115,7 @@ def _write_whole(
         weights_sha256=weights_sha256(folder),
         files={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in beside},
         objective=config.objective.kind,
-        teachers=config.teachers,
+        teachers=ready.teachers.names,
     )
     text = json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     atomic_write(folder / MANIFEST, text.encode())

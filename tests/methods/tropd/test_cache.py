@@ -93,6 +93,8 @@ def test_students_learn_from_a_cache(recipe, filled, kind):
     assert (result["status"], result["steps"]) == ("completed", 4)
     lineage = json.loads((Path(config.output) / "petkit.json").read_text())["lineage"]
     assert "teacher" in lineage[0]["inputs"]
+    # Who was asked, and not nobody.
+    assert f"| teacher | `{recipe().teacher.model}` |" in (Path(config.output) / "README.md").read_text()
 
 
 def test_a_cache_is_gone_on_with(recipe, tmp_path, monkeypatch):
