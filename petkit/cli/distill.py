@@ -95,11 +95,14 @@ def _result_rows(result: Mapping[str, Any], folder: Path) -> list[tuple[str, str
     return [
         *rows,
         ("steps", f"{result['steps']} of {result['total_steps']}"),
-        (
-            "bytes",
-            f"adapter {sizes['adapter']:,}, {sizes['ratio']:.0f} times less than the student in float32",
-        ),
+        ("bytes", _bytes(sizes)),
     ]
+
+
+def _bytes(sizes: Mapping[str, Any]) -> str:
+    if sizes["ratio"] == 1:
+        return f"{sizes['bytes']:,}, the whole student"
+    return f"adapter {sizes['adapter']:,}, {sizes['ratio']:.0f} times less than the student in float32"
 
 
 def measured(evaluation: Mapping[str, Any]) -> str:
@@ -132,10 +135,7 @@ def _plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("prompts", f"{prompts['train']:,} to learn from{held}"),
         ("adapters", "\n".join(plan["adapters"]) or "none: all weights learn"),
         ("trainable", f"{plan['trainable_parameters']:,} parameters"),
-        (
-            "bytes",
-            f"adapter {sizes['adapter']:,}, {sizes['ratio']:.0f} times less than the student in float32",
-        ),
+        ("bytes", _bytes(sizes)),
         ("steps", f"{steps['total']:,} ({steps['per_epoch']:,} an epoch, {steps['warmup']:,} of warm-up)"),
         ("responses", f"{plan['responses']:,}, {plan['most_tokens']:,} tokens at most"),
     ]

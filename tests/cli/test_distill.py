@@ -119,6 +119,7 @@ def test_the_result_is_one_object_on_stdout(distill, tmp_path):
 
 def test_a_whole_student_is_a_model(distill, petkit, tmp_path):
     result = distill("--max-steps", 1, student__tuning="full", adapter={})
+    assert rows(result)["bytes"].endswith(", the whole student")
     assert result.code == 0, result.err
     assert petkit("verify", tmp_path / "run").code == 0
     assert petkit("inspect", tmp_path / "run").code == 0

@@ -34,7 +34,7 @@ def distilled_card(
         ("objective", config.objective.kind),
         ("teacher", ", ".join(f"`{name}`" for name in ready.teachers.names)),
         ("student before", f"`{loaded.base_id}`, sha256 `{loaded.base_sha256}`"),
-        ("weights" if whole else "adapter", f"{sizes['adapter']:,} bytes"),
+        ("weights" if whole else "adapter", f"{sizes['bytes' if whole else 'adapter']:,} bytes"),
         ("training", f"{result['steps']} steps, seed {result['seed']}{stopped}"),
     ]
     if not whole:

@@ -68,7 +68,7 @@ def sizes_of(config: DistillConfig, ready: Ready) -> dict[str, Any]:
     """Bytes of the artifact's tensors against those of the whole student."""
     if config.student.tuning == "full":
         own = sum(one.numel() * one.element_size() for one in ready.model.parameters())
-        return {"adapter": own, "head": 0, "full_model_fp32": ready.full_model_bytes, "ratio": 1.0}
+        return {"bytes": own, "ratio": 1.0}
     return size_ledger(*pack(ready.model), ready.full_model_bytes)
 
 
