@@ -6,6 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 MAX_JOBS ?= 2
 export MAX_JOBS
+WORKERS ?= 2
 ifneq ($(wildcard /usr/local/cuda/bin/nvcc),)
 CUDA_HOME ?= /usr/local/cuda
 export CUDA_HOME
@@ -34,10 +35,10 @@ $(VENV)/requirements: requirements/dev.txt requirements/demo.txt
 	@touch $@
 
 test: install
-	@$(BIN)/pytest $(PYTEST_ARGS)
+	@$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 check: lint
-	@$(BIN)/pytest --cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)
+	@$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)
 
 lint: install
 	$(BIN)/ruff check .

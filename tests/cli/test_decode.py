@@ -4,21 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from petkit.data.parallel import SentencePair, read_pairs
 from petkit.methods.nart_crf.stored import load_translator, translator_of
 from tests.methods.nart_crf import tiny
 
 FIRST, SECOND = tiny.SOURCES[:2]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from tests.methods.tropd import tiny
@@ -18,14 +17,6 @@ from tests.methods.tropd import tiny
 HERE = ["--threads", "1", "--device", "cpu"]
 DRY = "--dry-run"
 TENSORS = "adapter_packed.safetensors"
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -3,20 +3,11 @@
 import json
 
 import pytest
-import torch
 
 from tests.serving.text_models import save_bert
 
 SAMPLE = ["train", "tagger", "tagger-smoke", "--threads", "1", "--device", "cpu"]
 SHORT = ["--set", "training.epochs=3", "--set", "training.warmup_epochs=0"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

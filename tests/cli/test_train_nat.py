@@ -17,14 +17,6 @@ SMOKE = ["train", "nat", "nat-smoke", *HERE]
 DRY = "--dry-run"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def train(petkit, tmp_path):
     """`train("--dry-run", model__kind="nart")` trains by a tiny recipe into tmp_path / "run"."""

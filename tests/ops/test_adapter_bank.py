@@ -8,6 +8,7 @@ from petkit.errors import InputError
 from petkit.ops import AdapterBank, adapter_bank, lowbit_codebook, lowbit_dequantize, lowbit_quantize
 from tests.reference import adapter_bank as reference
 from tests.reference.tolerance import sum_error
+from tests.threads import threads
 
 BITS = (1, 2, 4, 8)
 # (tokens, adapters, hidden, in, out)
@@ -151,12 +152,10 @@ def test_a_mixed_batch_equals_one_adapter_at_a_time(bits, seed, hidden):
 def test_the_number_of_threads_does_not_matter(kernels):
     bank, *_ = make(9, 8, 64, 64, 1)
     x, ids = normal(500, 64), random_ids(500, 9)
-    before = torch.get_num_threads()
     results = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        results.append(adapter_bank(x, ids, bank))
-    torch.set_num_threads(before)
+    for count in (1, 2, 3):
+        with threads(count):
+            results.append(adapter_bank(x, ids, bank))
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if kernels == "torch" else {"rtol": 0, "atol": 0}
     for other in results[1:]:
         torch.testing.assert_close(results[0], other, **tolerance)

@@ -15,6 +15,7 @@ from tests.ops.beam_crf_cases import SHAPES, Inputs, inputs, rows
 from tests.ops.crf_cases import DTYPES, close
 from tests.reference import beam as reference
 from tests.reference.crf import logsumexp
+from tests.threads import threads
 
 
 def run(arguments: Inputs, with_targets=False):
@@ -199,11 +200,10 @@ def test_threads_and_neighbours_do_not_change_a_bit(kernels):
         found.sum().backward()
         return [found.detach(), *(part.grad for part in live)]
 
-    before = torch.get_num_threads()
-    together = once()
-    torch.set_num_threads(1)
-    alone = once()
-    torch.set_num_threads(before)
+    with threads(3):
+        together = once()
+    with threads(1):
+        alone = once()
     for one, two in zip(together, alone, strict=True):
         assert torch.equal(one, two)
 

@@ -10,6 +10,7 @@ from petkit.errors import InputError
 from petkit.ops import crf_log_partition
 from tests.ops.crf_cases import DTYPES, LARGE, SMALL, Inputs, close, inputs, long_case, rows
 from tests.reference import crf as reference
+from tests.threads import threads
 
 
 def gradients_of(arguments: Inputs, weights):
@@ -167,11 +168,10 @@ def test_many_tags(kernels, tags):
 
 def test_threads_and_neighbours_do_not_change_a_bit(kernels):
     arguments = inputs(19, 23, 21)
-    before = torch.get_num_threads()
-    together = crf_log_partition(*arguments), *gradients_of(arguments, torch.linspace(1, 2, 19))
-    torch.set_num_threads(1)
-    alone = crf_log_partition(*arguments), *gradients_of(arguments, torch.linspace(1, 2, 19))
-    torch.set_num_threads(before)
+    with threads(3):
+        together = crf_log_partition(*arguments), *gradients_of(arguments, torch.linspace(1, 2, 19))
+    with threads(1):
+        alone = crf_log_partition(*arguments), *gradients_of(arguments, torch.linspace(1, 2, 19))
     for one, two in zip(together, alone, strict=True):
         assert torch.equal(one, two)
 

@@ -8,6 +8,7 @@ from petkit.errors import InputError
 from petkit.ops import crf_sample
 from tests.ops.crf_cases import DTYPES, inputs, rows
 from tests.reference import crf as reference
+from tests.threads import threads
 
 
 def seeded(seed=0):
@@ -54,11 +55,10 @@ def test_forbidden_tags_are_never_drawn(kernels):
 
 def test_the_seed_decides_and_threads_do_not(kernels):
     arguments = inputs(5, 9, 6)
-    before = torch.get_num_threads()
-    one = crf_sample(*arguments, 7, seeded(1))
-    torch.set_num_threads(1)
-    two = crf_sample(*arguments, 7, seeded(1))
-    torch.set_num_threads(before)
+    with threads(3):
+        one = crf_sample(*arguments, 7, seeded(1))
+    with threads(1):
+        two = crf_sample(*arguments, 7, seeded(1))
     assert torch.equal(one, two)
     assert not torch.equal(one, crf_sample(*arguments, 7, seeded(2)))
 

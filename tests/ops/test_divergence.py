@@ -24,6 +24,7 @@ from tests.ops.row_cases import (
 )
 from tests.ops.row_cases import divergence_gradient as gradient_of
 from tests.reference import divergence as reference
+from tests.threads import threads
 
 INFINITE = torch.inf
 
@@ -242,12 +243,10 @@ def test_all_rows_masked(kernels, overwrite):
 def test_threads_do_not_change_a_bit(kernels):
     student, teacher = pair(40, 2500)
     upstream = normal(40, seed=5)
-    before = torch.get_num_threads()
     results = []
-    for threads in (1, 3):
-        torch.set_num_threads(threads)
-        results.append((*divergence(student, teacher), gradient_of(student, teacher, upstream)[0]))
-    torch.set_num_threads(before)
+    for count in (1, 3):
+        with threads(count):
+            results.append((*divergence(student, teacher), gradient_of(student, teacher, upstream)[0]))
     for one, two in zip(*results, strict=True):
         assert torch.equal(one, two)
     for row in (0, 17):

@@ -4,8 +4,9 @@ import torch
 
 from petkit.errors import InputError
 from petkit.ops import finite_rows
-from tests.ops.merge_cases import COUNTS, DTYPES, SIZES, default, name_of, normal, threads
+from tests.ops.merge_cases import COUNTS, DTYPES, SIZES, default, name_of, normal
 from tests.reference import merge
+from tests.threads import threads
 
 
 def check(models):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from petkit.errors import InputError
 from petkit.ops import lowbit_codebook, lowbit_dequantize, lowbit_fake_quantize, lowbit_quantize
 from tests.reference import lowbit
+from tests.threads import threads
 
 BITS = (1, 2, 4, 8)
 SHAPES = [(1, 2), (2, 1), (1, 63), (5, 7), (3, 65), (8, 384), (1, 65537)]
@@ -142,12 +143,10 @@ def test_the_gradient_of_the_sum_is_one(bits, rows, columns, seed):
 
 def test_the_number_of_threads_does_not_matter(kernels):
     weight, upstream = normal(300, 700), normal(300, 700, seed=1)
-    before = torch.get_num_threads()
     results = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        results.append((lowbit_fake_quantize(weight, 2), gradient_of(weight, upstream, 2)))
-    torch.set_num_threads(before)
+    for count in (1, 2, 3):
+        with threads(count):
+            results.append((lowbit_fake_quantize(weight, 2), gradient_of(weight, upstream, 2)))
     # torch's own reductions, which the torch variant uses, do depend on the threads.
     tolerance = {"rtol": 1e-5, "atol": 1e-6} if kernels == "torch" else {"rtol": 0, "atol": 0}
     for other in results[1:]:

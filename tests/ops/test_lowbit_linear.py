@@ -8,6 +8,7 @@ from petkit.errors import InputError
 from petkit.ops import lowbit_codebook, lowbit_dequantize, lowbit_linear, lowbit_quantize
 from tests.reference import lowbit
 from tests.reference.tolerance import sum_error
+from tests.threads import threads
 
 BITS = (1, 2, 4, 8)
 # (tokens, out, in): empty, single, odd, below and above the vector widths and blocks, a long row.
@@ -136,12 +137,10 @@ def test_one_infinite_input_stays_in_its_row(kernels):
 def test_the_number_of_threads_does_not_matter(kernels):
     packed, shift, scale, _ = random_packed(200, 300, 1)
     x = normal(65, 300)
-    before = torch.get_num_threads()
     results = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        results.append(lowbit_linear(x, packed, shift, scale, 1))
-    torch.set_num_threads(before)
+    for count in (1, 2, 3):
+        with threads(count):
+            results.append(lowbit_linear(x, packed, shift, scale, 1))
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if kernels == "torch" else {"rtol": 0, "atol": 0}
     for other in results[1:]:
         torch.testing.assert_close(results[0], other, **tolerance)

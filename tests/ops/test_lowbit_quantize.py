@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from petkit.errors import InputError
 from petkit.ops import lowbit_codebook, lowbit_dequantize, lowbit_quantize
 from tests.reference import lowbit
+from tests.threads import threads
 
 BITS = (1, 2, 4, 8)
 SHAPES = [(1, 2), (2, 1), (1, 63), (63, 1), (5, 7), (3, 65), (32, 96), (1, 65537)]
@@ -87,12 +88,10 @@ def test_moments_far_from_zero(kernels):
 
 def test_the_number_of_threads_does_not_matter(kernels):
     weight = normal(300, 1000, std=0.1)
-    before = torch.get_num_threads()
     results = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        results.append(lowbit_quantize(weight, 2))
-    torch.set_num_threads(before)
+    for count in (1, 2, 3):
+        with threads(count):
+            results.append(lowbit_quantize(weight, 2))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 

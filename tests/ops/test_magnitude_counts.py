@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from petkit.errors import InputError
 from petkit.ops import magnitude_counts
-from tests.ops.merge_cases import COUNTS, DTYPES, SIZES, default, family, name_of, normal, threads
+from tests.ops.merge_cases import COUNTS, DTYPES, SIZES, default, family, name_of, normal
 from tests.reference import merge
+from tests.threads import threads
 
 
 def check(base, models, prefix=None):

@@ -15,11 +15,11 @@ from tests.ops.merge_cases import (
     family,
     name_of,
     normal,
-    threads,
     weights_of,
 )
 from tests.reference import merge
 from tests.reference.tolerance import sum_error
+from tests.threads import threads
 
 CONSENSUS = ("none", "sum", "count")
 # Least, largest, kept share: everything, trimmed from either side, thinned, all at once, nothing at all.

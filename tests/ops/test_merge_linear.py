@@ -14,11 +14,11 @@ from tests.ops.merge_cases import (
     default,
     name_of,
     normal,
-    threads,
     weights_of,
 )
 from tests.reference import merge
 from tests.reference.tolerance import sum_error
+from tests.threads import threads
 
 
 def float64(*values):

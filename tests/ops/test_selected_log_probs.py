@@ -12,6 +12,7 @@ from petkit.errors import InputError
 from petkit.ops import SelectedLogProbs, _library, selected_log_probs, token_statistics
 from tests.ops.row_cases import DTYPES, LARGE, NATS, ROUNDING, SHAPES, computed, every_other, exact, normal
 from tests.reference import selected_log_probs as reference
+from tests.threads import threads
 
 INFINITE = torch.inf
 
@@ -195,12 +196,10 @@ def test_all_rows_masked(kernels, overwrite):
 
 def test_threads_do_not_change_a_bit(kernels):
     logits, ids, upstream = normal(40, 2500), tokens(40, 3, 2500), normal(40, 3, seed=5)
-    before = torch.get_num_threads()
     results = []
-    for threads in (1, 3):
-        torch.set_num_threads(threads)
-        results.append((*selected_log_probs(logits, ids), gradient_of(logits, ids, upstream)[0]))
-    torch.set_num_threads(before)
+    for count in (1, 3):
+        with threads(count):
+            results.append((*selected_log_probs(logits, ids), gradient_of(logits, ids, upstream)[0]))
     for one, two in zip(*results, strict=True):
         assert torch.equal(one, two)
 

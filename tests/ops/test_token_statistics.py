@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 from petkit.errors import InputError
 from petkit.ops import TokenStatistics, token_statistics
 from tests.reference import token_statistics as reference
+from tests.threads import threads
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # What users are promised, in nats: entropy and log-probability within 1e-5 of float64 on the same inputs.
@@ -137,13 +138,13 @@ def test_rising_logits_replace_all_candidates(kernels):
 
 def test_threads_do_not_change_a_bit(kernels):
     logits, ids = normal(9, 5001), tokens(9, 5001)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    alone = token_statistics(logits, ids, 5)
-    torch.set_num_threads(before)
+    with threads(1):
+        alone = token_statistics(logits, ids, 5)
+    with threads(3):
+        together = token_statistics(logits, ids, 5)
     one_by_one = [token_statistics(logits[i : i + 1], ids[i : i + 1], 5) for i in range(9)]
     for name in TokenStatistics._fields:
-        assert torch.equal(getattr(token_statistics(logits, ids, 5), name), getattr(alone, name))
+        assert torch.equal(getattr(together, name), getattr(alone, name))
         assert torch.equal(torch.cat([getattr(one, name) for one in one_by_one]), getattr(alone, name))
 
 

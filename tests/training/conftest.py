@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,15 +58,6 @@ def config(**values: Any) -> TrainingConfig:
     return TrainingConfig(
         **{"epochs": 2, "batch_size": 8, "warmup_epochs": 1, "learning_rate": 0.01, **values}
     )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny matrices lose time when they are shared among threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

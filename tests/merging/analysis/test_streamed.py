@@ -10,6 +10,7 @@ from petkit.merging.analysis.footprint import CHUNK
 from petkit.merging.analysis.streamed import Settings, analyze_state_dicts, measure
 from petkit.merging.sources import StateDict
 from tests.reference import shifts as reference
+from tests.threads import threads
 
 SHAPES = {
     "model.embed_tokens.weight": (40, 6),
@@ -114,18 +115,14 @@ def test_pieces_threads_and_order_change_no_bit():
     own, base = models()
     wanted = sums(own, base, Settings())
     backwards = {name: dict(reversed(one.items())) for name, one in own.items()}
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
+    with threads(2):
         others = [
             sums(own, base, Settings(piece=CHUNK)),
             sums(own, base, Settings(piece=64 * CHUNK)),
             sums(backwards, dict(reversed(base.items())), Settings()),
         ]
-        torch.set_num_threads(1)
+    with threads(1):
         others.append(sums(own, base, Settings()))
-    finally:
-        torch.set_num_threads(threads)
     for other in others:
         assert torch.equal(other.projected, wanted.projected)
         assert other.report() == wanted.report()
