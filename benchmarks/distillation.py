@@ -45,6 +45,13 @@ def objective(kind: str, **more: Any) -> Variant:
 GUIDED = {"guidance.responses": "live"}
 # Of 47 characters the 8 likeliest are what the 64 likeliest of 150,000 tokens are.
 FEW = {"top_k": 8}
+ONE_BIT = {
+    "student.tuning": "adapter",
+    "adapter.bits": 1,
+    "adapter.bottleneck": 16,
+    "adapter.targets": "[q,k,v,o,mlp]",
+    "training.learning_rate": 1e-3,
+}
 VARIANTS = {
     "opd": objective("opd"),
     "gkd": objective("gkd"),
@@ -57,6 +64,12 @@ VARIANTS = {
     "tropd-expected": objective("tropd", trust="expected", **FEW),
     "tropd-guided": Variant({**objective("tropd", **FEW).settings, **GUIDED}),
 }
+# For language models with a usual vocabulary, see benchmarks/distillation_smollm2.py.
+LARGER = {
+    "tropd-64": objective("tropd"),
+    "opd-1bit": Variant({**objective("opd").settings, **ONE_BIT}),
+    "tropd-1bit": Variant({**objective("tropd").settings, **ONE_BIT}),
+}
 
 
 def folder_of(work: Path, variant: str, start: str, seed: int) -> Path:
@@ -65,18 +78,25 @@ def folder_of(work: Path, variant: str, start: str, seed: int) -> Path:
 
 
 def run(
-    work: Path, variants: Sequence[str], starts: Sequence[str], seeds: Sequence[int], threads: int
+    recipe: Path,
+    work: Path,
+    variants: Sequence[str],
+    starts: Sequence[str],
+    seeds: Sequence[int],
+    threads: int,
 ) -> None:
     """Carry out the runs that are not finished, one after the other."""
     for seed in seeds:
         for start in starts:
-            for variant in variants:
-                folder = folder_of(work, variant, start, seed)
+            for name in variants:
+                folder, variant = folder_of(work, name, start, seed), {**VARIANTS, **LARGER}[name]
                 if not (folder / "result.json").exists():
-                    distil(work, folder, VARIANTS[variant], start, seed, threads)
+                    distil(recipe, work, folder, variant, start, ("--seed", seed, "--threads", threads))
 
 
-def distil(work: Path, folder: Path, variant: Variant, start: str, seed: int, threads: int) -> None:
+def distil(
+    recipe: Path, work: Path, folder: Path, variant: Variant, start: str, more: Sequence[object]
+) -> None:
     """One run of `petkit distill`."""
     own = {
         "student.model.name": work / start,
@@ -85,10 +105,10 @@ def distil(work: Path, folder: Path, variant: Variant, start: str, seed: int, th
         "data.validation": work / "validation.jsonl",
     }
     settings = [part for key, value in own.items() for part in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "petkit", "distill", str(RECIPE), "-o", str(folder)]
-    command += [*settings, *variant.flags(), "--seed", str(seed), "--threads", str(threads), "--resume"]
-    print(" ".join(command), flush=True)
-    subprocess.run(command, check=True)
+    command = [sys.executable, "-m", "petkit", "distill", recipe, "-o", folder, "--resume"]
+    command += [*settings, *variant.flags(), *more]
+    print(*command, flush=True)
+    subprocess.run([str(one) for one in command], check=True)
 
 
 def summary(folder: Path) -> dict[str, Any]:
@@ -109,11 +129,11 @@ def summary(folder: Path) -> dict[str, Any]:
     }
 
 
-def tables(work: Path, save: Path | None) -> None:
+def tables(work: Path, starts: Sequence[str], save: Path | None) -> None:
     """Means and standard deviations over seeds, as Markdown and JSON."""
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for start in STARTS:
-        for variant in VARIANTS:
+    for start in starts:
+        for variant in (*VARIANTS, *LARGER):
             folders = sorted((work / "runs").glob(f"{variant}-{start}-[0-9]"))
             runs = [summary(folder) for folder in folders if (folder / "result.json").exists()]
             if runs:
@@ -142,16 +162,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("part", choices=("run", "tables"))
     parser.add_argument("work", type=Path)
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--starts", nargs="+", default=list(STARTS), choices=STARTS)
+    parser.add_argument("--recipe", type=Path, default=RECIPE)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=[*VARIANTS, *LARGER])
+    parser.add_argument("--starts", nargs="+", default=list(STARTS), help="folders of WORK with students")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save", type=Path)
     own = parser.parse_args()
     if own.part == "run":
-        run(own.work.resolve(), own.variants, own.starts, own.seeds, own.threads)
+        run(own.recipe, own.work.resolve(), own.variants, own.starts, own.seeds, own.threads)
     else:
-        tables(own.work.resolve(), own.save)
+        tables(own.work.resolve(), own.starts, own.save)
 
 
 if __name__ == "__main__":

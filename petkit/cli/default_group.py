@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -18,8 +19,19 @@ class DefaultGroup(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the default command's name before a line that begins with no command's."""
         if not args or args[0] not in {*self.commands, *ctx.help_option_names}:
+            self._refuse_misspelt(ctx, args)
             args = [self.default, *args]
         return super().parse_args(ctx, args)
+
+    def _refuse_misspelt(self, ctx: Any, args: list[str]) -> None:
+        from petkit.configuration.messages import nearest
+
+        others = [name for name in self.commands if name != self.default]
+        near = nearest(args[0], others) if args and not args[0].startswith("-") else None
+        if near and not Path(args[0]).exists():
+            ctx.fail(
+                f"there is neither a file nor a command {args[0]}; did you mean `{ctx.command_path} {near}`?"
+            )
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """The default command's help, and the other commands' names."""

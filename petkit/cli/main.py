@@ -187,7 +187,16 @@ def _usage_message(error: typer.TyperException) -> str:
     verbs = getattr(context.command, "commands", {})
     if message == "Missing command":
         message = f"{context.command_path} needs a command: {', '.join(verbs)}"
-    return f"{message[:1].lower()}{message[1:]} (see `{context.command_path} --help`)"
+    path = _shown_path(context)
+    return f"{message[:1].lower()}{message[1:]} (see `{path} --help`)"
+
+
+def _shown_path(context: Any) -> str:
+    """As a user writes it: a verb's own command has a hidden name beneath the verb."""
+    path: str = context.command_path
+    verb = context.parent
+    is_own = verb is not None and context.info_name == getattr(verb.command, "default", None)
+    return verb.command_path if is_own else path
 
 
 def _long_name_message(error: OSError) -> str:

@@ -1,0 +1,122 @@
+"""SmolLM2-135M-Instruct as a teacher of one task and, pruned in depth, as its student, for distillation.py.
+
+.venv/bin/python benchmarks/distillation_smollm2.py WORK --base smol --questions QUESTIONS
+.venv/bin/python benchmarks/distillation.py run WORK --recipe benchmarks/distillation_smollm2.yaml \
+    --starts student --variants opd tropd-64 opd-1bit tropd-1bit --seeds 0
+
+`smol` is the model as docs/edrm.md saves it, QUESTIONS what benchmarks/distillation_models.py wrote. The task
+is sums of reasoning-gym (chain_sum), answered through their partial sums. Both models learn it from written
+answers, by LoRA in float32 that is then merged into the weights: the teacher for long, the student, which
+lacks every third layer, for a while. What is there already is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from distillation_models import written
+
+RECIPE = Path(__file__).parent.parent / "petkit" / "recipes" / "chat-lora-1bit.yaml"
+TRAIN, TEST = 6_000, 100
+STEPS = {"teacher": 250, "student": 120}
+# Every third layer of the pruned copy goes.
+PRUNED = 3
+SETTINGS: dict[str, Any] = {
+    "adapter.bits": 32,
+    "adapter.dropout": 0.0,
+    "data.max_length": 128,
+    "training.batch_size": 16,
+    "training.gradient_accumulation": 1,
+    "training.epochs": 1,
+    "training.warmup_epochs": 0.02,
+    "training.select": "last",
+}
+
+
+def questions(source: Path, work: Path) -> None:
+    """Prompts for `petkit distill`, and conversations to learn the task from."""
+    (work / "chat").mkdir(parents=True, exist_ok=True)
+    for name, place, count in (("train", "train", TRAIN), ("test", "validation", TEST)):
+        rows = [json.loads(line) for line in (source / f"{name}.jsonl").read_text("utf-8").splitlines()]
+        rows = [row for row in rows if row["dataset"] == "sums"][:count]
+        write(work / f"{place}.jsonl", rows)
+        write(work / "chat" / f"{name}.jsonl", [conversation(row) for row in rows])
+
+
+def conversation(row: Mapping[str, str]) -> dict[str, Any]:
+    """A question and its written answer."""
+    turns = {"user": row["question"], "assistant": written(dict(row), "steps")}
+    return {"messages": [{"role": role, "content": text} for role, text in turns.items()]}
+
+
+def write(file: Path, rows: list[Any]) -> None:
+    """Write JSON lines."""
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
+def prune(base: Path, folder: Path) -> None:
+    """A copy of a model without some of its layers."""
+    from torch import nn
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    kept = [layer for i, layer in enumerate(model.model.layers) if i % PRUNED != 1]
+    for i, layer in enumerate(kept):
+        layer.self_attn.layer_idx = i
+    model.model.layers = nn.ModuleList(kept)
+    model.config.num_hidden_layers = len(kept)
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = model.config.layer_types[: len(kept)]
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+
+
+def tune(work: Path, base: Path, name: str, threads: int) -> None:
+    """Learn the task by LoRA, and put it into the weights."""
+    adapter, model = work / f"{name}-adapter", work / name
+    own = {"model.name": base, "data.path": work / "chat", "training.max_steps": STEPS[name], **SETTINGS}
+    if not (adapter / "result.json").exists():
+        petkit("train", "adapter", RECIPE, "-o", adapter, "--threads", threads, "--resume", *flags(own))
+    if not (model / "petkit.json").exists():
+        merge = work / f"{name}-merge.yaml"
+        merge.write_text(f"merge_method: passthrough\nmodels:\n  - model: {base}+{adapter}\n", "utf-8")
+        petkit("merge", merge, "-o", model)
+
+
+def flags(settings: Mapping[str, Any]) -> Iterator[str]:
+    """As petkit takes them."""
+    for key, value in settings.items():
+        yield from ("--set", f"{key}={value}")
+
+
+def petkit(*arguments: object) -> None:
+    """Run a command of petkit."""
+    command = [sys.executable, "-m", "petkit", *map(str, arguments)]
+    print(" ".join(command), flush=True)
+    subprocess.run(command, check=True)
+
+
+def main() -> None:
+    """Make the questions and both models."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--questions", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    own = parser.parse_args()
+    work, base, pruned = own.work.resolve(), own.base.resolve(), own.work.resolve() / "pruned"
+    questions(own.questions, work)
+    if not (pruned / "config.json").exists():
+        prune(base, pruned)
+    tune(work, base, "teacher", own.threads)
+    tune(work, pruned, "student", own.threads)
+
+
+if __name__ == "__main__":
+    main()
