@@ -5,7 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Tiny matrices lose time when threads share them, and workers share the cores; tests about threads set their own.
+# Threads make tiny matrices slower, and workers share the cores; tests about threads set their own number.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest

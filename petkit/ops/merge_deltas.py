@@ -65,7 +65,7 @@ def merge_deltas(
         nan is never left out.
 
     Raises:
-        InputError: other shapes or dtypes, another consensus, a negative start.
+        InputError: other shapes or dtypes, a probability out of range, another consensus, a negative start.
 
     Source:
         Ilharco et al. 2023; Yadav et al. 2023 (TIES); Yu et al. 2024 (DARE); Davari and Belilovsky 2024
@@ -76,6 +76,9 @@ def merge_deltas(
     for name in ("weights", "low", "high", "keep"):
         _merge.check_vector(name, getattr(terms, name), len(models))
     _merge.check_vector("keys", terms.keys, len(models), torch.int64)
+    for share in terms.keep.tolist():
+        if not 0 <= share <= 1:
+            raise InputError(f"keep must lie between 0 and 1, got {share:g}")
     if consensus not in get_args(Consensus):
         raise InputError(f"consensus must be one of {', '.join(get_args(Consensus))}, got {consensus!r}")
     start = whole_number("start", start, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -38,7 +39,7 @@ def fingerprint(command: list[str]) -> str:
 
 
 def compile_library(command: list[str], target: Path) -> None:
-    # Another process may build the same file: each writes its own and renames it.
+    # A compiler that is killed leaves no half of a library under its name.
     temporary = target.with_suffix(f".{os.getpid()}")
     done = subprocess.run([*command, "-o", str(temporary)], capture_output=True, text=True, check=False)
     messages = [line for line in done.stderr.splitlines() if " error: " in line or " warning: " in line]
@@ -59,8 +60,11 @@ def built(request: pytest.FixtureRequest) -> Callable[..., Path]:
         includes = [f"-I{path}" for path in INCLUDES]
         command = [compiler, *FLAGS, *includes, *before, str(HERE / source), *after]
         target = folder / f"{Path(source).stem}_{fingerprint(command)}.so"
-        if not target.exists():
-            compile_library(command, target)
+        # Workers that need the same library wait for the first.
+        with target.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.exists():
+                compile_library(command, target)
         return target
 
     return build

@@ -283,6 +283,13 @@ def changed(**fields):
         (normal(3), changed(), {"start": -1}, "start must be an integer of at least 0, got -1"),
         (normal(3), changed(), {"start": 0.5}, "start must be an integer of at least 0, got 0.5"),
         (normal(3), changed(), {"dtype": torch.int8}, "dtype must be float32, bfloat16 or float16"),
+        (
+            normal(3),
+            terms_of(2)._replace(keep=torch.tensor([0.5, 1.5]).double()),
+            {},
+            "keep must lie between 0 and 1, got 1.5",
+        ),
+        (normal(3), terms_of(2)._replace(keep=torch.tensor([math.nan, 1]).double()), {}, "keep .* got nan"),
     ],
 )
 def test_refusals(base, terms, options, message):
