@@ -289,7 +289,7 @@ def changed(**fields):
             {},
             "keep must lie between 0 and 1, got 1.5",
         ),
-        (normal(3), terms_of(2)._replace(keep=torch.tensor([math.nan, 1]).double()), {}, "keep .* got nan"),
+        (normal(3), terms_of(2)._replace(keep=torch.tensor([torch.nan, 1]).double()), {}, "keep .* got nan"),
     ],
 )
 def test_refusals(base, terms, options, message):
