@@ -37,6 +37,18 @@ def classification_step(model: nn.Module, batch: Mapping[str, Tensor]) -> StepOu
     Returns:
         Sums of loss and count, and which examples are right.
     """
-    logits, labels = compute_logits(model, batch), batch["labels"]
+    return classified(compute_logits(model, batch), batch["labels"])
+
+
+def classified(logits: Tensor, labels: Tensor) -> StepOutput:
+    """Judge logits by labels.
+
+    Args:
+        logits: (batch, classes).
+        labels: int64 (batch,), class numbers.
+
+    Returns:
+        Sums of loss and count, and which examples are right.
+    """
     loss = classification_loss(logits, labels)
     return StepOutput(loss, len(labels), logits.detach().argmax(-1) == labels, labels)
