@@ -34,10 +34,8 @@ TOKENS: tuple[Panel, ...] = (
 )
 # Of pictures.
 TEACHING: tuple[Panel, ...] = (
-    (
-        "what is learnt (nats)",
-        {"cross_entropy": "labels: cross-entropy", "kl": "logits: KL to the teacher, softened"},
-    ),
+    ("cross-entropy of labels (nats)", {"cross_entropy": "cross-entropy of labels (nats)"}),
+    ("softened KL to the teacher (nats)", {"kl": "softened KL to the teacher (nats)"}),
     ("distance of features", {"feature_distance": "distance of features"}),
     ("same answer as the teacher", {"agreement": "same answer as the teacher"}),
 )

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from tests.cli.test_distill import start, wait_for_step
 from tests.methods.vision_distillation import tiny
 
 HERE = ["--threads", "1", "--device", "cpu"]
@@ -190,3 +191,19 @@ def test_the_smoke_recipe_needs_its_teacher_first(petkit, tmp_path, monkeypatch)
     assert (result.code, result.out) == (2, "")
     assert "teacher.model must be" in result.err
     assert petkit("recipes", "cp", "distill-vision-smoke", "own.yaml", "--set", "seed=3").code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [1, 17])
+def test_killed_and_resumed_gives_the_same_bytes(petkit, write, tmp_path, step):
+    long = {"training__epochs": 50, "training__checkpoint_steps": 3, "training__max_steps": 40}
+    recipe = write(adapter__dropout=0.3, training__checkpoint_every=100, **long)
+    assert petkit("distill", recipe, *HERE, "-o", tmp_path / "whole").code == 0
+    process = start("distill", recipe, *HERE, "-o", tmp_path / "killed")
+    wait_for_step(process, tmp_path / "killed", step)
+    process.kill()
+    process.communicate()
+    resumed = petkit("distill", recipe, *HERE, "-o", tmp_path / "killed", "--resume")
+    assert resumed.code == 0, resumed.err
+    name = "adapter_packed.safetensors"
+    assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -53,8 +53,9 @@ def feature_distance(projected: Tensor, teacher_features: Tensor, kind: FeatureL
     own, other = projected.float(), teacher_features.detach().float()
     if kind == "mse":
         return (own - standardized(other)).square().mean()
-    lengths = own.norm(dim=-1).clamp_min(LEAST) * other.norm(dim=-1).clamp_min(LEAST)
-    return (1 - (own * other).sum(-1) / lengths).mean()
+    products = (own * other).sum(-1)
+    lengths: Tensor = own.norm(dim=-1).clamp_min(LEAST) * other.norm(dim=-1).clamp_min(LEAST)
+    return (1 - products / lengths).mean()
 
 
 def standardized(features: Tensor) -> Tensor:

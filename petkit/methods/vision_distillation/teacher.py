@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from petkit.artifacts.kinds import kind_of
+from petkit.artifacts.manifest import OTHER_KINDS, WHOLE
 from petkit.artifacts.reader import MANIFEST
 from petkit.data.images import normalize
 from petkit.errors import ConfigError, InputError, PetkitError
@@ -62,6 +64,8 @@ class Teacher:
 def load_teacher(config: VisionDistillationConfig, classes: Sequence[str], device: torch.device) -> Teacher:
     """Load the teacher and hold its classes against those of the data.
 
+    A merged or distilled whole model is loaded as what it is: a model in the layout of transformers.
+
     Args:
         config: the recipe.
         classes: names of the data's classes in the order of their numbers.
@@ -77,7 +81,7 @@ def load_teacher(config: VisionDistillationConfig, classes: Sequence[str], devic
     own = config.teacher
     folder = Path(own.model).expanduser()
     with _named_keys():
-        if (folder / MANIFEST).exists():
+        if (folder / MANIFEST).exists() and OTHER_KINDS.get(str(kind_of(folder))) not in WHOLE:
             found = _of_artifact(own, folder, classes, device)
         else:
             found = _published(own, config.distillation.alpha > 0, classes)

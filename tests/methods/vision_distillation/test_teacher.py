@@ -160,6 +160,9 @@ def test_a_transformers_classifier(tmp_path: Path) -> None:
     assert loaded.width == 16
     with pytest.raises(ConfigError, match="got 't-shirt' as class 0 where the data has 'trouser'"):
         load(folder, (tiny.CLASSES[1], tiny.CLASSES[0], *tiny.CLASSES[2:]))
+    # A whole model that petkit merged is a model like any other.
+    Path(folder, "petkit.json").write_text('{"kind": "merged"}')
+    assert load(folder).sha256 == loaded.sha256
     # Another size than its own.
     assert load(folder, teacher__image_size=48).preprocess["image_size"] == 48
 
