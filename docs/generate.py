@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from petkit.cli.catalog import METHODS, configuration_of
+from petkit.cli.catalog import METHODS, load_configuration
 from petkit.cli.config import SCHEMA_COLUMNS, schema_rows
 from petkit.cli.main import VERBS, load_verb
 from petkit.cli.reference import EXIT_CODES, OTHER_VARIABLES, OWN_VARIABLES, SETTING
@@ -120,8 +120,8 @@ def help_of(*words: str) -> str:
 def configuration() -> str:
     parts = ["# Configuration", NOTE]
     for method in METHODS:
-        parts.append(f"## petkit {method.command}\n\nSystem {method.name}: {method.paper}.\n")
-        rows = [SCHEMA_COLUMNS, ["---"] * len(SCHEMA_COLUMNS), *schema_rows(configuration_of(method.command))]
+        parts.append(f"## petkit {method.shown_command}\n\nSystem {method.name}: {method.paper}.\n")
+        rows = [SCHEMA_COLUMNS, ["---"] * len(SCHEMA_COLUMNS), *schema_rows(load_configuration(method))]
         parts.append("\n".join(f"| {' | '.join(cell(value) for value in row)} |" for row in rows) + "\n")
     return "\n".join(parts)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from petkit.errors import ConfigError
@@ -14,13 +16,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Method:
-    """One system: its folder in petkit/methods, its command, its configuration class and its paper."""
+    """One system: its folder in petkit/methods, its command, its configuration class and its paper.
+
+    Where several systems share a command, the recipe's key `kind` tells them apart; the first is meant by a
+    recipe without it.
+    """
 
     name: str
     command: str
     configuration: str
     summary: str
     paper: str
+    kind: str | None = None
+
+    @property
+    def shown_command(self) -> str:
+        """The command as people look for it: `distill (kind: vision)`."""
+        return self.command if self.kind is None else f"{self.command} (kind: {self.kind})"
 
 
 METHODS = (
@@ -60,24 +72,76 @@ METHODS = (
         "DistillConfig",
         "on-policy distillation within a trust region, and its baselines",
         "Trust region on-policy distillation. arXiv:2606.01249",
+        kind="text",
+    ),
+    Method(
+        "vision_distillation",
+        "distill",
+        "VisionDistillationConfig",
+        "logits and features of an image classifier, learnt by adapters in another one",
+        "Hinton, Vinyals, Dean. Distilling the knowledge in a neural network. 2015, arXiv:1503.02531",
+        kind="vision",
     ),
 )
 
 
-def method_of(command: str) -> Method:
+def method_of(command: str, kind: str | None = None) -> Method:
     """The system behind a command.
 
     Args:
         command: the words after `petkit`, such as "train adapter".
+        kind: of the recipe, where systems share the command; None takes the first of them.
 
     Raises:
-        ConfigError: no command of that name reads a recipe.
+        ConfigError: no command of that name reads a recipe, or none of that kind.
     """
-    for method in METHODS:
-        if method.command == command:
-            return method
-    known = ", ".join(method.command for method in METHODS)
-    raise ConfigError(f"no command {command!r} reads a recipe; there are: {known}")
+    return _of_kind(_methods_of(command), kind, "--kind")
+
+
+def method_for(
+    command: str,
+    files: Sequence[Path],
+    overrides: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Method:
+    """The system that a recipe is for, by its key `kind` where systems share the command.
+
+    Args:
+        command: the words after `petkit`.
+        files: the recipe's files.
+        overrides: texts of `--set`.
+        environment: as of `petkit.configuration.resolve`.
+
+    Raises:
+        ConfigError: no such command or kind, or a file that is no recipe.
+    """
+    from petkit.configuration import peek
+
+    methods = _methods_of(command)
+    found = peek("kind", files, overrides, environment) if len(methods) > 1 else None
+    return methods[0] if found is None else _of_kind(methods, found.value, found.origin)
+
+
+def _methods_of(command: str) -> list[Method]:
+    found = [method for method in METHODS if method.command == command]
+    if not found:
+        known = ", ".join(dict.fromkeys(method.command for method in METHODS))
+        raise ConfigError(f"no command {command!r} reads a recipe; there are: {known}")
+    return found
+
+
+def _of_kind(methods: Sequence[Method], kind: object, origin: str) -> Method:
+    kinds = {method.kind: method for method in methods}
+    if kind is None or kind in kinds:
+        return methods[0] if kind is None else kinds[str(kind)]
+    from petkit.configuration.messages import nearest, not_a_choice
+
+    known = [str(one) for one in kinds if one is not None]
+    if not known:
+        raise ConfigError(f"petkit {methods[0].command} has no kinds of recipes: leave {origin} out")
+    near = nearest(str(kind), known)
+    hint = f"; did you mean {near}?" if near else ""
+    raise ConfigError(not_a_choice(("kind",), kind, known, origin) + hint)
 
 
 def whole_command(command: str) -> str:
@@ -93,9 +157,13 @@ def whole_command(command: str) -> str:
     return found[0] if len(found) == 1 else command
 
 
-def configuration_of(command: str) -> type[Config]:
+def configuration_of(command: str, kind: str | None = None) -> type[Config]:
     """The configuration class of a command; imports the method's torch-free config module."""
-    method = method_of(command)
+    return load_configuration(method_of(command, kind))
+
+
+def load_configuration(method: Method) -> type[Config]:
+    """The configuration class of a system; imports its torch-free config module."""
     module = importlib.import_module(f"petkit.methods.{method.name}.config")
     found: type[Config] = getattr(module, method.configuration)
     return found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from petkit.cli import output
-from petkit.cli.catalog import METHODS, configuration_of, whole_command
+from petkit.cli.catalog import METHODS, configuration_of, load_configuration, method_for, whole_command
 from petkit.cli.common import ConfigArgument, ConfigOption, JsonFlag, SetOption, recipe_files
 from petkit.cli.shipped import header
 from petkit.errors import ConfigError
@@ -66,10 +66,16 @@ def show(
 @app.command()
 def schema(
     words: Annotated[list[str], typer.Argument(metavar="COMMAND", help="Such as: train adapter.")],
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--kind", metavar="KIND", help="Of the recipe: `distill` has text (default) and vision."
+        ),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Print every key that a command's recipe may hold: as a table, or as a JSON schema."""
-    model = configuration_of(whole_command(" ".join(words)))
+    model = configuration_of(whole_command(" ".join(words)), kind)
     output.print_result(output.table(SCHEMA_COLUMNS, schema_rows(model)), model.model_json_schema(), as_json)
 
 
@@ -83,7 +89,8 @@ def _resolve(
     if len(set(named)) > 1:
         raise ConfigError(f"the recipes are for different commands ({', '.join(named)}); pass --command")
     name = named[0] if named else METHODS[0].command
-    resolved = resolve(configuration_of(name), files, overrides or ())
+    model = load_configuration(method_for(name, files, overrides or ()))
+    resolved = resolve(model, files, overrides or ())
     for note in resolved.dropped:
         output.log(f"dropped: {note}")
     return name, resolved

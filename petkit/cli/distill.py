@@ -1,4 +1,4 @@
-"""`petkit distill RECIPE.yaml`: parse, call the recipe, print."""
+"""`petkit distill RECIPE.yaml`: parse, call the recipe of its kind, print."""
 
 from __future__ import annotations
 
@@ -11,16 +11,27 @@ from typing import Annotated, Any, Literal
 import typer
 
 from petkit.cli import common, output
+from petkit.cli.catalog import method_for
 from petkit.cli.default_group import app_with_default
 from petkit.cli.grouped import grouped
 from petkit.cli.runs import OptionalValue, SkipBadFlag, Surroundings, check_output, finish, work
+from petkit.errors import ConfigError
 
 WrittenBy = Literal["teacher", "student"]
 
 
 @grouped
 def command(surroundings: Surroundings, skip_bad: SkipBadFlag = False) -> None:
-    """Teach a student on its own responses, judged by a teacher, and write it as one artifact folder."""
+    """Teach a student on its own responses, judged by a teacher, and write it as one artifact folder.
+
+    A recipe with `kind: vision` teaches an image classifier the logits and features of another one.
+    """
+    files = common.recipe_files(surroundings.recipe, surroundings.config)
+    teach = _images if method_for("distill", files, surroundings.settings or ()).kind == "vision" else _text
+    teach(surroundings, skip_bad)
+
+
+def _text(surroundings: Surroundings, skip_bad: bool) -> None:
     from petkit.methods.tropd.config import DistillConfig
 
     config = surroundings.resolve(DistillConfig, **{"data.skip_bad": skip_bad or None})
@@ -33,6 +44,24 @@ def command(surroundings: Surroundings, skip_bad: SkipBadFlag = False) -> None:
     if result is not None:
         rows = _plan_rows(result) if surroundings.dry_run else _result_rows(result, Path(config.output))
         finish(rows, result, Path(config.output), surroundings)
+
+
+def _images(surroundings: Surroundings, skip_bad: bool) -> None:
+    from petkit.cli import distilled_images
+    from petkit.methods.vision_distillation.config import VisionDistillationConfig
+
+    config = surroundings.resolve(VisionDistillationConfig, **{"data.skip_bad": skip_bad or None})
+    folder = Path(config.output)
+    check_output(folder, surroundings.overwrite, surroundings.resume is not None)
+
+    from petkit.methods.vision_distillation import recipe
+
+    chosen = recipe.plan if surroundings.dry_run else recipe.run
+    result = work(chosen, config, surroundings, stage_unit="images")
+    if result is not None:
+        shown = distilled_images
+        rows = shown.plan_rows(result) if surroundings.dry_run else shown.result_rows(result, folder)
+        finish(rows, result, folder, surroundings)
 
 
 def cache(
@@ -61,6 +90,11 @@ def cache(
     from petkit.methods.tropd.config import DistillConfig
 
     files = common.recipe_files(recipe, config_file)
+    if method_for("distill", files, settings or ()).kind != "text":
+        raise ConfigError(
+            "petkit distill cache keeps responses of language models, got a recipe of another kind: "
+            "petkit distill asks the teacher of pictures once and needs no cache"
+        )
     resolved = resolve(DistillConfig, files, settings or (), {})
     for note in resolved.dropped:
         output.log(note)
@@ -142,5 +176,8 @@ def _plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 app = app_with_default(
-    command, "Teach a student on its own responses, judged by a teacher.", kind=OptionalValue, cache=cache
+    command,
+    "Teach a student what a teacher knows: language models, image classifiers.",
+    kind=OptionalValue,
+    cache=cache,
 )

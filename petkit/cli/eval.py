@@ -315,8 +315,9 @@ def data_config(
     flags["data.skip_bad"] = skip_bad or None
     files: list[Path] = []
     if data is None:
-        # What a distilled student was asked are prompts, and no examples to be measured on.
-        if "data" not in artifact.config or "student" in artifact.config:
+        # What a distilled language model was asked are prompts, and no examples to be measured on.
+        prompts = "student" in artifact.config and task == "causal_lm"
+        if "data" not in artifact.config or prompts:
             raise ConfigError(
                 f"{artifact.folder} does not record its data: pass --data RECIPE or --data FOLDER"
             )
@@ -332,7 +333,10 @@ def _ignored(artifact: Artifact, split: Split | None) -> dict[str, str]:
     """The keys of a recipe that do not change what is measured, each with the reason."""
     task = artifact.manifest.task
     ignored = dict.fromkeys(("model", "adapter", "task"), "the artifact says what it is")
-    ignored |= dict.fromkeys(("output", "training"), "petkit eval reads data and seed alone")
+    of_distillation = ("kind", "student", "teacher", "distillation")
+    ignored |= dict.fromkeys(
+        ("output", "training", *of_distillation), "petkit eval reads data and seed alone"
+    )
     if task is not None and task.preprocess is not None:
         ignored |= dict.fromkeys(
             ("data.normalize", "data.interpolation"), "the artifact says how its pictures are prepared"

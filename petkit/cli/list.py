@@ -40,7 +40,9 @@ TASK_TYPES = (
 @app.command()
 def methods(as_json: JsonFlag = False) -> None:
     """List the systems, with the command that runs each and its paper."""
-    rows = [(method.name, f"petkit {method.command}", method.summary, method.paper) for method in METHODS]
+    rows = [
+        (method.name, f"petkit {method.shown_command}", method.summary, method.paper) for method in METHODS
+    ]
     payload = {"methods": [asdict(method) for method in METHODS]}
     output.print_result(output.table(("method", "command", "what it is", "paper"), rows), payload, as_json)
 

@@ -41,7 +41,7 @@ class Verb(NamedTuple):
 
 VERBS: dict[str, Verb] = {
     "train": Verb("Train", "Fit a method to data from a YAML recipe."),
-    "distill": Verb("Train", "Teach a student on its own responses, judged by a teacher."),
+    "distill": Verb("Train", "Teach a student what a teacher knows: language models, image classifiers."),
     "quantize": Verb("Compress", "Quantise a trained adapter, without further training."),
     "merge": Verb("Compress", "Merge models or adapters, from mergekit's YAML; analyze, tune."),
     "convert": Verb("Compress", "Read another tool's adapter into an artifact."),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from petkit.cli import output, vtab
-from petkit.cli.catalog import configuration_of
+from petkit.cli.catalog import load_configuration, method_for
 from petkit.cli.common import DANGER_PANEL, JsonFlag, SetOption
 from petkit.cli.shipped import Recipe, shipped_experiments, shipped_recipes
 from petkit.errors import ConfigError, InputError
@@ -85,7 +85,7 @@ def _configuration(recipe: Recipe) -> type[Config]:
         from petkit.benchmarks.experiment import ExperimentConfig
 
         return ExperimentConfig
-    return configuration_of(recipe.command)
+    return load_configuration(method_for(recipe.command, [recipe.path]))
 
 
 def _shipped() -> list[Recipe]:

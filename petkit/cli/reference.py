@@ -53,11 +53,11 @@ def unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
 
 
 def _suggestion(name: str) -> str:
-    from petkit.cli.catalog import METHODS, configuration_of
+    from petkit.cli.catalog import METHODS, load_configuration
     from petkit.configuration.messages import nearest
     from petkit.configuration.sections import leaves
 
-    keys = (path for method in METHODS for path, _, _ in leaves(configuration_of(method.command)))
+    keys = (path for method in METHODS for path, _, _ in leaves(load_configuration(method)))
     known = {_stem(one): one for one in (*OWN_VARIABLES, *(SETTING + "__".join(key).upper() for key in keys))}
     near = nearest(_stem(name), known)
     return f"; did you mean {known[near]}?" if near else ""

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -111,7 +112,11 @@ class Surroundings:
 
 
 def work(
-    recipe: Recipe, config: Any, surroundings: Surroundings, tokens: bool = False
+    recipe: Recipe,
+    config: Any,
+    surroundings: Surroundings,
+    tokens: bool = False,
+    stage_unit: str = "sentences",
 ) -> dict[str, Any] | None:
     """Call a recipe on the device and the processes that the flags ask for.
 
@@ -120,6 +125,7 @@ def work(
         config: of it.
         surroundings: the flags.
         tokens: show the rate in tokens instead of examples.
+        stage_unit: what is counted in work before the first step.
 
     Returns:
         What it gives; None but on the first process.
@@ -144,7 +150,7 @@ def work(
                 surroundings.overwrite,
                 restart,
                 watch=bar.watch,
-                stage=_stage,
+                stage=partial(_stage, stage_unit),
             )
             result = recipe(config, context)
     finally:
@@ -152,8 +158,8 @@ def work(
     return result if world.is_main else None
 
 
-def _stage(label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-    return output.progress(label, total, "sentences")
+def _stage(unit: str, label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    return output.progress(label, total, unit)
 
 
 class _Bar:

@@ -33,7 +33,7 @@ def adapter(surroundings: Surroundings, skip_bad: SkipBadFlag = False) -> None:
 
     result = work(recipe.plan if surroundings.dry_run else recipe.run, config, surroundings)
     if result is not None:
-        rows = _plan_rows(result) if surroundings.dry_run else _result_rows(result, Path(config.output))
+        rows = plan_rows(result) if surroundings.dry_run else result_rows(result, Path(config.output))
         finish(rows, result, Path(config.output), surroundings)
 
 
@@ -84,7 +84,16 @@ def nat(surroundings: Surroundings, teacher: TeacherFlag = False) -> None:
         finish(make(result, config.output), result, Path(config.output), surroundings)
 
 
-def _result_rows(result: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
+def result_rows(result: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
+    """The table of a finished training of adapters.
+
+    Args:
+        result: the content of result.json.
+        folder: of the artifact.
+
+    Returns:
+        Name and value of each row.
+    """
     from petkit.report.rounding import significant
 
     sizes, rates = result["bytes"], result.get("images_per_second") or result["examples_per_second"]
@@ -119,7 +128,15 @@ def measured(result: Mapping[str, Any]) -> str:
     return f"{result['accuracy']:.1%} accuracy, 95 % interval {low:.1%} to {high:.1%}, n {result['n']:,}"
 
 
-def _plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+def plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The table of a plan.
+
+    Args:
+        plan: of a training of adapters.
+
+    Returns:
+        Name and value of each row.
+    """
     sizes, steps, memory, sites = plan["bytes"], plan["steps"], plan["memory_bytes"], plan["adapters"]
     examples = ", ".join(f"{count} {name}" for name, count in plan["examples"].items() if count is not None)
     total, kept = memory["total"] / 2**20, memory["activations"] / 2**20

@@ -2,6 +2,7 @@
 
 from petkit.configuration.editing import edit_yaml
 from petkit.configuration.effects import effective
+from petkit.configuration.peeking import peek
 from petkit.configuration.reader import LoadedYaml, load_yaml, parse_value
 from petkit.configuration.resolution import Resolved, parse_override, resolve
 from petkit.configuration.sections import Config, above, applies_to, outside
@@ -20,5 +21,6 @@ __all__ = [
     "outside",
     "parse_override",
     "parse_value",
+    "peek",
     "resolve",
 ]

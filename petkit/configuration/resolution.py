@@ -74,8 +74,8 @@ def resolve(
         flags: dotted key to value of a named flag; None means that the flag was not given.
         environment: variables such as `PETKIT_SET__TRAINING__EPOCHS=3`; default: the process's own. Other
             PETKIT_ variables (PETKIT_CPU_KERNELS, PETKIT_CACHE) are not settings and are left alone.
-        ignored: keys and sections that the command does not use, each with the reason. A file that serves
-            other commands too may set them; an override may not.
+        ignored: keys and sections that the command does not use, each with the reason; the configuration
+            need not have them. A file that serves other commands too may set them; an override may not.
 
     Returns:
         The configuration, the origin of every key, and notes on keys that a higher layer switched off.
@@ -93,7 +93,7 @@ def resolve(
         found = dict(_flatten(model, data, origin, layer))
         unused += _unused(model, found, ignored or {})
         merged.update(found)
-    settings, unknown = _known(model, merged)
+    settings, unknown = _known(model, merged, ignored or {})
     errors += [*(line for file in loaded for line in file.duplicates), *unknown, *unused]
     config, invalid = _validate(model, settings)
     errors += invalid.values()
@@ -227,7 +227,7 @@ def _flatten(
             yield path, _Setting(value, origin(path), layer)
 
 
-def _known(model: type[Config], merged: _Settings) -> tuple[_Settings, list[str]]:
+def _known(model: type[Config], merged: _Settings, ignored: Mapping[str, str]) -> tuple[_Settings, list[str]]:
     """The settings of existing keys, and one error for each of the others."""
     existing = {path for path, _, _ in leaves(model)}
     sections = {path[:length] for path in existing for length in range(1, len(path))}
@@ -235,7 +235,9 @@ def _known(model: type[Config], merged: _Settings) -> tuple[_Settings, list[str]
     for path, setting in merged.items():
         if path in sections:
             errors.append(messages.not_a_section(path, setting.value, setting.origin))
-        elif path not in existing:
+        elif path not in existing and (
+            setting.origin == OVERRIDE or path[0] in model.model_fields or _why_ignored(path, ignored) is None
+        ):
             errors.append(messages.unknown(model, path, setting.origin))
     return {path: setting for path, setting in merged.items() if path in existing}, errors
 

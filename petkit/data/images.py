@@ -215,6 +215,19 @@ class ImageDataset:
         chosen.labels = [self.labels[index] for index in indices]
         return chosen
 
+    def prepared(self, preprocess: Mapping[str, Any]) -> ImageDataset:
+        """The same examples in the same order, prepared for another model.
+
+        Args:
+            preprocess: image_size, mean, std and interpolation of that model. Pictures are decoded anew and
+                resized to its size, so that nothing is lost to the size of this set; they are not kept.
+        """
+        other = self.select(range(len(self)))
+        other.preprocess = dict(preprocess)
+        if any(self.preprocess[key] != preprocess[key] for key in ("image_size", "interpolation")):
+            other._cache, other._cached = {}, False
+        return other
+
     def readable(self) -> ImageDataset:
         """The examples that can be decoded; each other one is named in the log, and their number."""
         good = [index for index in range(len(self)) if self._is_readable(index)]

@@ -1,11 +1,14 @@
-"""A timm model whose own classifier is no plain linear `head`: its pooled features, and a head beside it."""
+"""The pooled features of image models: with a head beside them, and together with the logits made of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from petkit.errors import InputError
 
 
 class FeatureClassifier(nn.Module):
@@ -60,3 +63,39 @@ def feature_width(model: nn.Module, size: int) -> int:
         shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"it gives {shape} where one row of features is needed")
     return int(output.shape[1])
+
+
+def logits_and_features(
+    model: nn.Module, last: Sequence[nn.Module], pixel_values: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Run a classifier once, and see what its last layer is given.
+
+    Args:
+        model: Map from images to logits, left as it is.
+        last: Its last layers, each called with pooled features; two of a model that averages two answers.
+        pixel_values: (batch, 3, height, width).
+
+    Returns:
+        Logits (batch, classes) and features (batch, width), the mean over all calls of the last layers.
+
+    Raises:
+        InputError: The last layers were not called, or with something else than one row for each image.
+    """
+    seen: list[Tensor] = []
+    handles = [
+        layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        for layer in dict.fromkeys(last)
+    ]
+    try:
+        logits: Tensor = model(pixel_values)
+    finally:
+        for handle in handles:
+            handle.remove()
+    rows = [features.flatten(1) for features in seen if features.shape[0] == len(pixel_values)]
+    if not rows or len(rows) < len(seen) or any(row.shape != rows[0].shape for row in rows):
+        shapes = [list(features.shape) for features in seen]
+        raise InputError(
+            f"{type(model).__name__} must give its last layer one row of features for each of "
+            f"{len(pixel_values)} images, got {shapes or 'no call of it'}"
+        )
+    return logits, torch.stack(rows).mean(0) if len(rows) > 1 else rows[0]

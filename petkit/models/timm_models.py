@@ -70,6 +70,47 @@ def load_timm(
     return LoadedModel(_with_head(model, head), config.name, config.revision, sha256, "timm", preprocess)
 
 
+def load_timm_classifier(config: ModelConfig) -> LoadedModel:
+    """Load a timm model with the classifier that its weights have.
+
+    Args:
+        config: As of `load_timm`; `weights` is a .safetensors file with the classifier in it.
+
+    Returns:
+        The model at the configured image size, as timm made it; the hash is of all its weights.
+
+    Raises:
+        ConfigError, InputError, OfflineError, SafetyError: As `load_timm`; the file lacks the classifier.
+    """
+    name = config.name.removeprefix("timm/")
+    _check_name(name, config.name)
+    # The number of classes that timm's record of the weights has.
+    model = _create(name, config, True, {"num_classes": None})
+    if config.weights is not None:
+        _load_with_classifier(model, _weight_file(Path(config.weights)), config.weights)
+    sha256 = state_dict_sha256(model.state_dict())
+    preprocess = _preprocess(model, config)
+    _set_image_size(model, config, preprocess)
+    return LoadedModel(model, config.name, config.revision, sha256, "timm", preprocess)
+
+
+def _load_with_classifier(model: Any, state: Mapping[str, Tensor], source: str) -> None:
+    rows = {
+        len(state[name]) for key in _classifier_names(model) for name in (f"{key}weight",) if name in state
+    }
+    if len(rows) != 1:
+        raise InputError(
+            f"model.weights {source} must hold the classifier of {type(model).__name__}, it does not"
+        )
+    model.reset_classifier(rows.pop())
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise InputError(
+            f"{source} does not fit {type(model).__name__}: {' '.join(str(error).split())}"
+        ) from error
+
+
 def _check_name(name: str, given: str) -> None:
     if NAME_PATTERN.fullmatch(name):
         return
@@ -114,7 +155,7 @@ def _with_head(model: nn.Module, head: nn.Module) -> nn.Module:
 def _create(name: str, config: ModelConfig, published: bool, options: Mapping[str, Any]) -> nn.Module:
     import timm
 
-    options = {**options, "num_classes": 0}
+    options = {"num_classes": 0, **options}
     if config.drop_path_rate:
         options["drop_path_rate"] = config.drop_path_rate
     pretrained = published and config.pretrained and config.weights is None
@@ -174,21 +215,23 @@ def _suggest(name: str) -> str:
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:
-    if not path.is_file():
-        raise InputError(f"model.weights {path} is not a file")
-    if path.suffix == ".npz":
+    if path.suffix == ".npz" and path.is_file():
         # timm's reader of the JAX checkpoints uses np.load, which refuses pickled members.
         model.load_pretrained(str(path))  # type: ignore[operator]
-    elif path.suffix == ".safetensors":
-        try:
-            state = load_file(path)
-        except SafetensorError as error:
-            raise InputError(f"model.weights {path} is damaged: {error}") from error
-        _load_strictly(model, state, str(path))
     else:
-        raise SafetyError(
-            f"model.weights {path}: expected a .safetensors or .npz file, {path.suffix} may hold a pickle"
-        )
+        _load_strictly(model, _weight_file(path, ".safetensors or .npz"), str(path))
+
+
+def _weight_file(path: Path, kinds: str = ".safetensors") -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise InputError(f"model.weights {path} is not a file")
+    if path.suffix != ".safetensors":
+        raise SafetyError(f"model.weights {path}: expected a {kinds} file, {path.suffix} may hold a pickle")
+    try:
+        state: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"model.weights {path} is damaged: {error}") from error
+    return state
 
 
 def _load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

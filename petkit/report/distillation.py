@@ -1,4 +1,4 @@
-"""What a report shows of a distillation: rewards and divergences before and after it, and curves."""
+"""What a report shows of a distillation: what was measured before and after it, its teacher, and curves."""
 
 from __future__ import annotations
 
@@ -32,7 +32,14 @@ TOKENS: tuple[Panel, ...] = (
     ("entropy (nats)", {"entropy": "student", "teacher_entropy": "teacher"}),
     ("tokens of a response", {"response_length": "all", "prefix_length": "given by the teacher"}),
 )
-PARTS = {"reward", "tokens"}
+# Of pictures.
+TEACHING: tuple[Panel, ...] = (
+    ("cross-entropy of labels (nats)", {"cross_entropy": "cross-entropy of labels (nats)"}),
+    ("softened KL to the teacher (nats)", {"kl": "softened KL to the teacher (nats)"}),
+    ("distance of features", {"feature_distance": "distance of features"}),
+    ("same answer as the teacher", {"agreement": "same answer as the teacher"}),
+)
+PARTS = {"reward", "tokens", "same answer as the teacher"}
 MEASURES = (
     ("reward", "reward"),
     ("forward_kl", "forward KL to the teacher (nats)"),
@@ -52,12 +59,10 @@ def draw_distillation(rows: Sequence[Mapping[str, Any]], plots: Path) -> list[Pa
         The pictures, fewer where a run has no such numbers; none for runs of another kind.
     """
     curves = number_curves(rows)
-    if "reverse_kl" not in curves:
-        return []
-    found = [
-        _draw(curves, panels, plots / name)
-        for panels, name in ((LEARNING, "learning.png"), (TOKENS, "tokens.png"))
-    ]
+    pictures = [(LEARNING, "learning.png"), (TOKENS, "tokens.png")] if "reverse_kl" in curves else []
+    if "cross_entropy" in curves:
+        pictures = [(TEACHING, "teaching.png")]
+    found = [_draw(curves, panels, plots / name) for panels, name in pictures]
     return [path for path in found if path is not None]
 
 
@@ -98,3 +103,25 @@ def before_and_after(result: Mapping[str, Any]) -> Table | None:
         (title, first.get(name), after.get(name)) for name, title in MEASURES if after.get(name) is not None
     )
     return Table(("measure", "before", "after"), rows)
+
+
+def teacher_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A teacher's own measures, for beside its student's; none for other results.
+
+    Args:
+        result: the content of result.json.
+
+    Returns:
+        Name and value of each row.
+    """
+    teacher = result.get("teacher")
+    if not isinstance(teacher, Mapping):
+        return []
+    rows = [("teacher", f"{teacher.get('id')}, sha256 {teacher.get('sha256')}")]
+    if teacher.get("accuracy") is not None:
+        ends = " to ".join(f"{end:.1%}" for end in teacher.get("interval") or ())
+        interval = f", 95 % interval {ends}" if ends else ""
+        rows.append(("teacher's accuracy", f"{teacher['accuracy']:.1%}{interval}"))
+    if teacher.get("agreement") is not None:
+        rows.append(("same answer as the teacher", f"{teacher['agreement']:.1%}"))
+    return rows

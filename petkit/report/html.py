@@ -13,7 +13,7 @@ from typing import Any
 from petkit.artifacts import atomic_write
 from petkit.errors import ArtifactError, InputError
 from petkit.report.distillation import MEASURES as COMPARED
-from petkit.report.distillation import before_and_after, draw_distillation
+from petkit.report.distillation import before_and_after, draw_distillation, teacher_rows
 from petkit.report.plots import read_metrics, training_curves
 from petkit.report.rounding import significant
 from petkit.report.tables import Table, bytes_text, format_cell
@@ -39,6 +39,7 @@ TOLD = {
         "split",
     ),
     *(f"bytes.{key}" for key in (*SIZES, "ratio")),
+    *(f"teacher.{key}" for key in ("id", "sha256", "accuracy", "interval", "n", "agreement")),
     *(f"{time}.{key}" for time in ("before", "after") for key, _ in COMPARED),
 }
 
@@ -165,6 +166,7 @@ def _headline_section(result: Mapping[str, Any]) -> list[Section]:
     if result.get("n") is not None:
         split = f" of the {result['split']} split" if result.get("split") else ""
         rows.append(("measured on", f"{format_cell(result['n'])} {result.get('unit', 'examples')}{split}"))
+    rows += teacher_rows(result)
     rows += _size_rows(result.get("bytes"))
     compared = before_and_after(result)
     tables = [compared] if compared else []
@@ -317,7 +319,10 @@ def _section(section: Section) -> str:
 
 
 def _caption(image: Path) -> str:
-    known = {"training": "Loss, accuracy and learning rate at every optimiser step."}
+    known = {
+        "training": "Loss, accuracy and learning rate at every optimiser step.",
+        "teaching": "What the student learns of labels and teacher, at every optimiser step.",
+    }
     return known.get(image.stem, image.stem.replace("_", " "))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,13 +71,19 @@ def compare_logits(trained: Tensor, reloaded: Tensor) -> Check:
     return Check("reloaded artifact gives the same logits", fits, detail)
 
 
-def model_card(manifest: Manifest, result: Mapping[str, Any], licence: str | None) -> str:
+def model_card(
+    manifest: Manifest,
+    result: Mapping[str, Any],
+    licence: str | None,
+    more: Sequence[tuple[str, str]] = (),
+) -> str:
     """Write the artifact's README.md.
 
     Args:
         manifest: what the artifact is.
         result: the content of result.json.
         licence: of the base model, where it is known.
+        more: name and value of what the method measured besides.
 
     Returns:
         Markdown.
@@ -85,7 +91,8 @@ def model_card(manifest: Manifest, result: Mapping[str, Any], licence: str | Non
     adapter, size = manifest.adapter, result["bytes"]
     task = manifest.task.type if manifest.task else "unknown"
     rows = [
-        ("test split", _measured(result)),
+        ("test split", measured_accuracy(result)),
+        *more,
         ("adapter", f"{size['adapter']:,} bytes"),
         ("head", f"{size['head']:,} bytes"),
         ("full model in float32", f"{size['full_model_fp32']:,} bytes, {size['ratio']:.0f} times as much"),
@@ -98,7 +105,15 @@ def model_card(manifest: Manifest, result: Mapping[str, Any], licence: str | Non
     return write_card(manifest, f"{adapter['method']}, {adapter['bits']} bit", about, rows, licence, note)
 
 
-def _measured(result: Mapping[str, Any]) -> str:
+def measured_accuracy(result: Mapping[str, Any]) -> str:
+    """Write an evaluation as one line of a card.
+
+    Args:
+        result: holds `accuracy`, `interval` and `n`, or `perplexity` and `n`.
+
+    Returns:
+        Text such as `accuracy 81.2% (95 % interval 78.1% to 84.0%, 500 examples)`.
+    """
     if result.get("accuracy") is None:
         return f"perplexity {result['perplexity']:.3f} over {result['n']:,} tokens"
     low, high = result["interval"]

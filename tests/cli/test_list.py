@@ -6,7 +6,7 @@ import pathlib
 import re
 
 import petkit.methods
-from petkit.cli.catalog import METHODS, configuration_of
+from petkit.cli.catalog import METHODS, configuration_of, load_configuration
 
 
 def test_every_method_is_in_the_table():
@@ -14,7 +14,7 @@ def test_every_method_is_in_the_table():
     assert {method.name for method in METHODS} == {path.parent.name for path in folder.glob("*/config.py")}
     for method in METHODS:
         assert importlib.util.find_spec(f"petkit.methods.{method.name}.config")
-        assert configuration_of(method.command).__name__ == method.configuration
+        assert load_configuration(method).__name__ == method.configuration
 
 
 def test_methods(petkit):

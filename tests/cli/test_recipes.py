@@ -7,7 +7,7 @@ import pytest
 
 from petkit.benchmarks.experiment import load_experiment
 from petkit.cli import vtab
-from petkit.cli.catalog import configuration_of
+from petkit.cli.catalog import configuration_of, load_configuration, method_for
 from petkit.cli.common import recipe_files
 from petkit.cli.shipped import shipped_recipes
 from petkit.configuration import load_yaml, resolve
@@ -30,7 +30,8 @@ def test_ls_gives_names_and_commands(petkit):
 
 @pytest.mark.parametrize("recipe", shipped_recipes(), ids=lambda recipe: recipe.name)
 def test_every_shipped_recipe_is_valid(recipe):
-    resolved = resolve(configuration_of(recipe.command), [recipe.path], environment={})
+    model = load_configuration(method_for(recipe.command, [recipe.path], environment={}))
+    resolved = resolve(model, [recipe.path], environment={})
     assert resolved.dropped == ()
     assert resolved.config.output.startswith(f"runs/{recipe.name}")
 

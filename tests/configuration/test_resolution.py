@@ -270,6 +270,15 @@ def test_a_command_may_ignore_keys_of_files_but_not_of_overrides(recipe):
     ]
 
 
+def test_a_file_may_have_sections_that_only_other_commands_know(recipe):
+    file = recipe("output: x\nteacher: {model: y}\nkind: z\n")
+    ignored = {"teacher": "nobody is learnt from", "kind": "there is one"}
+    assert resolve(Outer, [file], (), {}, {}, ignored).config.output == "x"
+    for overrides, told in (((), "kind"), (("kind=z",), "kind"), (("teacher.model=z",), "teacher")):
+        with pytest.raises(ConfigError, match=rf"^unknown key {told} "):
+            resolve(Outer, [file], overrides, {}, {}, ignored if overrides else {"teacher": "no"})
+
+
 def test_a_higher_layer_may_switch_a_key_off(recipe):
     file = recipe("output: x\ninner:\n  mode: slow\n  names: [a]\n")
     resolved = build(file, overrides=["inner.mode=fast"])

@@ -66,6 +66,20 @@ def test_each_image_is_decoded_once(tmp_path, preprocess):
     assert torch.equal(part[0]["pixel_values"], first)
 
 
+def test_a_set_prepared_for_another_model_has_the_same_examples(dataset, preprocess):
+    chosen = dataset.select([2, 0])
+    other = chosen.prepared({**preprocess, "image_size": 7, "mean": [0.0] * 3, "std": [1.0] * 3})
+    assert (other.rows, other.labels) == (chosen.rows, chosen.labels)
+    batch = other.collate([other[0], other[1]])["pixel_values"]
+    assert batch.shape == (2, 3, 7, 7)
+    assert 0 <= batch.min() <= batch.max() <= 1
+    # Neither a size nor a decoded picture is mixed up with the first set's.
+    size = preprocess["image_size"]
+    assert chosen[0]["pixel_values"].shape == (3, size, size)
+    same = chosen.prepared({**preprocess, "mean": [0.0] * 3})
+    assert torch.equal(same[0]["pixel_values"], chosen[0]["pixel_values"])
+
+
 def test_large_sets_are_not_kept(tmp_path, preprocess, monkeypatch):
     monkeypatch.setattr("petkit.data.images.CACHE_BYTES", 8 * 8 * 3 * 2)
     path = tmp_path / "image.png"

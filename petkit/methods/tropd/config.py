@@ -196,6 +196,9 @@ class DistillTrainingConfig(TrainingConfig):
 class DistillConfig(Config):
     """One run: a student, a teacher, prompts, and the training."""
 
+    kind: Literal["text"] = "text"
+    """text: language models; with `kind: vision` the recipe is one for image classifiers."""
+
     output: str = Field(min_length=1)
     """Folder of the finished artifact, made by the run."""
 

@@ -1,31 +1,11 @@
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from petkit.methods.binary_adapter.algorithm import (
-    classification_loss,
-    classification_step,
-    insert_adapters,
-    language_step,
-    next_token_loss,
-    pack_adapters,
-    step_function,
-)
-from petkit.models.config import AdapterConfig, ModelConfig
-from petkit.models.inserts import inserts
-from petkit.models.loading import load_model
-
-
-def test_the_classification_loss_is_the_sum_of_negative_log_probabilities() -> None:
-    logits = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
-    labels = torch.tensor([0, 6, 3, 3, 1])
-    rows = logits.double().numpy()
-    expected = sum(np.log(np.exp(row).sum()) - row[label] for row, label in zip(rows, labels, strict=True))
-    assert classification_loss(logits, labels).item() == pytest.approx(float(expected), rel=1e-6)
-    assert classification_loss(logits.bfloat16(), labels).dtype == torch.float32
+from petkit.methods.binary_adapter.algorithm import language_step, next_token_loss, step_function
+from petkit.training.classification import classification_step
 
 
 def test_the_language_loss_shifts_and_counts_the_assistant_only() -> None:
@@ -52,16 +32,6 @@ class Constant(nn.Module):
         return self.logits
 
 
-def test_a_classifier_step_gives_sums_and_hits() -> None:
-    model = Constant(torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]]))
-    batch = {"pixel_values": torch.zeros(3, 3, 2, 2), "labels": torch.tensor([0, 0, 0])}
-    output = classification_step(model, batch)
-    assert output.count == 3
-    assert output.correct is not None
-    assert output.correct.tolist() == [True, False, True]
-    assert output.loss.requires_grad
-
-
 def test_a_language_step_counts_tokens() -> None:
     model = Constant(torch.zeros(1, 3, 8))
     ids = torch.tensor([[1, 2, 3]])
@@ -70,14 +40,3 @@ def test_a_language_step_counts_tokens() -> None:
     assert output.loss.item() == pytest.approx(2 * math.log(8))
     assert step_function("causal_lm") is language_step
     assert step_function("text_classification") is classification_step
-
-
-def test_insert_and_pack_are_what_the_artifact_holds() -> None:
-    model = load_model(ModelConfig(name="timm/test_vit", pretrained=False), "image_classification", 3).model
-    sites = insert_adapters(model, AdapterConfig(bottleneck=4), torch.Generator().manual_seed(0))
-    assert [site.name for site in sites] == list(inserts(model))
-    packed, dense = pack_adapters(model)
-    assert set(packed) == {f"{site.name}.{part}" for site in sites for part in ("down", "up")}
-    assert set(dense) == {"head.weight", "head.bias"}
-    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert trainable == {f"{name}.weight" for name in packed} | set(dense)

@@ -12,6 +12,7 @@ from petkit.errors import ConfigError, GateError, InputError
 from petkit.methods.binary_adapter import recipe
 from petkit.methods.binary_adapter.config import BinaryAdapterConfig
 from petkit.methods.binary_adapter.evaluation import evaluate_artifact
+from petkit.training import adapting
 from petkit.training.checkpoint import newest
 from petkit.training.context import RunContext
 
@@ -196,13 +197,13 @@ def test_resuming_with_other_settings_is_refused_before_training(image_recipe: M
 def test_another_base_is_refused_on_resume(image_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     config = image_recipe(training={"max_steps": 1})
     run(config)
-    real = recipe.load_model
+    real = adapting.load_model
 
     def other(*arguments: Any, **named: Any) -> Any:
         loaded = real(*arguments, **named)
         return type(loaded)(**{**loaded.__dict__, "base_sha256": "0" * 64})
 
-    monkeypatch.setattr(recipe, "load_model", other)
+    monkeypatch.setattr(adapting, "load_model", other)
     with pytest.raises(ConfigError, match=r"model\.sha256"):
         run(config, resume=newest(Path(config.output)))
 
@@ -284,7 +285,7 @@ def test_a_model_whose_standard_deviation_is_0_is_refused_before_training(tmp_pa
 def test_missing_data_is_named_before_a_model_is_loaded(
     image_recipe: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(recipe, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(adapting, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     data = {"format": "vtab", "path": str(tmp_path / "absent"), "train_size": None, "test_size": None}
     config = image_recipe(data=data)
     for start in (recipe.plan, recipe.run):

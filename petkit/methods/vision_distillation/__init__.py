@@ -1,0 +1,1 @@
+"""Distillation of image classifiers into low-bit adapters."""
