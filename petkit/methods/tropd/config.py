@@ -192,6 +192,10 @@ class DistillTrainingConfig(TrainingConfig):
     min_learning_rate: float = Field(default=0.0, ge=0)
     """Learning rate at the end of the cosine."""
 
+    sharding: Literal["none", "fsdp2"] = "none"
+    """fsdp2: several processes share the weights of a student with `tuning: full` out, with their gradients
+    and AdamW's moments; each holds all weights while responses are drawn. none: each holds all of that."""
+
 
 class DistillConfig(Config):
     """One run: a student, a teacher, prompts, and the training."""
@@ -237,6 +241,7 @@ class DistillConfig(Config):
             )
         if own.cache and self.guidance.responses != "none":
             raise ValueError("guidance.responses live needs a teacher that writes, and a cache does not")
+        self._check_sharding()
         served = any(name.startswith("http") for name in self.teachers)
         for name in () if served else ("tokenizer", "served"):
             if getattr(own, name) != TeacherConfig.model_fields[name].default:
@@ -250,6 +255,20 @@ class DistillConfig(Config):
                 f"temperature 1, got {self.sampling.temperature:g}"
             )
         return self
+
+    def _check_sharding(self) -> None:
+        if self.training.sharding == "none":
+            return
+        if self.student.tuning == "adapter":
+            raise ValueError(
+                f"training.sharding {self.training.sharding} shares out weights that learn, and adapters are too "
+                "small for that: set student.tuning full, or leave it out"
+            )
+        if not self.training.drop_last:
+            raise ValueError(
+                f"training.drop_last must be true with training.sharding {self.training.sharding}, got false: a "
+                "short last batch gives processes different numbers of passes, and they would wait for each other"
+            )
 
     @property
     def teachers(self) -> tuple[str, ...]:

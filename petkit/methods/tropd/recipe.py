@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ from petkit.training.run import (
     run_facts,
 )
 from petkit.training.seeds import stream
+from petkit.training.sharding import Placement, Sharded
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,8 @@ def run(config: DistillConfig, context: RunContext) -> dict[str, Any] | None:
     with claim_folder(context) as directory:
         # Before a checkpoint is loaded, so that a run that goes on has it too.
         before = ready.evaluate() if context.world.is_main else None
+        if config.training.sharding == "fsdp2":
+            ready = ready.placed(Sharded(ready.model, context.world))
         fitted = fit(
             ready.model,
             ready.step,
@@ -79,6 +82,7 @@ def run(config: DistillConfig, context: RunContext) -> dict[str, Any] | None:
             begin=ready.step.begin,
             measures=MEASURES,
         )
+        ready = ready.finished()
         if directory is None:
             return None
         with staged_in_run(directory) as folder:
@@ -151,6 +155,17 @@ class Ready:
         """The frozen student with trainable adapters."""
         return self.loaded.model
 
+    def placed(self, placement: Placement) -> Ready:
+        """The same with the student's weights put elsewhere."""
+        return replace(self, step=self.step.placed(placement))
+
+    def finished(self) -> Ready:
+        """The same with all of the student's weights, to stay; every process takes part."""
+        model = self.step.placement.finished(self.model)
+        if model is self.model:
+            return self
+        return replace(self, loaded=replace(self.loaded, model=model), step=self.step.of(model))
+
     def evaluate(self, model: nn.Module | None = None) -> RewardEvaluation | None:
         """Measure the student, or another model in its place; None where there are no prompts for that."""
         if self.validation is None:
@@ -159,7 +174,8 @@ class Ready:
 
     def validate(self) -> RewardEvaluation:
         """Measure the student while it trains."""
-        found = self.evaluate()
+        with self.step.placement.whole(self.model) as whole:
+            found = self.evaluate(None if whole is self.model else whole)
         assert found is not None
         return found
 
@@ -179,6 +195,11 @@ def prepare(config: DistillConfig, context: RunContext) -> Ready:
     """
     if config.training.select == "validation" and config.data.validation is None:
         raise ConfigError("training.select validation needs prompts with answers: set data.validation")
+    if config.training.sharding != "none" and context.world.size == 1:
+        raise ConfigError(
+            f"training.sharding {config.training.sharding} needs two processes or more, got 1: start them with "
+            "`torchrun --nproc-per-node N -m petkit distill`, or leave it out"
+        )
     full = config.student.tuning == "full"
     if config.adapter.method == "linear_probe" and not full:
         raise ConfigError(

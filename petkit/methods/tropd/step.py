@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,7 @@ from petkit.rollout.stops import Stops
 from petkit.rollout.verifiers import score
 from petkit.training.evaluate import StepOutput
 from petkit.training.seeds import derive, stream
+from petkit.training.sharding import Placement, Together
 
 # Means that metrics.jsonl has of every step; those that a run has no numbers for are left out.
 MEASURES = (
@@ -63,6 +65,7 @@ class DistillationStep:
         writer: for prompts and responses.
         total_steps: optimiser steps of the whole training.
         ends: ids that end a text.
+        placement: of the student's weights.
     """
 
     def __init__(
@@ -73,8 +76,10 @@ class DistillationStep:
         writer: Writer,
         total_steps: int,
         ends: Sequence[int] = (),
+        placement: Placement | None = None,
     ) -> None:
         self.config, self.head, self.teachers, self.writer = config, head, teachers, writer
+        self.placement: Placement = placement or Together()
         self.total_steps, self.ends = total_steps, frozenset(ends)
         self.step = 0
 
@@ -85,13 +90,24 @@ class DistillationStep:
             self.config, head, self.teachers, self.writer, self.total_steps, tuple(self.ends)
         )
 
+    def placed(self, placement: Placement) -> DistillationStep:
+        """The same for a student whose weights were put elsewhere, and whose head was proven before."""
+        ends = tuple(self.ends)
+        return DistillationStep(
+            self.config, self.head, self.teachers, self.writer, self.total_steps, ends, placement
+        )
+
     def begin(self, step: int) -> None:
         """Take note of the optimiser step that comes: draws and schedules are functions of it."""
         self.step = step
 
     def __call__(self, model: nn.Module, batch: Sequence[tuple[int, Prompt]]) -> StepOutput:
         """Sample responses to prompts and sum the objective over their tokens."""
-        rollout = self.roll_out(model, batch)
+        cached = self.teachers.cached is not None
+        # From a cache nothing is generated, and so no weight is needed.
+        with nullcontext(model) if cached else self.placement.whole(model) as whole:
+            with self.placement.together():
+                rollout = self.roll_out(whole, batch)
         sequences = self.pack(rollout)
         tokens, scores = self.compare(sequences, rollout, batch[0][0])
         loss = objective_sum(tokens, self.config.objective, self.step / self.total_steps)
@@ -152,12 +168,15 @@ class DistillationStep:
         config, objective = self.config, self.config.objective
         datasets = [prompt.question.dataset for prompt in rollout.prompts]
         temperature = config.sampling.temperature
-        scores = self.teachers.scores(sequences, datasets, objective.teacher_tokens, temperature)
-        own, top, entropy = student_log_probs(self.head, sequences, scores.top_ids, temperature)
+        with self.placement.together():
+            scores = self.teachers.scores(sequences, datasets, objective.teacher_tokens, temperature)
+        own, top, entropy = self.placement.through(
+            lambda: student_log_probs(self.head, sequences, scores.top_ids, temperature)
+        )
         generator = stream(config.seed, "trust", self.step, number)
         divergence = None
         if objective.kind == "gkd":
-            divergence = self._divergence(sequences, datasets)
+            divergence = self.placement.through(lambda: self._divergence(sequences, datasets))
         tokens = Tokens(
             student_log_probs=own,
             teacher_log_probs=scores.log_probs,
