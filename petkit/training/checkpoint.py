@@ -309,7 +309,7 @@ def identity_sha256(identity: Mapping[str, Any]) -> str:
 
 
 def _gathered(tensors: Mapping[str, Tensor], keep: bool) -> bytes:
-    """A file of whole tensors, gathered one by one; nothing is kept of them on processes that do not write."""
+    """A file of whole tensors, gathered one by one; processes that do not write keep nothing of them."""
     found = {}
     # In the same order on every process, which tensors that were read from a file are not in.
     for name in sorted(tensors):

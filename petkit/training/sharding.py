@@ -1,8 +1,8 @@
 """A model that is shared out among processes (FSDP2), and one that is not, behind the same four calls.
 
-Generation takes a number of forward passes that differs between processes, which sharded layers cannot: each
-pass gathers weights from all. So generation gets a whole copy of the weights, gathered before and let go after,
-and the passes that learn, whose number is the same everywhere, use the shards.
+Generation takes a number of forward passes that differs between processes, and sharded layers gather their
+weights from all processes in each. So generation gets a copy of all weights, gathered before and let go
+afterwards, and the passes that learn, whose number is the same everywhere, use the shards.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ class Together:
 class Sharded:
     """Every process holds its part of each parameter, of its gradient and of the optimiser's moments.
 
-    Blocks of the model gather their weights when they are computed and let them go afterwards; what is outside
-    of blocks (embedding, last norm, head) stays gathered from the forward to the end of the backward pass.
-    Gradients are sums over the processes.
+    Blocks of the model gather their weights when they are computed and let them go afterwards; what is
+    outside of blocks (embedding, last norm, head) stays gathered from the forward to the end of the backward
+    pass. Gradients are sums over the processes.
 
     Args:
         model: of transformers, the same on every process; its parameters become shards in place.
@@ -99,6 +99,8 @@ class Sharded:
 
     def through(self, work: Callable[[], Result]) -> Result:
         """Run what uses layers and the head's weight of the model, as one forward pass of it."""
+        # Weights that autocast kept from a pass before would get their gradients after they were let go.
+        torch.clear_autocast_cache()
         run: Callable[[Callable[[], Result]], Result] = self._model.run_work  # type: ignore[assignment]
         return run(work)
 
@@ -176,8 +178,8 @@ def whole_tensor(tensor: Tensor) -> Tensor:
     Returns:
         All of it, without a gradient; a tensor that is not sharded is returned as it is.
     """
-    found: Tensor = tensor.detach().full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()
-    return found
+    found: Any = tensor.detach()
+    return found.full_tensor() if hasattr(found, "full_tensor") else found  # type: ignore[no-any-return]
 
 
 def shared_out(tensor: Tensor, like: Tensor) -> Tensor:
@@ -196,9 +198,7 @@ def shared_out(tensor: Tensor, like: Tensor) -> Tensor:
 
     assert isinstance(like, DTensor)
     # Each process cuts its part out of what it has: nothing is sent.
-    return distribute_tensor(
-        tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None
-    )
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def _fully_shard(model: nn.Module, world: World) -> None:

@@ -261,13 +261,13 @@ class DistillConfig(Config):
             return
         if self.student.tuning == "adapter":
             raise ValueError(
-                f"training.sharding {self.training.sharding} shares out weights that learn, and adapters are too "
-                "small for that: set student.tuning full, or leave it out"
+                f"training.sharding {self.training.sharding} shares out weights that learn, and adapters are "
+                "too small for that: set student.tuning full, or leave it out"
             )
         if not self.training.drop_last:
             raise ValueError(
-                f"training.drop_last must be true with training.sharding {self.training.sharding}, got false: a "
-                "short last batch gives processes different numbers of passes, and they would wait for each other"
+                f"training.drop_last must be true with training.sharding {self.training.sharding}, got "
+                "false: with a short last batch processes would wait for passes that others do not make"
             )
 
     @property

@@ -197,8 +197,8 @@ def prepare(config: DistillConfig, context: RunContext) -> Ready:
         raise ConfigError("training.select validation needs prompts with answers: set data.validation")
     if config.training.sharding != "none" and context.world.size == 1:
         raise ConfigError(
-            f"training.sharding {config.training.sharding} needs two processes or more, got 1: start them with "
-            "`torchrun --nproc-per-node N -m petkit distill`, or leave it out"
+            f"training.sharding {config.training.sharding} needs two processes or more, got 1: start them "
+            "with `torchrun --nproc-per-node N -m petkit distill`, or leave it out"
         )
     full = config.student.tuning == "full"
     if config.adapter.method == "linear_probe" and not full:

@@ -105,9 +105,9 @@ class DistillationStep:
         """Sample responses to prompts and sum the objective over their tokens."""
         cached = self.teachers.cached is not None
         # From a cache nothing is generated, and so no weight is needed.
-        with nullcontext(model) if cached else self.placement.whole(model) as whole:
-            with self.placement.together():
-                rollout = self.roll_out(whole, batch)
+        weights = nullcontext(model) if cached else self.placement.whole(model)
+        with weights as whole, self.placement.together():
+            rollout = self.roll_out(whole, batch)
         sequences = self.pack(rollout)
         tokens, scores = self.compare(sequences, rollout, batch[0][0])
         loss = objective_sum(tokens, self.config.objective, self.step / self.total_steps)

@@ -93,6 +93,8 @@ ELSEWHERE = {
     "data.skip_bad",
     # How many are written together changes no draw.
     "sampling.batch_size",
+    # Of several processes: tests/training/test_sharding.py.
+    "training.sharding",
 }
 # A language model has no use for them: test_recipes_that_cannot_work_are_refused.
 REFUSED = {
@@ -197,6 +199,15 @@ SERVED = "http://127.0.0.1:8000/v1#m"
         ({"student": {"model": {"name": "a", "pooling": "mean"}}}, "student.model.pooling has no effect"),
         ({"student": {"model": {"name": "a", "drop_path_rate": 0.1}}}, "student.model.drop_path_rate has no"),
         ({"student": {"model": {"name": "a"}, "tuning": "some"}}, "'adapter' or 'full'"),
+        ({"training": {"sharding": "fsdp"}}, "'none' or 'fsdp2'"),
+        ({"training": {"sharding": "fsdp2"}}, "adapters are too small for that: set student.tuning full"),
+        (
+            {
+                "student": {"model": {"name": "a"}, "tuning": "full"},
+                "training": {"sharding": "fsdp2", "drop_last": False},
+            },
+            "training.drop_last must be true with training.sharding fsdp2, got false",
+        ),
         ({"output": ""}, "at least 1 character"),
         ({"seed": -1}, "greater than or equal to 0"),
         ({"samples": 0}, "greater than or equal to 1"),
