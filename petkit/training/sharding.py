@@ -17,7 +17,6 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from petkit.errors import PetkitError
 from petkit.training.distributed import World
 
 log = logging.getLogger(__name__)
@@ -104,23 +103,9 @@ class Sharded:
         run: Callable[[Callable[[], Result]], Result] = self._model.run_work  # type: ignore[assignment]
         return run(work)
 
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """Let all processes fail when one does, so that none waits for it and all can save."""
-        caught: PetkitError | None = None
-        try:
-            yield
-        except PetkitError as error:
-            caught = error
-        votes = torch.tensor([caught is not None, caught is not None and caught.passing], device=self._device)
-        votes = votes.double()
-        self._world.sum_([votes])
-        failed, passing = votes.tolist()
-        if not failed:
-            return
-        if passing == failed:
-            raise caught or PassingElsewhere("another process failed, which its own message explains")
-        raise PetkitError(str(caught or "another process failed, which its own message explains")) from caught
+    def together(self) -> AbstractContextManager[None]:
+        """Let all processes fail when one does, see `World.together`."""
+        return self._world.together(self._device)
 
     def finished(self, model: nn.Module) -> nn.Module:
         """A copy of the model with all of its weights, on every process."""
@@ -135,12 +120,6 @@ class Sharded:
     def _release(self) -> None:
         for parameter in self._twin.parameters():
             parameter.data = parameter.data.new_empty(0)
-
-
-class PassingElsewhere(PetkitError):
-    """Every process that failed may succeed later, and this one did not fail."""
-
-    passing = True
 
 
 def is_sharded(tensors: Mapping[str, Tensor]) -> bool:

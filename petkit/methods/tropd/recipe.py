@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from petkit.methods.tropd.card import distilled_card
 from petkit.methods.tropd.config import DistillConfig
 from petkit.methods.tropd.evaluation import RewardEvaluation, evaluate_student
 from petkit.methods.tropd.prompts import Prompt, PromptSet, load_prompts
+from petkit.methods.tropd.served_student import ServedStudent
 from petkit.methods.tropd.step import MEASURES, DistillationStep, Writer
 from petkit.methods.tropd.teachers import Teachers, known_tokens, load_teachers, vocabulary_size
-from petkit.methods.tropd.writing import load_student, sizes_of, write_student
+from petkit.methods.tropd.writing import load_student, sizes_of, write_served, write_student
 from petkit.models.inserts import Site, insert
 from petkit.models.loaded import LoadedModel
 from petkit.models.loading import load_model
@@ -227,11 +229,22 @@ def prepare(config: DistillConfig, context: RunContext) -> Ready:
         )
     total = steps["per_epoch"] * config.training.epochs
     writer = _writer(config, loaded.tokenizer)
-    distillation = DistillationStep(config, Head(model, vocab), teachers, writer, total, end_tokens(model))
+    served = _served(config, context, loaded, vocab) if config.rollout.model else None
+    head, ends = Head(model, vocab), end_tokens(model)
+    distillation = DistillationStep(config, head, teachers, writer, total, ends, served)
     ready = Ready(loaded, teachers, train, validation, sites, distillation, full_model_bytes)
     if context.resume is not None:
         check_drift(context.resume, _identity(config, ready, context))
     return ready
+
+
+def _served(config: DistillConfig, context: RunContext, loaded: LoadedModel, vocab: int) -> ServedStudent:
+    def write(model: nn.Module, folder: Path) -> None:
+        write_served(folder, model, config, loaded, config.student.tuning == "full")
+
+    folder = Path(config.rollout.folder or f"{config.output}.served")
+    ends, most = end_tokens(loaded.model), context_length(loaded.model)
+    return ServedStudent(config, folder, vocab, ends, most, context.world, write)
 
 
 def _prompts(
