@@ -21,7 +21,7 @@ from petkit.methods.tropd.prompts import Prompt, PromptSet, load_prompts
 from petkit.methods.tropd.served_student import ServedStudent
 from petkit.methods.tropd.step import MEASURES, DistillationStep, Writer
 from petkit.methods.tropd.teachers import Teachers, known_tokens, load_teachers, vocabulary_size
-from petkit.methods.tropd.writing import load_student, sizes_of, write_served, write_student
+from petkit.methods.tropd.writing import check_served, load_student, sizes_of, write_served, write_student
 from petkit.models.inserts import Site, insert
 from petkit.models.loaded import LoadedModel
 from petkit.models.loading import load_model
@@ -243,6 +243,7 @@ def _served(config: DistillConfig, context: RunContext, loaded: LoadedModel, voc
         write_served(folder, model, config, loaded, config.student.tuning == "full")
 
     folder = Path(config.rollout.folder or f"{config.output}.served")
+    check_served(folder)
     ends, most = end_tokens(loaded.model), context_length(loaded.model)
     return ServedStudent(config, folder, vocab, ends, most, context.world, write)
 

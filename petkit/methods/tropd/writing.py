@@ -25,6 +25,7 @@ from petkit.artifacts.reader import CONFIG, MANIFEST, Artifact
 from petkit.artifacts.whole_model import DistilledManifest, shards_of, weights_sha256
 from petkit.configuration import dump_yaml
 from petkit.configuration.effects import effective
+from petkit.errors import InputError
 from petkit.methods.tropd.config import DistillConfig
 from petkit.models.config import ModelConfig
 from petkit.models.inserts import pack
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from petkit.methods.tropd.recipe import Ready
 
 COMMAND = "distill"
+# What tells a folder for a server, which is replaced with every update, from anybody's own.
+SERVED = "petkit-served.txt"
 
 
 def write_student(folder: Path, config: DistillConfig, ready: Ready, history: bytes) -> tuple[Step, ...]:
@@ -73,15 +76,32 @@ def write_served(
         loaded: what the student was before.
         is_whole: whether all of it learns.
     """
+    note = f"Weights of a student in training: petkit distill, {config.output}\n".encode()
     if is_whole:
         whole: Any = model
         with staged_folder(folder) as stage:
             whole.save_pretrained(stage)
+            (stage / SERVED).write_bytes(note)
         return
     packed, dense = pack(model)
     raw = {name: to_raw(tensor) for name, tensor in dense.items()}
     artifact = Artifact(folder, _adapter_manifest(config, loaded, ()), packed, raw)
-    write_folder(folder, export_adapter(artifact).files())
+    write_folder(folder, {**export_adapter(artifact).files(), SERVED: note})
+
+
+def check_served(folder: Path) -> None:
+    """Refuse a folder for a server that holds something else, which would be replaced.
+
+    Raises:
+        InputError: it does.
+    """
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if folder.exists() and not (folder / SERVED).is_file():
+        raise InputError(
+            f"rollout.folder {folder} must be new or of an earlier run, since it is replaced with every "
+            "update, and it holds something else: choose another"
+        )
 
 
 def load_student(folder: Path, config: DistillConfig, device: torch.device) -> nn.Module:

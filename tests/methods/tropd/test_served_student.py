@@ -217,6 +217,17 @@ def test_a_plan_changes_no_weights(config, server, served):
     own = config()
     plan(own, tiny.context(own))
     assert (server.requests, served.loads) == ([{}], 0)
+    assert not Path(f"{own.output}.served").exists()
+
+
+def test_a_folder_of_anybody_else_is_left_alone(config, served, tmp_path):
+    (tmp_path / "mine").mkdir()
+    own = config(rollout__folder=str(tmp_path / "mine"))
+    plan(own, tiny.context(own))
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="must be new or of an earlier run"):
+        plan(own, tiny.context(own))
+    assert served.loads == 0
 
 
 def test_beginnings_of_the_teacher_are_gone_on_with(config, served):
