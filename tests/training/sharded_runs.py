@@ -1,6 +1,6 @@
 """What each of two processes does for test_sharding.py: whole students, in one launch since it takes seconds.
 
-RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python -m tests.training.sharded_runs FOLDER
+RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python -m tests.training.sharded_runs FOLDER SERVER
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def gone_on_one(root: Path, world: World) -> str:
     return str(caught.value)
 
 
-def main(root: Path) -> None:
+def main(root: Path, server: str) -> None:
     """Everything, one run after the other."""
     torch.set_num_threads(1)
     world = start(torch.device("cpu"))
@@ -98,9 +98,11 @@ def main(root: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "_plain_head", lambda model: None)
         run(root, "logits", world, training__max_steps=2, **SHARDED)
+    served = {"rollout__model": f"{server}#student", "rollout__served__server": "sglang"}
+    run(root, "served", world, training__max_steps=2, **served, **SHARDED)
     (root / f"gone-{world.rank}.txt").write_text(gone_on_one(root, world))
     finish(world)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

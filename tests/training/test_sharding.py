@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,8 @@ from petkit.training.sharding import (
     whole_tensor,
 )
 from tests.methods.tropd import tiny
+from tests.methods.tropd.served import Served
+from tests.rollout.fault_server import FaultServer, serving
 from tests.training import sharded_runs
 
 # Sums over processes are in another order; AdamW divides by the root of moments, and the rate is 1e-2.
@@ -69,7 +72,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def root(folder: Path) -> Path:
+def server(folder: Path) -> Iterator[FaultServer]:
+    """Holds a whole student and loads what it is told to."""
+    with serving() as found:
+        yield found.play(Served(folder / "student"))
+
+
+@pytest.fixture(scope="module")
+def root(folder: Path, server: FaultServer) -> Path:
     """Where two processes and this one have left their runs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -77,9 +87,10 @@ def root(folder: Path) -> Path:
     shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     # torch warns of what it cannot shard rightly.
     shared |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd(), "PYTHONWARNINGS": "error:FSDP2"}
+    command = [sys.executable, "-m", "tests.training.sharded_runs", str(folder), server.url]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.training.sharded_runs", str(folder)],
+            command,
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
@@ -157,6 +168,16 @@ def test_a_student_may_pass_through_its_shards_twice_and_in_lower_precision(root
 @pytest.mark.slow
 def test_logits_may_be_computed_whole(root: Path) -> None:
     check_curves(root / "alone", root / "logits", 2)
+
+
+@pytest.mark.slow
+def test_a_server_gets_the_weights_of_all_shards(root: Path, server: FaultServer) -> None:
+    loads = [path for path in server.paths if path == "/update_weights_from_disk"]
+    # Each of two processes asks whether it can be asked; the first one gives weights before both steps.
+    assert len(loads) == 4
+    drifts = [row["server_drift_max"] for row in tiny.records(root / "served")]
+    assert len(drifts) == 2
+    assert max(drifts) < 1e-4
 
 
 @pytest.mark.slow
