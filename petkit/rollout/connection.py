@@ -7,7 +7,8 @@ import json
 import math
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -283,6 +284,24 @@ class Connection:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+
+def to_the_end(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine from code that is none, also where a loop runs already.
+
+    Args:
+        work: makes and closes its own connections.
+
+    Returns:
+        What it gives.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    # Notebooks run a loop of their own, in which no other may run.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(asyncio.run, work).result()
 
 
 @lru_cache(maxsize=1)

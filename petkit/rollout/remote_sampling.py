@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from petkit.errors import InputError, PetkitError
 from petkit.rollout.config import SamplingConfig, TokenServerConfig
-from petkit.rollout.connection import Connection, Refused, ServerGone, Sleep
+from petkit.rollout.connection import Connection, Refused, ServerGone, Sleep, to_the_end
 from petkit.rollout.endpoint import Endpoint
 from petkit.rollout.sampling import Completion, check_ids, check_rows, rooms_of
 from petkit.rollout.token_servers import SERVERS, Draw, Scored, parse_answer
@@ -76,6 +75,7 @@ class RemoteSampler:
         prefixes: Sequence[Ids] | None = None,
         *,
         greedy: bool = False,
+        log_probs: bool = False,
         advance: Callable[[int], None] = lambda count: None,
     ) -> list[Completion]:
         """Draw a completion of each prompt, as `petkit.rollout.sampling.sample` does.
@@ -89,6 +89,8 @@ class RemoteSampler:
             settings: temperature, filters, stops and lengths; `batch_size` is for local models.
             prefixes: ids that each completion begins with, given and not drawn.
             greedy: take the likeliest token.
+            log_probs: keep what the server says of each token that it drew; of temperature 1 where that is
+                the settings'.
             advance: told how many more are done.
 
         Returns:
@@ -105,7 +107,7 @@ class RemoteSampler:
         check_rows(prompts, seeds, given, self.ends, self.vocab)
         rooms = rooms_of(prompts, given, settings.max_new_tokens, self.context)
         draws = [
-            Draw((*prompt, *prefix), room, seed, settings, self.ends, greedy)
+            Draw((*prompt, *prefix), room, seed, settings, self.ends, greedy, log_probs)
             for prompt, prefix, room, seed in zip(prompts, given, rooms, seeds, strict=True)
         ]
 
@@ -113,7 +115,8 @@ class RemoteSampler:
             found = self._server.drawn(answer, draws[number], self.vocab)
             tokens = (*given[number], *found.tokens)
             prompt = tuple(prompts[number])
-            return Completion(prompt, tokens, len(given[number]), found.finished, found.stopped)
+            prefix = len(given[number])
+            return Completion(prompt, tokens, prefix, found.finished, found.stopped, found.log_probs)
 
         bodies = [self._server.draw_body(self.endpoint.model, draw) for draw in draws]
         return self._all(bodies, read, advance)
@@ -208,21 +211,11 @@ class RemoteSampler:
                 await connection.close()
 
         try:
-            _run(work())
+            to_the_end(work())
         except ServerGone as error:
             done = f"{len(results)} of {len(bodies)} requests are done"
             raise ServerGone(f"{error} ({done})", results) from error
         return [results[number] for number in range(len(bodies))]
-
-
-def _run(work: Coroutine[Any, Any, None]) -> None:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    # Notebooks run a loop of their own, in which no other may run.
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(asyncio.run, work).result()
 
 
 def _tensors(scored: Scored, top_k: int) -> Scores:

@@ -32,6 +32,7 @@ class Completion:
         prefix: how many of the tokens were given.
         finished: whether the text has ended, by a token or by a stop; else it was cut off.
         stopped: whether it was by a stop, whose tokens are still there.
+        log_probs: of the tokens that were drawn, in nats, where a server told them; else none.
     """
 
     prompt: tuple[int, ...]
@@ -39,6 +40,7 @@ class Completion:
     prefix: int
     finished: bool
     stopped: bool = False
+    log_probs: tuple[float, ...] = ()
 
 
 class Draw:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 from petkit.errors import InputError, PetkitError
@@ -35,6 +35,7 @@ class Draw:
         settings: temperature, filters and stops.
         ends: ids that end a text.
         greedy: take the likeliest token.
+        log_probs: whether the answer must tell the log-probability of each token.
     """
 
     ids: Ids
@@ -43,6 +44,7 @@ class Draw:
     settings: SamplingConfig
     ends: Ids
     greedy: bool = False
+    log_probs: bool = False
 
     @property
     def filters(self) -> dict[str, Any]:
@@ -61,6 +63,7 @@ class Drawn:
     tokens: tuple[int, ...]
     finished: bool
     stopped: bool
+    log_probs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,9 +137,11 @@ class VllmServer:
                 "the server gives no ids of the tokens it drew, and tokenising its text anew can give "
                 "others: serve the model with vLLM 0.10.2 or later, which knows return_token_ids"
             )
-        return _drawn(
+        found = _drawn(
             ids, choice.get("finish_reason"), isinstance(choice.get("stop_reason"), str), draw, vocab
         )
+        told = choice.get("logprobs")
+        return _told(found, told.get("token_logprobs") if isinstance(told, dict) else None, draw)
 
     def score_body(self, model: str, prompt: Ids, response: Ids, top_k: int) -> dict[str, Any]:
         """As `TokenServer` says."""
@@ -213,8 +218,9 @@ class SglangServer:
         reason = meta.get("finish_reason")
         if not isinstance(reason, dict):
             raise _shape(meta)
-        ids = [_triple(one)[1] for one in listed]
-        return _drawn(ids, reason.get("type"), isinstance(reason.get("matched"), str), draw, vocab)
+        values, ids = [_triple(one)[0] for one in listed], [_triple(one)[1] for one in listed]
+        found = _drawn(ids, reason.get("type"), isinstance(reason.get("matched"), str), draw, vocab)
+        return _told(found, values, draw)
 
     def score_body(self, model: str, prompt: Ids, response: Ids, top_k: int) -> dict[str, Any]:
         """As `TokenServer` says."""
@@ -303,6 +309,23 @@ def _drawn(ids: Any, reason: Any, stopped: bool, draw: Draw, vocab: int) -> Draw
         )
     stopped = stopped and reason == "stop" and not ended
     return Drawn(tuple(ids), ended or reason == "stop", stopped)
+
+
+def _told(found: Drawn, values: Any, draw: Draw) -> Drawn:
+    """Add the log-probabilities of the tokens, where they were asked for."""
+    if not draw.log_probs:
+        return found
+    count = len(values) if isinstance(values, list) else 0
+    if count != len(found.tokens):
+        raise InputError(
+            f"expected log-probabilities of {len(found.tokens)} tokens that were drawn, got {count}"
+        )
+    own = tuple(_log_prob(value, f"at place {place}") for place, value in enumerate(values))
+    if -math.inf in own:
+        raise InputError(
+            f"expected tokens that are possible, got one of -inf at place {own.index(-math.inf)}"
+        )
+    return replace(found, log_probs=own)
 
 
 def _scored(rows: Iterable[_Row], top_k: int, vocab: int, hint: str) -> Scored:

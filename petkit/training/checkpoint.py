@@ -33,6 +33,7 @@ from petkit.artifacts.files import write_folder
 from petkit.configuration import Config
 from petkit.configuration.effects import effective
 from petkit.errors import ArtifactError, ConfigError, PetkitError
+from petkit.training.sharding import shared_out, whole_tensor
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ MAY_DRIFT = (
     "training.checkpoint_steps",
     "training.max_steps",
     "training.max_time",
+    "training.sharding",
     "training.tensorboard",
 )
 
@@ -75,33 +77,39 @@ class Progress:
 
 
 def save(
-    folder: Path,
+    folder: Path | None,
     progress: Progress,
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     identity: Mapping[str, Any],
-) -> Path:
+) -> Path | None:
     """Save `folder/checkpoint-<step>` and drop all but the newest two.
 
+    Sharded tensors are gathered, so that the files do not tell how they were held; every process must then
+    call this.
+
     Args:
-        folder: the run's folder.
+        folder: the run's folder; None on a process that gives its shards and writes nothing.
         progress: how far the run is.
         parameters: name -> trainable parameter.
         optimizer: AdamW over exactly these.
         identity: dotted key -> JSON value of every setting that must not change on resume.
 
     Returns:
-        The checkpoint.
+        The checkpoint; None without a folder.
 
     Raises:
         PetkitError: it cannot be written; nothing is left under its final name.
     """
-    files = {
-        "weights.safetensors": save_tensors(_cpu(parameters)),
-        "optimizer.safetensors": save_tensors(_optimizer_tensors(parameters, optimizer)),
+    tensors: dict[str, Mapping[str, Tensor]] = {
+        "weights.safetensors": parameters,
+        "optimizer.safetensors": _optimizer_tensors(parameters, optimizer),
     }
     if progress.best_weights is not None:
-        files["best.safetensors"] = save_tensors(_cpu(progress.best_weights))
+        tensors["best.safetensors"] = progress.best_weights
+    files = {name: _gathered(own, keep=folder is not None) for name, own in tensors.items()}
+    if folder is None:
+        return None
     state = {
         "version": VERSION,
         "step": progress.step,
@@ -160,13 +168,16 @@ def load(
                     f"{path}: {name} must have shape {tuple(parameter.shape)}, got "
                     f"{tuple(weights[name].shape)}"
                 )
-            parameter.copy_(weights[name])
+            parameter.copy_(shared_out(weights[name], parameter))
             if f"exp_avg.{name}" in moments:
                 optimizer.state[parameter] = {
-                    kind: moments[f"{kind}.{name}"].to(parameter.device if kind != "step" else "cpu")
-                    for kind in MOMENTS
+                    kind: one if kind == "step" else shared_out(one, parameter)
+                    for kind, one in ((kind, moments[f"{kind}.{name}"]) for kind in MOMENTS)
                 }
-    best = _read_tensors(path, "best.safetensors", state) if "best.safetensors" in state["sha256"] else None
+    best = None
+    if "best.safetensors" in state["sha256"]:
+        found = _read_tensors(path, "best.safetensors", state)
+        best = {name: shared_out(one, parameters.get(name, one)) for name, one in found.items()}
     return Progress(
         step=state["step"],
         seconds=state["seconds"],
@@ -297,15 +308,22 @@ def identity_sha256(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()
 
 
-def _cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _gathered(tensors: Mapping[str, Tensor], keep: bool) -> bytes:
+    """A file of whole tensors, gathered one by one; processes that do not write keep nothing of them."""
+    found = {}
+    # In the same order on every process, which tensors that were read from a file are not in.
+    for name in sorted(tensors):
+        whole = whole_tensor(tensors[name])
+        if keep:
+            found[name] = whole.cpu().contiguous()
+    return save_tensors(found) if keep else b""
 
 
 def _optimizer_tensors(
     parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
     return {
-        f"{kind}.{name}": optimizer.state[parameter][kind].detach().cpu().contiguous()
+        f"{kind}.{name}": optimizer.state[parameter][kind]
         for name, parameter in parameters.items()
         if optimizer.state.get(parameter)
         for kind in MOMENTS

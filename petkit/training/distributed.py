@@ -9,15 +9,25 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed
 
-from petkit.errors import InputError
+from petkit.errors import InputError, PetkitError
 
 log = logging.getLogger(__name__)
+
+
+ELSEWHERE = "another process failed, which its own message explains"
+
+
+class PassingElsewhere(PetkitError):
+    """Every process that failed may succeed later, and this one did not fail."""
+
+    passing = True
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,34 @@ class World:
             parts = torch.split(flat, [tensor.numel() for tensor in group])
             for tensor, part in zip(group, parts, strict=True):
                 tensor.copy_(part.view_as(tensor))
+
+    @contextmanager
+    def together(self, device: torch.device) -> Iterator[None]:
+        """Around work that may fail on one process while others go on to wait for it: then all fail.
+
+        Args:
+            device: where the processes exchange what happened.
+
+        Raises:
+            PetkitError: the process's own, or one that tells of another's. It is a passing one where every
+                failure is, so that all processes save together or none does.
+        """
+        caught: PetkitError | None = None
+        try:
+            yield
+        except PetkitError as error:
+            if self.size == 1:
+                raise
+            caught = error
+        votes = [float(caught is not None), float(caught is not None and caught.passing)]
+        counts = torch.tensor(votes, dtype=torch.float64, device=device)
+        self.sum_([counts])
+        failed, passing = counts.tolist()
+        if not failed:
+            return
+        if passing == failed:
+            raise caught or PassingElsewhere(ELSEWHERE)
+        raise PetkitError(str(caught or ELSEWHERE)) from caught
 
     def check_equal(self, tensors: Sequence[Tensor], what: str) -> None:
         """Refuse to go on when the processes hold different values.

@@ -30,6 +30,7 @@ from petkit.training.metrics import MetricsLog
 from petkit.training.optim import Schedule, make_optimizer, make_schedule, trainable_parameters
 from petkit.training.sampler import BatchPlan, MicroBatches, plan_batches
 from petkit.training.seeds import seed_global
+from petkit.training.sharding import is_sharded, own_part
 from petkit.training.signals import StopRequest, stop_error
 
 log = logging.getLogger(__name__)
@@ -166,11 +167,13 @@ class _Loop:
         self.plan: BatchPlan = plan_batches(config, len(train), seed, context.world.size, lengths)
         self.schedule: Schedule = make_schedule(config, self.plan.steps_per_epoch)
         self.parameters = trainable_parameters(model)
+        self.sharded = is_sharded(self.parameters)
         self.optimizer = make_optimizer(self.parameters, config)
         self.progress = checkpoint.Progress()
         if context.resume is not None:
             self.progress = checkpoint.load(context.resume, self.parameters, self.optimizer, self.identity)
-        context.world.check_equal(list(self.parameters.values()), "the initial trainable weights")
+        if not self.sharded:
+            context.world.check_equal(list(self.parameters.values()), "the initial trainable weights")
         folder = context.folder if context.world.is_main else None
         if folder is not None:
             checkpoint.clean(folder)
@@ -263,7 +266,8 @@ class _Loop:
         for _ in self.plan.step_indices(step, world.rank):
             sums += self._backward(to_device(next(batches), device))
         ballot = torch.tensor(votes, dtype=torch.float64, device=device)
-        world.sum_([sums, ballot, self.measured, *self._gradients()])
+        # Gradients of shards have been summed in the backward pass.
+        world.sum_([sums, ballot, self.measured, *(() if self.sharded else self._gradients())])
         return _Sums(*sums.tolist()), _Votes(*(vote > 0 for vote in ballot.tolist()))
 
     def _backward(self, batch: Any) -> Tensor:
@@ -284,7 +288,7 @@ class _Loop:
         gradients = self._gradients()
         for gradient in gradients:
             gradient.div_(count)
-        norm = nn.utils.get_total_norm(gradients)
+        norm = self._norm(gradients)
         _check_finite("the gradient's norm", float(norm), self.progress.step)
         if self.config.max_gradient_norm is not None:
             nn.utils.clip_grads_with_norm_(self.parameters.values(), self.config.max_gradient_norm, norm)
@@ -292,6 +296,15 @@ class _Loop:
             group["lr"] = rate
         self.optimizer.step()
         return float(norm)
+
+    def _norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Of all gradients, those of other processes' shards included."""
+        norm = nn.utils.get_total_norm(gradients)
+        if not self.sharded:
+            return norm
+        square = norm.double().square()
+        self.context.world.sum_([square])
+        return square.sqrt().to(norm.dtype)
 
     def _report(self, sums: _Sums, norm: float, rate: float, examples_per_second: float) -> None:
         loss = sums.loss / sums.count
@@ -306,10 +319,12 @@ class _Loop:
         self.context.watch(StepReport(self.progress.step, self.last_step, loss, rate, average, terms))
 
     def _gradients(self) -> list[Tensor]:
+        """Of the trained parameters, or of this process's shards of them."""
         for parameter in self.parameters.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        return [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        every = self.parameters.values()
+        return [own_part(parameter.grad) for parameter in every if parameter.grad is not None]
 
     def _check(self, sums: _Sums) -> None:
         step = self.progress.step
@@ -347,11 +362,11 @@ class _Loop:
 
     def _save(self) -> str:
         path = self.context.folder / f"checkpoint-{self.progress.step}"
-        if self.context.world.is_main and self.saved_step != self.progress.step:
+        is_main = self.context.world.is_main
+        if (is_main or self.sharded) and self.saved_step != self.progress.step:
             self.progress.metrics_bytes = self.metrics.size()
-            checkpoint.save(
-                self.context.folder, self.progress, self.parameters, self.optimizer, self.identity
-            )
+            folder = self.context.folder if is_main else None
+            checkpoint.save(folder, self.progress, self.parameters, self.optimizer, self.identity)
         self.saved_step = self.progress.step
         return str(path)
 

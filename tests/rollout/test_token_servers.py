@@ -277,3 +277,65 @@ def test_the_last_id_of_a_vocabulary_may_come_as_0(server, model):
     (found,) = sampler(server, "sglang").score([[4]], [[14, 5]], 2)
     (wanted,) = sampler(server, "vllm").score([[4]], [[14, 5]], 2)
     torch.testing.assert_close(found.log_probs, wanted.log_probs)
+
+
+@pytest.mark.parametrize("kind", sorted(STUBS))
+def test_log_probabilities_of_draws_are_kept_where_they_are_asked_for(server, model, kind):
+    server.play(STUBS[kind](model))
+    plain = sampler(server, kind).sample(RAGGED, range(5), drawing())
+    told = sampler(server, kind).sample(
+        RAGGED, range(5), drawing(), [[], [5], [6, 7], [], [8]], log_probs=True
+    )
+    assert all(one.log_probs == () for one in plain)
+    for one in told:
+        with torch.no_grad():
+            rows = model(input_ids=torch.tensor([[*one.prompt, *one.tokens]])).logits[0].log_softmax(-1)
+        places = range(one.prefix, len(one.tokens))
+        expected = [float(rows[len(one.prompt) + place - 1, one.tokens[place]]) for place in places]
+        assert one.log_probs == pytest.approx(expected, abs=1e-5)
+
+
+def fewer(found):
+    if "choices" in found:
+        found["choices"][0]["logprobs"]["token_logprobs"].pop()
+    return found
+
+
+def none_at_all(found):
+    if "choices" in found:
+        found["choices"][0]["logprobs"] = None
+    return found
+
+
+def lifted(found):
+    if "choices" in found:
+        found["choices"][0]["logprobs"]["token_logprobs"][0] = 0.5
+    else:
+        found["meta_info"]["output_token_logprobs"][0][0] = 0.5
+    return found
+
+
+def impossible(found):
+    if "choices" in found:
+        found["choices"][0]["logprobs"]["token_logprobs"][0] = -9999.0
+    else:
+        found["meta_info"]["output_token_logprobs"][0][0] = None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "spoil", "message"),
+    [
+        ("vllm", fewer, "request 0: expected log-probabilities of 6 tokens that were drawn, got 5"),
+        ("vllm", none_at_all, "request 0: expected log-probabilities of 6 tokens that were drawn, got 0"),
+        ("vllm", lifted, "request 0: expected log-probabilities of at most 0 at place 0, got 0.5"),
+        ("sglang", lifted, "request 0: expected log-probabilities of at most 0 at place 0, got 0.5"),
+        ("vllm", impossible, "request 0: expected tokens that are possible, got one of -inf at place 0"),
+        ("sglang", impossible, "request 0: expected tokens that are possible, got one of -inf at place 0"),
+    ],
+)
+def test_log_probabilities_of_draws_must_be_some(server, model, kind, spoil, message):
+    server.play(STUBS[kind](model, spoil))
+    assert len(sample(model, [[4]], [0], drawing(), 0)[0].tokens) == 6
+    with pytest.raises(InputError, match=message):
+        sampler(server, kind).sample([[4]], [0], drawing(), log_probs=True)

@@ -97,6 +97,10 @@ def vllm(model, spoil: Spoil = lambda found: found) -> Step:
             reason = "stop" if row.finished else "length"
             found |= {"token_ids": list(row.tokens), "finish_reason": reason}
             found["stop_reason"] = body["stop"][0] if row.stopped else None
+            found["logprobs"] = {
+                "token_logprobs": _own_log_probs(model, row),
+                "tokens": ["x"] * len(row.tokens),
+            }
         return {"object": "text_completion", "choices": [found]}
 
     return answering(answer, spoil)
@@ -112,7 +116,8 @@ def sglang(model, spoil: Spoil = lambda found: found) -> Step:
         matched = params["stop"][0] if row.stopped else row.tokens[-1]
         stop, length = {"type": "stop", "matched": matched}, {"type": "length", "length": len(row.tokens)}
         meta = {"finish_reason": stop if row.finished else length}
-        meta["output_token_logprobs"] = [[-1.0, token, None] for token in row.tokens]
+        told = zip(_own_log_probs(model, row), row.tokens, strict=True)
+        meta["output_token_logprobs"] = [[value, token, None] for value, token in told]
         return {"text": "not to be tokenised", "meta_info": meta}
 
     return answering(answer, spoil)
@@ -131,6 +136,12 @@ def _drawn(model, ids, params, limit, seed):
     given = Stops(stops, spoken) if stops else None
     assert params["stop_token_ids"] == [END]
     return sample(model, [ids], [seed], settings, 0, given, greedy=greedy)[0]
+
+
+def _own_log_probs(model, row):
+    """Of what was drawn, at temperature 1."""
+    rows = log_softmax(model, [*row.prompt, *row.tokens])[len(row.prompt) - 1 :]
+    return [float(rows[place, token]) for place, token in enumerate(row.tokens)]
 
 
 def _prompt_log_probs(model, body):

@@ -92,6 +92,34 @@ def trust_mask(
     return (uniform.to(gain.device).log() < log_trust).float()
 
 
+def importance_weights(student_log_probs: Tensor, sampled_log_probs: Tensor, cap: float) -> Tensor:
+    """How much tokens count that another policy drew: min(pi_S / pi_sampled, cap), without a gradient.
+
+    Args:
+        student_log_probs: (...) of the tokens, in nats.
+        sampled_log_probs: (...) under the policy that drew them.
+        cap: the most that a token counts, at least 1.
+
+    Returns:
+        (...) float32, 1 where both policies agree.
+
+    Raises:
+        InputError: shapes differ, or a cap below 1.
+
+    Source:
+        Truncated importance sampling (Ionides, 2008), of each token by itself: what came before it is as the
+        other policy drew it.
+    """
+    if student_log_probs.shape != sampled_log_probs.shape:
+        raise InputError(
+            f"sampled_log_probs must be {tuple(student_log_probs.shape)} as student_log_probs are, got "
+            f"{tuple(sampled_log_probs.shape)}"
+        )
+    if not cap >= 1:
+        raise InputError(f"cap must be at least 1, got {cap}")
+    return (student_log_probs.detach().float() - sampled_log_probs.float()).exp().clamp_max(cap)
+
+
 def tropd_loss(
     student_log_probs: Tensor,
     teacher_log_probs: Tensor,

@@ -120,6 +120,34 @@ class TeacherConfig(Config):
     """Of served teachers."""
 
 
+class RolloutConfig(Config):
+    """Who writes the student's responses, where that is not the student here."""
+
+    model: str | None = None
+    """Address of a server that holds the student, too (http://HOST:PORT/v1#NAME). vLLM gets adapters, under
+    NAME; SGLang gets whole students."""
+
+    refresh_steps: int = Field(default=1, ge=1, json_schema_extra=applies_to(stale=(False,)))
+    """Optimiser steps after which the server gets the student's weights; it also does before the first."""
+
+    folder: str | None = Field(default=None, json_schema_extra=applies_to(stale=(False,)))
+    """Folder for these weights, which the server must see under the same path; by default OUTPUT.served."""
+
+    stale: bool = False
+    """Let the server keep the weights that it has. It then draws from another policy than the student's, more
+    so with every step: see server_drift in metrics.jsonl."""
+
+    importance_cap: float = Field(
+        default=2.0,
+        ge=1,
+        json_schema_extra=applies_to({"objective.kind": ("opd", "eopd", "reopold", "tropd")}),
+    )
+    """Tokens count by the ratio of the student's probability to the server's, up to so much."""
+
+    served: TokenServerConfig = TokenServerConfig()
+    """Of the server."""
+
+
 class StudentConfig(Config):
     """Who learns."""
 
@@ -192,6 +220,10 @@ class DistillTrainingConfig(TrainingConfig):
     min_learning_rate: float = Field(default=0.0, ge=0)
     """Learning rate at the end of the cosine."""
 
+    sharding: Literal["none", "fsdp2"] = "none"
+    """fsdp2: several processes share the weights of a student with `tuning: full` out, with their gradients
+    and AdamW's moments; each holds all weights while responses are drawn. none: each holds all of that."""
+
 
 class DistillConfig(Config):
     """One run: a student, a teacher, prompts, and the training."""
@@ -214,6 +246,7 @@ class DistillConfig(Config):
     guidance: GuidanceConfig = GuidanceConfig()
     data: PromptsConfig
     sampling: SamplingConfig = SamplingConfig()
+    rollout: RolloutConfig = RolloutConfig()
 
     samples: int = Field(default=4, ge=1, le=1024)
     """Responses to each prompt of a step."""
@@ -240,6 +273,8 @@ class DistillConfig(Config):
             )
         if own.cache and self.guidance.responses != "none":
             raise ValueError("guidance.responses live needs a teacher that writes, and a cache does not")
+        self._check_sharding()
+        self._check_rollout()
         served = any(name.startswith("http") for name in self.teachers)
         for name in () if served else ("tokenizer", "served"):
             if getattr(own, name) != TeacherConfig.model_fields[name].default:
@@ -253,6 +288,58 @@ class DistillConfig(Config):
                 f"temperature 1, got {self.sampling.temperature:g}"
             )
         return self
+
+    def _check_sharding(self) -> None:
+        if self.training.sharding == "none":
+            return
+        if self.student.tuning == "adapter":
+            raise ValueError(
+                f"training.sharding {self.training.sharding} shares out weights that learn, and adapters are "
+                "too small for that: set student.tuning full, or leave it out"
+            )
+        if not self.training.drop_last:
+            raise ValueError(
+                f"training.drop_last must be true with training.sharding {self.training.sharding}, got "
+                "false: with a short last batch processes would wait for passes that others do not make"
+            )
+
+    def _check_rollout(self) -> None:
+        own, defaults = self.rollout, RolloutConfig()
+        if own.model is None:
+            for name in RolloutConfig.model_fields:
+                if getattr(own, name) != getattr(defaults, name):
+                    raise ValueError(f"rollout.{name} has an effect with rollout.model only: remove it")
+            return
+        if not own.model.startswith("http"):
+            raise ValueError(
+                f"rollout.model must be the address of a server, http://HOST:PORT/v1#NAME, got {own.model!r}"
+            )
+        if self.teacher.cache:
+            raise ValueError(
+                "rollout.model has no effect with teacher.cache, which has the responses: remove it"
+            )
+        if self.sampling.temperature != 1:
+            raise ValueError(
+                "sampling.temperature must be 1 with rollout.model, for servers tell log-probabilities of "
+                f"temperature 1, got {self.sampling.temperature:g}"
+            )
+        if not (own.stale or self.refreshable):
+            raise ValueError(
+                f"rollout.served.server {own.served.server} cannot be given {self._learns} while it serves: "
+                "vllm takes adapters of adapter.method lora, sglang students of tuning full. With "
+                "rollout.stale true it keeps its weights, and draws from another policy than the student's"
+            )
+
+    @property
+    def _learns(self) -> str:
+        return "a whole student" if self.student.tuning == "full" else f"{self.adapter.method} adapters"
+
+    @property
+    def refreshable(self) -> bool:
+        """Whether the program that serves the student can replace what learns."""
+        if self.student.tuning == "full":
+            return self.rollout.served.server == "sglang"
+        return self.rollout.served.server == "vllm" and self.adapter.method == "lora"
 
     @property
     def teachers(self) -> tuple[str, ...]:

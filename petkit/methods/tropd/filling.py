@@ -23,7 +23,7 @@ from petkit.methods.tropd.cache import (
     vocabulary_sha256,
     write_manifest,
 )
-from petkit.methods.tropd.config import DistillConfig
+from petkit.methods.tropd.config import DistillConfig, RolloutConfig
 from petkit.methods.tropd.prompts import Prompt
 from petkit.methods.tropd.recipe import Ready, prepare
 from petkit.methods.tropd.step import Rollout
@@ -57,7 +57,8 @@ def fill(
     """
     if config.teacher.cache:
         raise ConfigError("teacher.model or teacher.domains must name who is asked, got teacher.cache")
-    ready = prepare(config, context)
+    # Nobody but the models here and the teacher writes.
+    ready = prepare(config.model_copy(update={"rollout": RolloutConfig()}), context)
     manifest = begin(folder, _manifest(config, ready, writer, top_k))
     prompts = list(enumerate(ready.train.prompts))
     shards = dict(manifest.shards)

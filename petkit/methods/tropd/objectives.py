@@ -48,6 +48,9 @@ class Tokens:
     trust: Tensor | None = None
     """The trust mask, between 0 and 1, without a gradient."""
 
+    importance: Tensor | None = None
+    """How much each token counts that another policy than the student drew, without a gradient."""
+
     divergence: Tensor | None = None
     """The generalised Jensen-Shannon divergence over all tokens, with a gradient."""
 
@@ -221,6 +224,9 @@ def objective_sum(tokens: Tokens, config: ObjectiveConfig, progress: float) -> T
     tokens = tokens.blanked()
     terms = REGISTRY[config.kind](tokens, config, progress)
     if config.kind not in ("gkd", "fkl"):
+        # Means over the student's own draws; divergences are what they are, whoever drew the token.
+        if tokens.importance is not None:
+            terms = tokens.importance * terms
         given = tokens.teacher_log_probs.clamp_min(LEAST_LOG_PROB) - tokens.student_log_probs
         terms = torch.where(tokens.prefix_mask, config.prefix_weight * given, terms)
     return blank(terms, tokens.mask).sum()

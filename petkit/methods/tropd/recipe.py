@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from petkit.methods.tropd.card import distilled_card
 from petkit.methods.tropd.config import DistillConfig
 from petkit.methods.tropd.evaluation import RewardEvaluation, evaluate_student
 from petkit.methods.tropd.prompts import Prompt, PromptSet, load_prompts
+from petkit.methods.tropd.served_student import ServedStudent
 from petkit.methods.tropd.step import MEASURES, DistillationStep, Writer
 from petkit.methods.tropd.teachers import Teachers, known_tokens, load_teachers, vocabulary_size
-from petkit.methods.tropd.writing import load_student, sizes_of, write_student
+from petkit.methods.tropd.writing import check_served, load_student, sizes_of, write_served, write_student
 from petkit.models.inserts import Site, insert
 from petkit.models.loaded import LoadedModel
 from petkit.models.loading import load_model
@@ -40,6 +42,7 @@ from petkit.training.run import (
     run_facts,
 )
 from petkit.training.seeds import stream
+from petkit.training.sharding import Placement, Sharded
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +70,8 @@ def run(config: DistillConfig, context: RunContext) -> dict[str, Any] | None:
     with claim_folder(context) as directory:
         # Before a checkpoint is loaded, so that a run that goes on has it too.
         before = ready.evaluate() if context.world.is_main else None
+        if config.training.sharding == "fsdp2":
+            ready = ready.placed(Sharded(ready.model, context.world))
         fitted = fit(
             ready.model,
             ready.step,
@@ -79,6 +84,7 @@ def run(config: DistillConfig, context: RunContext) -> dict[str, Any] | None:
             begin=ready.step.begin,
             measures=MEASURES,
         )
+        ready = ready.finished()
         if directory is None:
             return None
         with staged_in_run(directory) as folder:
@@ -151,6 +157,17 @@ class Ready:
         """The frozen student with trainable adapters."""
         return self.loaded.model
 
+    def placed(self, placement: Placement) -> Ready:
+        """The same with the student's weights put elsewhere."""
+        return replace(self, step=self.step.placed(placement))
+
+    def finished(self) -> Ready:
+        """The same with all of the student's weights, to stay; every process takes part."""
+        model = self.step.placement.finished(self.model)
+        if model is self.model:
+            return self
+        return replace(self, loaded=replace(self.loaded, model=model), step=self.step.of(model))
+
     def evaluate(self, model: nn.Module | None = None) -> RewardEvaluation | None:
         """Measure the student, or another model in its place; None where there are no prompts for that."""
         if self.validation is None:
@@ -159,7 +176,8 @@ class Ready:
 
     def validate(self) -> RewardEvaluation:
         """Measure the student while it trains."""
-        found = self.evaluate()
+        with self.step.placement.whole(self.model) as whole:
+            found = self.evaluate(None if whole is self.model else whole)
         assert found is not None
         return found
 
@@ -179,6 +197,11 @@ def prepare(config: DistillConfig, context: RunContext) -> Ready:
     """
     if config.training.select == "validation" and config.data.validation is None:
         raise ConfigError("training.select validation needs prompts with answers: set data.validation")
+    if config.training.sharding != "none" and context.world.size == 1:
+        raise ConfigError(
+            f"training.sharding {config.training.sharding} needs two processes or more, got 1: start them "
+            "with `torchrun --nproc-per-node N -m petkit distill`, or leave it out"
+        )
     full = config.student.tuning == "full"
     if config.adapter.method == "linear_probe" and not full:
         raise ConfigError(
@@ -206,11 +229,23 @@ def prepare(config: DistillConfig, context: RunContext) -> Ready:
         )
     total = steps["per_epoch"] * config.training.epochs
     writer = _writer(config, loaded.tokenizer)
-    distillation = DistillationStep(config, Head(model, vocab), teachers, writer, total, end_tokens(model))
+    served = _served(config, context, loaded, vocab) if config.rollout.model else None
+    head, ends = Head(model, vocab), end_tokens(model)
+    distillation = DistillationStep(config, head, teachers, writer, total, ends, served)
     ready = Ready(loaded, teachers, train, validation, sites, distillation, full_model_bytes)
     if context.resume is not None:
         check_drift(context.resume, _identity(config, ready, context))
     return ready
+
+
+def _served(config: DistillConfig, context: RunContext, loaded: LoadedModel, vocab: int) -> ServedStudent:
+    def write(model: nn.Module, folder: Path) -> None:
+        write_served(folder, model, config, loaded, config.student.tuning == "full")
+
+    folder = Path(config.rollout.folder or f"{config.output}.served")
+    check_served(folder)
+    ends, most = end_tokens(loaded.model), context_length(loaded.model)
+    return ServedStudent(config, folder, vocab, ends, most, context.world, write)
 
 
 def _prompts(

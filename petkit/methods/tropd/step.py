@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from copy import copy
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from petkit.losses.top_k import top_k_terms
-from petkit.methods.tropd.algorithm import prefix_length, rewards
+from petkit.methods.tropd.algorithm import importance_weights, prefix_length, rewards
 from petkit.methods.tropd.config import DistillConfig
 from petkit.methods.tropd.objectives import Tokens, draw_trust, objective_sum
 from petkit.methods.tropd.prompts import Prompt
+from petkit.methods.tropd.served_student import ServedStudent, sampled_log_probs
 from petkit.methods.tropd.teachers import CachedTeacher, Teachers
 from petkit.rollout.sampling import Completion, context_length, sample
 from petkit.rollout.scoring import Head, Sequences, TeacherScores, pack, student_log_probs
@@ -20,6 +23,7 @@ from petkit.rollout.stops import Stops
 from petkit.rollout.verifiers import score
 from petkit.training.evaluate import StepOutput
 from petkit.training.seeds import derive, stream
+from petkit.training.sharding import Placement, Together
 
 # Means that metrics.jsonl has of every step; those that a run has no numbers for are left out.
 MEASURES = (
@@ -33,6 +37,8 @@ MEASURES = (
     "prefix_length",
     "response_length",
     "finished",
+    "server_drift",
+    "server_drift_max",
 )
 
 
@@ -63,6 +69,7 @@ class DistillationStep:
         writer: for prompts and responses.
         total_steps: optimiser steps of the whole training.
         ends: ids that end a text.
+        served: writes the responses, where that is not the student here.
     """
 
     def __init__(
@@ -73,30 +80,50 @@ class DistillationStep:
         writer: Writer,
         total_steps: int,
         ends: Sequence[int] = (),
+        served: ServedStudent | None = None,
     ) -> None:
         self.config, self.head, self.teachers, self.writer = config, head, teachers, writer
+        self.served = served
+        self.placement: Placement = Together()
         self.total_steps, self.ends = total_steps, frozenset(ends)
         self.step = 0
 
     def of(self, model: nn.Module) -> DistillationStep:
         """The same for another model in the student's place, such as its reloaded artifact."""
-        head = Head(model, self.head.vocab)
-        return DistillationStep(
-            self.config, head, self.teachers, self.writer, self.total_steps, tuple(self.ends)
-        )
+        found = copy(self)
+        found.head, found.placement, found.served = Head(model, self.head.vocab), Together(), None
+        return found
+
+    def placed(self, placement: Placement) -> DistillationStep:
+        """The same for a student whose weights were put elsewhere, and whose head was proven before."""
+        found = copy(self)
+        found.placement = placement
+        return found
 
     def begin(self, step: int) -> None:
         """Take note of the optimiser step that comes: draws and schedules are functions of it."""
         self.step = step
+        if self.served is not None:
+            self.served.begin(step, self.head.model, self.placement)
 
     def __call__(self, model: nn.Module, batch: Sequence[tuple[int, Prompt]]) -> StepOutput:
         """Sample responses to prompts and sum the objective over their tokens."""
-        rollout = self.roll_out(model, batch)
+        generates = self.teachers.cached is None and self.served is None
+        weights = self.placement.whole(model) if generates else nullcontext(model)
+        with weights as whole, self.placement.together():
+            rollout = self.roll_out(whole, batch)
         sequences = self.pack(rollout)
         tokens, scores = self.compare(sequences, rollout, batch[0][0])
+        sampled = sampled_log_probs(rollout.completions, sequences)
+        if sampled is not None:
+            cap = self.config.rollout.importance_cap
+            tokens = replace(tokens, importance=importance_weights(tokens.student_log_probs, sampled, cap))
         loss = objective_sum(tokens, self.config.objective, self.step / self.total_steps)
         count = int(tokens.mask.sum())
-        return StepOutput(loss, count, measures=self._measures(tokens, scores, rollout))
+        measures = self._measures(tokens, scores, rollout)
+        if sampled is not None:
+            measures |= _drift((tokens.student_log_probs.detach() - sampled)[tokens.own])
+        return StepOutput(loss, count, measures=measures)
 
     def roll_out(self, model: nn.Module, batch: Sequence[tuple[int, Prompt]]) -> Rollout:
         """Let the student answer, behind what the teacher gives; or take what a cache holds."""
@@ -108,16 +135,12 @@ class DistillationStep:
         prompts = [prompt for _, prompt, _ in rows]
         seeds = [derive(self.config.seed, "sampling", self.step, number, draw) for number, _, draw in rows]
         beginnings = self._beginnings(batch)
-        found = sample(
-            model,
-            [prompt.ids for prompt in prompts],
-            seeds,
-            self.config.sampling,
-            self.writer.padding,
-            self.writer.stops,
-            prefixes=[beginnings[number] for number, _, _ in rows] if beginnings else None,
-            vocab=self.head.vocab,
-        )
+        prefixes = [beginnings[number] for number, _, _ in rows] if beginnings else None
+        ids = [prompt.ids for prompt in prompts]
+        if self.served is not None:
+            return Rollout(prompts, self.served.draw(ids, seeds, prefixes))
+        own, stops, vocab = self.config.sampling, self.writer.stops, self.head.vocab
+        found = sample(model, ids, seeds, own, self.writer.padding, stops, prefixes=prefixes, vocab=vocab)
         return Rollout(prompts, found)
 
     def _taken(self, cached: CachedTeacher, batch: Sequence[tuple[int, Prompt]]) -> Rollout:
@@ -152,12 +175,15 @@ class DistillationStep:
         config, objective = self.config, self.config.objective
         datasets = [prompt.question.dataset for prompt in rollout.prompts]
         temperature = config.sampling.temperature
-        scores = self.teachers.scores(sequences, datasets, objective.teacher_tokens, temperature)
-        own, top, entropy = student_log_probs(self.head, sequences, scores.top_ids, temperature)
+        with self.placement.together():
+            scores = self.teachers.scores(sequences, datasets, objective.teacher_tokens, temperature)
+        own, top, entropy = self.placement.through(
+            lambda: student_log_probs(self.head, sequences, scores.top_ids, temperature)
+        )
         generator = stream(config.seed, "trust", self.step, number)
         divergence = None
         if objective.kind == "gkd":
-            divergence = self._divergence(sequences, datasets)
+            divergence = self.placement.through(lambda: self._divergence(sequences, datasets))
         tokens = Tokens(
             student_log_probs=own,
             teacher_log_probs=scores.log_probs,
@@ -268,3 +294,11 @@ class DistillationStep:
         """A response without its end."""
         text = self.writer.decode(completion.tokens)
         return self.writer.stops.cut(text) if self.writer.stops else text
+
+
+def _drift(differences: Tensor) -> dict[str, tuple[float, float]]:
+    """How far the server's log-probabilities of its tokens are from the student's."""
+    sizes = differences.abs().double()
+    found = {"server_drift": (float(sizes.sum()), float(len(sizes)))}
+    # Steps of several micro-batches or processes record the mean of their largest ones.
+    return found | ({"server_drift_max": (float(sizes.max()), 1.0)} if len(sizes) else {})

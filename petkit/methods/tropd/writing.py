@@ -18,13 +18,18 @@ from petkit.artifacts import (
     step,
     write_artifact,
 )
-from petkit.artifacts.reader import CONFIG, MANIFEST
+from petkit.artifacts.dense import to_raw
+from petkit.artifacts.files import staged_folder, write_folder
+from petkit.artifacts.peft_export import export_adapter
+from petkit.artifacts.reader import CONFIG, MANIFEST, Artifact
 from petkit.artifacts.whole_model import DistilledManifest, shards_of, weights_sha256
 from petkit.configuration import dump_yaml
 from petkit.configuration.effects import effective
+from petkit.errors import InputError
 from petkit.methods.tropd.config import DistillConfig
 from petkit.models.config import ModelConfig
 from petkit.models.inserts import pack
+from petkit.models.loaded import LoadedModel
 from petkit.models.loading import load_adapted, load_model
 from petkit.rollout.sampling import context_length
 from petkit.training.outcome import size_ledger
@@ -35,6 +40,8 @@ if TYPE_CHECKING:
     from petkit.methods.tropd.recipe import Ready
 
 COMMAND = "distill"
+# What tells a folder for a server, which is replaced with every update, from anybody's own.
+SERVED = "petkit-served.txt"
 
 
 def write_student(folder: Path, config: DistillConfig, ready: Ready, history: bytes) -> tuple[Step, ...]:
@@ -55,6 +62,46 @@ def write_student(folder: Path, config: DistillConfig, ready: Ready, history: by
     else:
         _write_adapter(folder, config, ready, lineage, history)
     return lineage
+
+
+def write_served(
+    folder: Path, model: nn.Module, config: DistillConfig, loaded: LoadedModel, is_whole: bool
+) -> None:
+    """Write a student in the form that a server loads it in: as a PEFT adapter, or whole.
+
+    Args:
+        folder: replaced.
+        model: the student as it is now.
+        config: the recipe.
+        loaded: what the student was before.
+        is_whole: whether all of it learns.
+    """
+    note = f"Weights of a student in training: petkit distill, {config.output}\n".encode()
+    if is_whole:
+        whole: Any = model
+        with staged_folder(folder) as stage:
+            whole.save_pretrained(stage)
+            (stage / SERVED).write_bytes(note)
+        return
+    packed, dense = pack(model)
+    raw = {name: to_raw(tensor) for name, tensor in dense.items()}
+    artifact = Artifact(folder, _adapter_manifest(config, loaded, ()), packed, raw)
+    write_folder(folder, {**export_adapter(artifact).files(), SERVED: note})
+
+
+def check_served(folder: Path) -> None:
+    """Refuse a folder for a server that holds something else, which would be replaced.
+
+    Raises:
+        InputError: it does.
+    """
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if folder.exists() and not (folder / SERVED).is_file():
+        raise InputError(
+            f"rollout.folder {folder} must be new or of an earlier run, since it is replaced with every "
+            "update, and it holds something else: choose another"
+        )
 
 
 def load_student(folder: Path, config: DistillConfig, device: torch.device) -> nn.Module:
@@ -82,22 +129,24 @@ def _inputs(ready: Ready) -> dict[str, str]:
 def _write_adapter(
     folder: Path, config: DistillConfig, ready: Ready, lineage: tuple[Step, ...], history: bytes
 ) -> None:
-    loaded = ready.loaded
     packed, dense = pack(ready.model)
-    manifest = Manifest(
+    write_artifact(
+        folder,
+        manifest=_adapter_manifest(config, ready.loaded, lineage),
+        config=effective(config),
+        packed=packed,
+        dense=dense,
+        extra_files={HISTORY: history},
+    )
+
+
+def _adapter_manifest(config: DistillConfig, loaded: LoadedModel, lineage: tuple[Step, ...]) -> Manifest:
+    return Manifest(
         base=Base(id=loaded.base_id, revision=loaded.revision, sha256=loaded.base_sha256),
         lineage=lineage,
         model=config.student.model.model_dump(mode="json"),
         adapter=config.adapter.model_dump(mode="json"),
         task=Task(type="causal_lm", classes=(), preprocess=None, max_length=context_length(loaded.model)),
-    )
-    write_artifact(
-        folder,
-        manifest=manifest,
-        config=effective(config),
-        packed=packed,
-        dense=dense,
-        extra_files={HISTORY: history},
     )
 
 

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from petkit.errors import InputError
-from petkit.methods.tropd.algorithm import FLOOR, LEAST_LOG_PROB, prefix_length, tropd_loss, trust_mask
+from petkit.methods.tropd.algorithm import (
+    FLOOR,
+    LEAST_LOG_PROB,
+    importance_weights,
+    prefix_length,
+    tropd_loss,
+    trust_mask,
+)
 from tests.reference import tropd as reference
 
 NAN, INF = float("nan"), float("inf")
@@ -268,3 +275,23 @@ def test_prefixes_become_shorter(total, longest):
 def test_a_schedule_of_no_steps_is_refused(numbers):
     with pytest.raises(InputError, match="step and max_length must be at least 0 and total_steps at least 1"):
         prefix_length(*numbers)
+
+
+@pytest.mark.parametrize("cap", [1.0, 2.0, 1e9])
+def test_importance_weights_are_ratios_up_to_a_cap(cap):
+    student, sampled, *_ = tokens(0)
+    student.requires_grad_()
+    found = importance_weights(student, sampled, cap)
+    own, other = arrays(student.detach(), sampled)
+    np.testing.assert_allclose(found.numpy(), np.minimum(np.exp(own - other), cap), rtol=1e-5)
+    assert not found.requires_grad
+    assert torch.equal(importance_weights(student, student, cap), torch.ones(SHAPE))
+
+
+def test_importance_weights_refuse_other_shapes_and_caps():
+    student, sampled, *_ = tokens(0)
+    with pytest.raises(InputError, match=r"sampled_log_probs must be \(3, 7\) as student_log_probs are"):
+        importance_weights(student, sampled[:2], 2.0)
+    for cap in (0.9, NAN):
+        with pytest.raises(InputError, match="cap must be at least 1, got"):
+            importance_weights(student, sampled, cap)

@@ -93,6 +93,14 @@ ELSEWHERE = {
     "data.skip_bad",
     # How many are written together changes no draw.
     "sampling.batch_size",
+    # Of several processes: tests/training/test_sharding.py.
+    "training.sharding",
+    # Of servers: test_served_student.py.
+    "rollout.model",
+    "rollout.refresh_steps",
+    "rollout.folder",
+    "rollout.stale",
+    "rollout.importance_cap",
 }
 # A language model has no use for them: test_recipes_that_cannot_work_are_refused.
 REFUSED = {
@@ -105,7 +113,7 @@ REFUSED = {
 
 def test_every_key_has_a_test():
     keys = {".".join(path) for path, _, _ in leaves(DistillConfig)}
-    own = {key for key in keys if not key.startswith("teacher.served.")}
+    own = {key for key in keys if not key.startswith(("teacher.served.", "rollout.served."))}
     assert own == {*CHANGES, *LEFT, *ELSEWHERE, *REFUSED}
 
 
@@ -197,6 +205,40 @@ SERVED = "http://127.0.0.1:8000/v1#m"
         ({"student": {"model": {"name": "a", "pooling": "mean"}}}, "student.model.pooling has no effect"),
         ({"student": {"model": {"name": "a", "drop_path_rate": 0.1}}}, "student.model.drop_path_rate has no"),
         ({"student": {"model": {"name": "a"}, "tuning": "some"}}, "'adapter' or 'full'"),
+        ({"training": {"sharding": "fsdp"}}, "'none' or 'fsdp2'"),
+        ({"training": {"sharding": "fsdp2"}}, "adapters are too small for that: set student.tuning full"),
+        (
+            {
+                "student": {"model": {"name": "a"}, "tuning": "full"},
+                "training": {"sharding": "fsdp2", "drop_last": False},
+            },
+            "training.drop_last must be true with training.sharding fsdp2, got false",
+        ),
+        ({"rollout": {"stale": True}}, "rollout.stale has an effect with rollout.model only: remove it"),
+        ({"rollout": {"served": {"attempts": 2}}}, "rollout.served has an effect with rollout.model only"),
+        ({"rollout": {"model": "models/small"}}, "rollout.model must be the address of a server, http://"),
+        ({"rollout": {"model": SERVED, "importance_cap": 0.5}}, "greater than or equal to 1"),
+        ({"rollout": {"model": SERVED, "refresh_steps": 0}}, "greater than or equal to 1"),
+        (
+            {"rollout": {"model": SERVED}, "teacher": {"cache": "b"}, "objective": {"kind": "fkl"}},
+            "rollout.model has no effect with teacher.cache",
+        ),
+        (
+            {"rollout": {"model": SERVED}, "sampling": {"temperature": 0.5}},
+            "sampling.temperature must be 1 with rollout.model",
+        ),
+        (
+            {"rollout": {"model": SERVED, "served": {"server": "sglang"}}},
+            "rollout.served.server sglang cannot be given lora adapters while it serves: vllm takes adapters",
+        ),
+        (
+            {"rollout": {"model": SERVED}, "adapter": {"method": "houlsby"}},
+            "rollout.served.server vllm cannot be given houlsby adapters while it serves",
+        ),
+        (
+            {"rollout": {"model": SERVED}, "student": {"model": {"name": "a"}, "tuning": "full"}},
+            "rollout.served.server vllm cannot be given a whole student while it serves",
+        ),
         ({"output": ""}, "at least 1 character"),
         ({"seed": -1}, "greater than or equal to 0"),
         ({"samples": 0}, "greater than or equal to 1"),
@@ -267,6 +309,8 @@ def test_likeliest_tokens_are_asked_for_where_they_are_needed(objective, tokens)
         {"teacher": {"model": SERVED, "tokenizer": "t"}},
         {"teacher": {"domains": {"m": "b"}}, "objective": {"kind": "reopold"}},
         {"guidance": {"responses": "live"}, "objective": {"kind": "gkd"}},
+        {"rollout": {"model": SERVED, "refresh_steps": 2}},
+        {"rollout": {"model": SERVED, "stale": True, "served": {"server": "sglang"}}},
     ],
 )
 def test_the_effective_settings_make_the_same_recipe_again(changes):

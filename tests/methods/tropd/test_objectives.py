@@ -8,7 +8,7 @@ import torch
 
 from petkit.errors import InputError
 from petkit.losses.top_k import top_k_terms
-from petkit.methods.tropd.algorithm import FLOOR
+from petkit.methods.tropd.algorithm import FLOOR, importance_weights
 from petkit.methods.tropd.config import DistillConfig, ObjectiveConfig
 from petkit.methods.tropd.objectives import REGISTRY, Tokens, draw_trust, most_uncertain, objective_sum
 from petkit.ops.divergence import divergence
@@ -367,3 +367,28 @@ def test_objectives_without_a_trust_region_are_measured_by_the_expected_one():
     generator = torch.Generator().manual_seed(0)
     found = draw_trust(tables.log_q, tables.log_p, config("opd"), generator)
     torch.testing.assert_close(found, tables.tokens.trust)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("kind", ["opd", "eopd", "reopold", "tropd"])
+def test_another_policys_draws_count_by_importance(seed, kind):
+    tables = Tables(seed)
+    other = torch.log_softmax(torch.randn(CONTEXTS, VOCAB, generator=torch.Generator().manual_seed(seed)), -1)
+    # The mean over the other policy's draws of what they count, summed over all tokens.
+    weights = other.exp() * importance_weights(tables.log_q, other, 1e9)
+    total = objective_sum(tables.with_(importance=weights), config(kind), 0.0)
+    (slope,) = torch.autograd.grad(total, tables.logits, retain_graph=True)
+    close(slope.double().numpy(), tables.expected_slope(terms_of(tables.tokens, kind)))
+
+
+def test_a_divergence_is_what_it_is_whoever_drew_the_token():
+    tables = Tables(0)
+    weighed = tables.with_(importance=torch.full((CONTEXTS, VOCAB), 0.1))
+    assert objective_sum(weighed, config("fkl"), 0.0) == objective_sum(tables.tokens, config("fkl"), 0.0)
+
+
+def test_a_teachers_prefix_counts_as_it_did():
+    tables = Tables(0)
+    given = tables.with_(prefix_mask=torch.ones(CONTEXTS, VOCAB, dtype=torch.bool))
+    weighed = Tokens(**{**vars(given), "importance": torch.full((CONTEXTS, VOCAB), 0.1)})
+    assert objective_sum(weighed, config("opd"), 0.0) == objective_sum(given, config("opd"), 0.0)

@@ -36,6 +36,7 @@ def save_model(
     spread: float = 8.0,
     chat: bool = False,
     words: list[str] | None = None,
+    tied: bool = False,
 ) -> str:
     """A random Llama whose logits lie some nats apart.
 
@@ -49,6 +50,7 @@ def save_model(
         spread: factor on the head.
         chat: give the tokenizer a template.
         words: in another order.
+        tied: one table for both ends.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -59,7 +61,7 @@ def save_model(
         content["model"]["vocab"] |= {word: 4 + place for place, word in enumerate(words)}
         (folder / "tokenizer.json").write_text(json.dumps(content))
     torch.manual_seed(seed)
-    special = {"bos_token_id": None, "eos_token_id": end, "pad_token_id": 0}
+    special = {"bos_token_id": None, "eos_token_id": end, "pad_token_id": 0, "tie_word_embeddings": tied}
     config = LlamaConfig(vocab_size=rows or size, max_position_embeddings=context, **SIZES, **special)
     model = LlamaForCausalLM(config)
     with torch.no_grad():
