@@ -157,6 +157,8 @@ def measured(evaluation: Mapping[str, Any]) -> str:
 
 
 def _plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+    from petkit.models.site_names import patterns_of
+
     steps, prompts, sizes = plan["steps"], plan["prompts"], plan["bytes"]
     held = "" if prompts["validation"] is None else f", {prompts['validation']:,} for the reward"
     teachers = [f"{name + ': ' if name else ''}{one['id']}" for name, one in plan["teachers"].items()]
@@ -167,7 +169,7 @@ def _plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("objective", plan["objective"]),
         ("device", f"{plan['device']}, {plan['processes']} process(es)"),
         ("prompts", f"{prompts['train']:,} to learn from{held}"),
-        ("adapters", "\n".join(plan["adapters"]) or "none: all weights learn"),
+        ("adapters", "\n".join(patterns_of(plan["adapters"])) or "none: all weights learn"),
         ("trainable", f"{plan['trainable_parameters']:,} parameters"),
         ("bytes", _bytes(sizes)),
         ("steps", f"{steps['total']:,} ({steps['per_epoch']:,} an epoch, {steps['warmup']:,} of warm-up)"),

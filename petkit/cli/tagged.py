@@ -385,6 +385,8 @@ def plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     Returns:
         Names and texts.
     """
+    from petkit.models.site_names import patterns_of
+
     steps, model = plan["steps"], plan["model"]
     counts = ", ".join(f"{count} {name}" for name, count in plan["sentences"].items() if count is not None)
     sha256 = f" (sha256 {model['sha256'][:12]})" if model["sha256"] else ""
@@ -394,7 +396,7 @@ def plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("device", f"{plan['device']}, {plan['processes']} process(es)"),
         ("sentences", counts),
         ("labels", ", ".join(plan["labels"])),
-        *([("adapters", "\n".join(plan["adapters"]))] if plan["adapters"] else []),
+        *([("adapters", "\n".join(patterns_of(plan["adapters"])))] if plan["adapters"] else []),
         ("trainable", f"{plan['trainable_parameters']:,} parameters"),
         ("bytes", _bytes(plan["bytes"])),
         ("steps", f"{steps['total']} ({steps['per_epoch']} an epoch, {steps['warmup']} of warm-up)"),

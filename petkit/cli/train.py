@@ -137,6 +137,8 @@ def plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     Returns:
         Name and value of each row.
     """
+    from petkit.models.site_names import patterns_of
+
     sizes, steps, memory, sites = plan["bytes"], plan["steps"], plan["memory_bytes"], plan["adapters"]
     examples = ", ".join(f"{count} {name}" for name, count in plan["examples"].items() if count is not None)
     total, kept = memory["total"] / 2**20, memory["activations"] / 2**20
@@ -145,7 +147,7 @@ def plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("model", f"{plan['model']['id']} (sha256 {plan['model']['sha256'][:12]})"),
         ("device", f"{plan['device']}, {plan['processes']} process(es)"),
         ("data", f"{examples}; {plan['classes']} classes"),
-        ("adapters", "\n".join(sites) or "none: the head alone"),
+        ("adapters", "\n".join(patterns_of(sites)) or "none: the head alone"),
         ("trainable", f"{plan['trainable_parameters']:,} parameters"),
         ("bytes", f"adapter {sizes['adapter']:,}, head {sizes['head']:,}, full model {sizes['ratio']:.0f} x"),
         ("steps", f"{steps['total']} ({steps['per_epoch']} an epoch, {steps['warmup']} of warm-up)"),

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -26,6 +24,7 @@ from petkit.models.config import AdapterConfig, ModelConfig
 from petkit.models.inserts import Site, insert, pack, set_head
 from petkit.models.loaded import LoadedModel, Task, compute_logits, new_head
 from petkit.models.loading import load_model
+from petkit.models.site_names import patterns_of
 from petkit.training.config import Precision, TrainingConfig
 from petkit.training.context import RunContext
 from petkit.training.distributed import World
@@ -197,9 +196,7 @@ def _matched(sites: Sequence[Site]) -> str:
     """Summarise where adapters went in one line."""
     if not sites:
         return "no adapters: the head alone is trained"
-    patterns = Counter(re.sub(r"\b\d+\b", "*", site.name) for site in sites)
-    listed = ", ".join(f"{pattern} ({count})" for pattern, count in patterns.items())
-    return f"adapters at {len(sites)} modules: {listed}"
+    return f"adapters at {len(sites)} modules: {', '.join(patterns_of(site.name for site in sites))}"
 
 
 def identity_of(ready: Ready, context: RunContext) -> dict[str, Any]:
