@@ -189,7 +189,8 @@ void merge_deltas(const DeltaMerge& merge, int64_t first, int64_t count, void* o
     deltas_with<Consensus::count>(merge, first, count, out, result, scratch);
 }
 
-// Calls use(magnitudes, how many) for groups of vectors of the magnitudes of model - base.
+// Calls use(magnitudes, how many) for groups of vectors of the magnitudes of model - base. Lanes
+// behind the end hold nan.
 template <class Use>
 inline void over_magnitudes(const void* base_, const void* model_, DType dtype, int64_t count,
                             const Use& use) {
@@ -206,8 +207,8 @@ inline void over_magnitudes(const void* base_, const void* model_, DType dtype, 
     }
     for (; i < count; i += W) {
       const int64_t rest = count - i < W ? count - i : W;
-      sizes[0] = Isa::abs(
-          Isa::sub(Source::load_part(model, i, rest, 0), Source::load_part(base, i, rest, 0)));
+      sizes[0] = Isa::abs(Isa::sub(Source::load_part(model, i, rest, __builtin_nanf("")),
+                                   Source::load_part(base, i, rest, 0)));
       use(sizes, rest);
     }
   });
@@ -249,6 +250,46 @@ void lower_halves(const void* base, const void* model, DType dtype, int64_t coun
   });
 }
 
+// Lanes of vectors, counted by 1 in floats; several sums, which do not wait for each other.
+class LaneCounts {
+public:
+  LaneCounts() {
+    for (int64_t u = 0; u < unrolled; ++u)
+      sums_[u] = Isa::set(0);
+  }
+  void add(int64_t u, Isa::Mask mask) { sums_[u] = Isa::add_where(mask, sums_[u], Isa::set(1)); }
+  int64_t total() const {
+    Isa::Float sum = sums_[0];
+    for (int64_t u = 1; u < unrolled; ++u)
+      sum = Isa::add(sum, sums_[u]);
+    return int64_t(Isa::sum(sum));
+  }
+
+private:
+  Isa::Float sums_[unrolled];
+};
+
+Places within(const void* base, const void* model, DType dtype, int64_t count, float low,
+              float high, float* values) {
+  const Isa::Float least = Isa::set(low), most = Isa::set(high);
+  // What is not at most a bound is larger or nan.
+  LaneCounts below, over_low, over_high;
+  int64_t lanes = 0, found = 0;
+  over_magnitudes(base, model, dtype, count, [&](const Isa::Float* sizes, int64_t number) {
+    for (int64_t u = 0; u * W < number; ++u) {
+      const Isa::Float size = sizes[u];
+      below.add(u, Isa::greater(least, size));
+      over_low.add(u, Isa::not_at_most(size, least));
+      over_high.add(u, Isa::not_at_most(size, most));
+      const Isa::Mask inside = Isa::both(Isa::greater(size, least), Isa::greater(most, size));
+      found += Isa::compress(values + found, inside, size);
+      lanes += W;
+    }
+  });
+  const int64_t under = below.total(), over = over_low.total();
+  return {under, lanes - over - under, found, over - over_high.total() - found};
+}
+
 bool finite(const void* x, DType dtype, int64_t count) {
   // What is nan or infinite less itself is nan, and stays so in a sum.
   Isa::Float sums[unrolled];
@@ -277,6 +318,7 @@ void fill_merge(MergeKernels& k) {
   k.deltas = merge_deltas;
   k.upper_halves = upper_halves;
   k.lower_halves = lower_halves;
+  k.within = within;
   k.finite = finite;
 }
 
