@@ -61,6 +61,7 @@ struct Isa {
   static Mask unordered(Float a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
   static bool any(Mask mask) { return _mm256_movemask_ps(mask) != 0; }
   static Mask greater(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
+  static Mask at_least(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_GE_OQ); }
   static Mask not_at_most(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_NLE_UQ); }
   static Mask either(Mask a, Mask b) { return _mm256_or_ps(a, b); }
   static Mask both(Mask a, Mask b) { return _mm256_and_ps(a, b); }

@@ -36,6 +36,7 @@ struct Isa {
   static bool any(Mask mask) { return mask != 0; }
 
   static Mask greater(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+  static Mask at_least(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
   static Mask not_at_most(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ); }
   static Mask either(Mask a, Mask b) { return Mask(a | b); }
   static Mask both(Mask a, Mask b) { return Mask(a & b); }

@@ -69,6 +69,9 @@ struct Isa {
   static Mask greater(Float a, Float b) {
     return {vcgtq_f32(a.low, b.low), vcgtq_f32(a.high, b.high)};
   }
+  static Mask at_least(Float a, Float b) {
+    return {vcgeq_f32(a.low, b.low), vcgeq_f32(a.high, b.high)};
+  }
   static Mask not_at_most(Float a, Float b) {
     return {vmvnq_u32(vcleq_f32(a.low, b.low)), vmvnq_u32(vcleq_f32(a.high, b.high))};
   }

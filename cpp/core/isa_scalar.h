@@ -93,6 +93,9 @@ struct Isa {
   static Mask greater(Float a, Float b) {
     return mask_where([&](int i) { return a.lane[i] > b.lane[i]; });
   }
+  static Mask at_least(Float a, Float b) {
+    return mask_where([&](int i) { return a.lane[i] >= b.lane[i]; });
+  }
   static Mask not_at_most(Float a, Float b) {
     return mask_where([&](int i) { return !(a.lane[i] <= b.lane[i]); });
   }

@@ -250,44 +250,45 @@ void lower_halves(const void* base, const void* model, DType dtype, int64_t coun
   });
 }
 
-// Lanes of vectors, counted by 1 in floats; several sums, which do not wait for each other.
-class LaneCounts {
-public:
-  LaneCounts() {
-    for (int64_t u = 0; u < unrolled; ++u)
-      sums_[u] = Isa::set(0);
-  }
-  void add(int64_t u, Isa::Mask mask) { sums_[u] = Isa::add_where(mask, sums_[u], Isa::set(1)); }
-  int64_t total() const {
-    Isa::Float sum = sums_[0];
-    for (int64_t u = 1; u < unrolled; ++u)
-      sum = Isa::add(sum, sums_[u]);
-    return int64_t(Isa::sum(sum));
-  }
-
-private:
-  Isa::Float sums_[unrolled];
-};
+// Of `count` magnitudes from low to high, where they begin.
+Places split_ends(float* values, int64_t count, float low, float high) {
+  const Isa::Float least = Isa::set(low), most = Isa::set(high);
+  Isa::Float at_low = Isa::set(0);
+  int64_t between = 0;
+  // What is written lies behind what is still to be read at no time.
+  const auto keep = [&](Isa::Float size) {
+    at_low = Isa::add_where(Isa::at_least(least, size), at_low, Isa::set(1));
+    const Isa::Mask inside = Isa::both(Isa::greater(size, least), Isa::greater(most, size));
+    between += Isa::compress(values + between, inside, size);
+  };
+  sweep(
+      count, [&](int64_t i) { keep(Isa::load(values + i)); },
+      [&](int64_t i, int64_t rest) { keep(load_part(values + i, rest, __builtin_nanf(""))); });
+  const int64_t equal = int64_t(Isa::sum(at_low));
+  return {0, equal, between, count - equal - between};
+}
 
 Places within(const void* base, const void* model, DType dtype, int64_t count, float low,
               float high, float* values) {
   const Isa::Float least = Isa::set(low), most = Isa::set(high);
-  // What is not at most a bound is larger or nan.
-  LaneCounts below, over_low, over_high;
-  int64_t lanes = 0, found = 0;
+  Isa::Float sums[unrolled];
+  for (int64_t u = 0; u < unrolled; ++u)
+    sums[u] = Isa::set(0);
+  int64_t found = 0;
   over_magnitudes(base, model, dtype, count, [&](const Isa::Float* sizes, int64_t number) {
     for (int64_t u = 0; u * W < number; ++u) {
-      const Isa::Float size = sizes[u];
-      below.add(u, Isa::greater(least, size));
-      over_low.add(u, Isa::not_at_most(size, least));
-      over_high.add(u, Isa::not_at_most(size, most));
-      const Isa::Mask inside = Isa::both(Isa::greater(size, least), Isa::greater(most, size));
-      found += Isa::compress(values + found, inside, size);
-      lanes += W;
+      const Isa::Mask is_up_to = Isa::at_least(most, sizes[u]);
+      sums[u] = Isa::add_where(is_up_to, sums[u], Isa::set(1));
+      const Isa::Mask inside = Isa::both(is_up_to, Isa::at_least(sizes[u], least));
+      found += Isa::compress(values + found, inside, sizes[u]);
     }
   });
-  const int64_t under = below.total(), over = over_low.total();
-  return {under, lanes - over - under, found, over - over_high.total() - found};
+  for (int64_t u = 1; u < unrolled; ++u)
+    sums[0] = Isa::add(sums[0], sums[u]);
+  // Few are inside, so that only they are told apart from the ends.
+  Places places = split_ends(values, found, low, high);
+  places.below = int64_t(Isa::sum(sums[0])) - found;
+  return places;
 }
 
 bool finite(const void* x, DType dtype, int64_t count) {

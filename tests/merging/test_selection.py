@@ -15,13 +15,13 @@ from tests.ops.merge_cases import name_of
 from tests.threads import threads
 
 DTYPES = (torch.float32, torch.bfloat16)
-COUNT = 300_000
+COUNT = 150_000
 
 
 @pytest.fixture(params=["held", "read"])
 def is_held(request, monkeypatch):
     """Whether all pieces stay in memory, or tensors are sampled by short reads and read again."""
-    monkeypatch.setattr(slices_module, "PIECE", 1 << (18 if request.param == "held" else 14))
+    monkeypatch.setattr(slices_module, "PIECE", 1 << (17 if request.param == "held" else 14))
     # As dense as that of a large tensor.
     monkeypatch.setattr(sampling, "SPACING", 1 << 10)
     return request.param == "held"
