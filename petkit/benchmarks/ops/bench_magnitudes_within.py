@@ -30,7 +30,7 @@ def cases() -> list[Case]:
             partial(ops.magnitudes_within, base, models, low, high),
             {PEER: partial(_compared, base, models, low.tolist(), high.tolist())},
             2 * MODELS * COUNT * base.element_size(),
-            {PEER: 8.0},
+            {PEER: 20.0},
         )
     ]
 
