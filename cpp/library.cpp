@@ -72,5 +72,7 @@ STABLE_TORCH_LIBRARY(petkit, m) {
         "keep, Tensor keys, int start, str consensus, bool normalize, float factor, ScalarType "
         "dtype) -> Tensor");
   m.def("magnitude_counts(Tensor base, Tensor models, Tensor prefix) -> Tensor");
+  m.def("magnitudes_within(Tensor base, Tensor models, Tensor low, Tensor high) -> (Tensor counts, "
+        "Tensor values)");
   m.def("finite_rows(Tensor models) -> Tensor");
 }

@@ -14,9 +14,9 @@ METHOD_FILES = ("__init__.py", "README.md", "config.py", "algorithm.py", "recipe
 # A table of constants, not a computation on tensors: it has no kernel of its own.
 WITHOUT_KERNEL = {"lowbit_codebook"}
 # Models are merged on the CPU, where they are read from files; on CUDA tensors the pure-torch default runs.
-WITHOUT_CUDA = {"merge_linear", "merge_deltas", "magnitude_counts", "finite_rows"}
+WITHOUT_CUDA = {"merge_linear", "merge_deltas", "magnitude_counts", "magnitudes_within", "finite_rows"}
 # Ops whose name does not begin with that of their family's reference.
-FAMILIES = {"magnitude_counts": "merge", "finite_rows": "merge"}
+FAMILIES = {"magnitude_counts": "merge", "magnitudes_within": "merge", "finite_rows": "merge"}
 # How AdapterBank lays out its up-projections: a step inside adapter_bank, with no function of its own.
 INTERNAL = {"lowbit_transpose"}
 

@@ -4,6 +4,18 @@
 namespace petkit {
 namespace {
 
+// Of each mask of 8 lanes the places of those that are set, a byte for each.
+struct SetLanes {
+  uint64_t of[256] = {};
+  constexpr SetLanes() {
+    for (unsigned mask = 0; mask < 256; ++mask)
+      for (unsigned lane = 0, found = 0; lane < 8; ++lane)
+        if (mask >> lane & 1)
+          of[mask] |= uint64_t(lane) << (8 * found++);
+  }
+};
+constexpr SetLanes set_lanes;
+
 struct Isa {
   static constexpr int width = 8;
   using Real = float;
@@ -49,8 +61,18 @@ struct Isa {
   static Mask unordered(Float a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
   static bool any(Mask mask) { return _mm256_movemask_ps(mask) != 0; }
   static Mask greater(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
+  static Mask at_least(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_GE_OQ); }
   static Mask not_at_most(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_NLE_UQ); }
   static Mask either(Mask a, Mask b) { return _mm256_or_ps(a, b); }
+  static Mask both(Mask a, Mask b) { return _mm256_and_ps(a, b); }
+  // Stores the lanes of the mask side by side and anything behind them, `width` floats in all;
+  // gives how many they are.
+  static int64_t compress(float* p, Mask mask, Float a) {
+    const unsigned bits = unsigned(_mm256_movemask_ps(mask));
+    const Int places = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(int64_t(set_lanes.of[bits])));
+    store(p, _mm256_permutevar8x32_ps(a, places));
+    return __builtin_popcount(bits);
+  }
   // Where the upper 16 bits are these.
   static Mask upper_is(Float a, uint32_t upper) {
     const Int halves = _mm256_srli_epi32(_mm256_castps_si256(a), 16);

@@ -36,8 +36,16 @@ struct Isa {
   static bool any(Mask mask) { return mask != 0; }
 
   static Mask greater(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+  static Mask at_least(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
   static Mask not_at_most(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ); }
   static Mask either(Mask a, Mask b) { return Mask(a | b); }
+  static Mask both(Mask a, Mask b) { return Mask(a & b); }
+  // Stores the lanes of the mask side by side and anything behind them, `width` floats in all;
+  // gives how many they are.
+  static int64_t compress(float* p, Mask mask, Float a) {
+    store(p, _mm512_maskz_compress_ps(mask, a));
+    return __builtin_popcount(mask);
+  }
   // Where the upper 16 bits are these.
   static Mask upper_is(Float a, uint32_t upper) {
     const Int halves = _mm512_srli_epi32(_mm512_castps_si512(a), 16);

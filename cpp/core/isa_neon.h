@@ -69,10 +69,31 @@ struct Isa {
   static Mask greater(Float a, Float b) {
     return {vcgtq_f32(a.low, b.low), vcgtq_f32(a.high, b.high)};
   }
+  static Mask at_least(Float a, Float b) {
+    return {vcgeq_f32(a.low, b.low), vcgeq_f32(a.high, b.high)};
+  }
   static Mask not_at_most(Float a, Float b) {
     return {vmvnq_u32(vcleq_f32(a.low, b.low)), vmvnq_u32(vcleq_f32(a.high, b.high))};
   }
   static Mask either(Mask a, Mask b) { return or_codes(a, b); }
+  static Mask both(Mask a, Mask b) { return {vandq_u32(a.low, b.low), vandq_u32(a.high, b.high)}; }
+  // Stores the lanes of the mask side by side and anything behind them, at most `width` floats in
+  // all; gives how many they are.
+  static int64_t compress(float* p, Mask mask, Float a) {
+    if (!any(mask))
+      return 0;
+    float lane[width];
+    uint32_t set[width];
+    store(lane, a);
+    vst1q_u32(set, mask.low);
+    vst1q_u32(set + 4, mask.high);
+    int64_t found = 0;
+    for (int i = 0; i < width; ++i) {
+      p[found] = lane[i];
+      found += set[i] & 1;
+    }
+    return found;
+  }
   // Where the upper 16 bits are these.
   static uint32x4_t upper_is(float32x4_t a, uint32_t upper) {
     return vceqq_u32(vshrq_n_u32(vreinterpretq_u32_f32(a), 16), vdupq_n_u32(upper));

@@ -93,6 +93,9 @@ struct Isa {
   static Mask greater(Float a, Float b) {
     return mask_where([&](int i) { return a.lane[i] > b.lane[i]; });
   }
+  static Mask at_least(Float a, Float b) {
+    return mask_where([&](int i) { return a.lane[i] >= b.lane[i]; });
+  }
   static Mask not_at_most(Float a, Float b) {
     return mask_where([&](int i) { return !(a.lane[i] <= b.lane[i]); });
   }
@@ -100,6 +103,23 @@ struct Isa {
     for (int i = 0; i < width; ++i)
       a.lane[i] |= b.lane[i];
     return a;
+  }
+  static Mask both(Mask a, Mask b) {
+    for (int i = 0; i < width; ++i)
+      a.lane[i] &= b.lane[i];
+    return a;
+  }
+  // Stores the lanes of the mask side by side and anything behind them, at most `width` floats in
+  // all; gives how many they are.
+  static int64_t compress(float* p, Mask mask, Float a) {
+    if (!any(mask))
+      return 0;
+    int64_t found = 0;
+    for (int i = 0; i < width; ++i) {
+      p[found] = a.lane[i];
+      found += mask.lane[i] & 1;
+    }
+    return found;
   }
   // Where the upper 16 bits are these.
   static Mask upper_is(Float a, uint32_t upper) {

@@ -189,7 +189,8 @@ void merge_deltas(const DeltaMerge& merge, int64_t first, int64_t count, void* o
     deltas_with<Consensus::count>(merge, first, count, out, result, scratch);
 }
 
-// Calls use(magnitudes, how many) for groups of vectors of the magnitudes of model - base.
+// Calls use(magnitudes, how many) for groups of vectors of the magnitudes of model - base. Lanes
+// behind the end hold nan.
 template <class Use>
 inline void over_magnitudes(const void* base_, const void* model_, DType dtype, int64_t count,
                             const Use& use) {
@@ -206,8 +207,8 @@ inline void over_magnitudes(const void* base_, const void* model_, DType dtype, 
     }
     for (; i < count; i += W) {
       const int64_t rest = count - i < W ? count - i : W;
-      sizes[0] = Isa::abs(
-          Isa::sub(Source::load_part(model, i, rest, 0), Source::load_part(base, i, rest, 0)));
+      sizes[0] = Isa::abs(Isa::sub(Source::load_part(model, i, rest, __builtin_nanf("")),
+                                   Source::load_part(base, i, rest, 0)));
       use(sizes, rest);
     }
   });
@@ -249,6 +250,47 @@ void lower_halves(const void* base, const void* model, DType dtype, int64_t coun
   });
 }
 
+// Of `count` magnitudes from low to high, where they begin.
+Places split_ends(float* values, int64_t count, float low, float high) {
+  const Isa::Float least = Isa::set(low), most = Isa::set(high);
+  Isa::Float at_low = Isa::set(0);
+  int64_t between = 0;
+  // What is written lies behind what is still to be read at no time.
+  const auto keep = [&](Isa::Float size) {
+    at_low = Isa::add_where(Isa::at_least(least, size), at_low, Isa::set(1));
+    const Isa::Mask inside = Isa::both(Isa::greater(size, least), Isa::greater(most, size));
+    between += Isa::compress(values + between, inside, size);
+  };
+  sweep(
+      count, [&](int64_t i) { keep(Isa::load(values + i)); },
+      [&](int64_t i, int64_t rest) { keep(load_part(values + i, rest, __builtin_nanf(""))); });
+  const int64_t equal = int64_t(Isa::sum(at_low));
+  return {0, equal, between, count - equal - between};
+}
+
+Places within(const void* base, const void* model, DType dtype, int64_t count, float low,
+              float high, float* values) {
+  const Isa::Float least = Isa::set(low), most = Isa::set(high);
+  Isa::Float sums[unrolled];
+  for (int64_t u = 0; u < unrolled; ++u)
+    sums[u] = Isa::set(0);
+  int64_t found = 0;
+  over_magnitudes(base, model, dtype, count, [&](const Isa::Float* sizes, int64_t number) {
+    for (int64_t u = 0; u * W < number; ++u) {
+      const Isa::Mask is_up_to = Isa::at_least(most, sizes[u]);
+      sums[u] = Isa::add_where(is_up_to, sums[u], Isa::set(1));
+      const Isa::Mask inside = Isa::both(is_up_to, Isa::at_least(sizes[u], least));
+      found += Isa::compress(values + found, inside, sizes[u]);
+    }
+  });
+  for (int64_t u = 1; u < unrolled; ++u)
+    sums[0] = Isa::add(sums[0], sums[u]);
+  // Few are inside, so that only they are told apart from the ends.
+  Places places = split_ends(values, found, low, high);
+  places.below = int64_t(Isa::sum(sums[0])) - found;
+  return places;
+}
+
 bool finite(const void* x, DType dtype, int64_t count) {
   // What is nan or infinite less itself is nan, and stays so in a sum.
   Isa::Float sums[unrolled];
@@ -277,6 +319,7 @@ void fill_merge(MergeKernels& k) {
   k.deltas = merge_deltas;
   k.upper_halves = upper_halves;
   k.lower_halves = lower_halves;
+  k.within = within;
   k.finite = finite;
 }
 

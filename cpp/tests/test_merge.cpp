@@ -1,5 +1,5 @@
-// Sums of models, differences to a base, histograms and finiteness of every set of kernels against
-// plain loops.
+// Sums of models, differences to a base, histograms, ranges and finiteness of every set of kernels
+// against plain loops.
 #include <cstring>
 
 #include "check.h"
@@ -197,6 +197,36 @@ void magnitudes(const Kernels& k, DType dtype, int64_t count) {
   }
 }
 
+void ranges(const Kernels& k, DType dtype, int64_t count) {
+  const std::vector<Row> rows = rows_of(2, count, dtype);
+  std::vector<float> sizes;
+  for (size_t i = 0; i < size_t(count); ++i)
+    sizes.push_back(std::fabs(rows[1].values[i] - rows[0].values[i]));
+  const float some = count > 20 ? sizes[8] : 0.5f;
+  const float ends[][2] = {{0, 0},           {0, some},        {some, some},
+                           {some, 2 * some}, {some, INFINITY}, {INFINITY, INFINITY}};
+  for (const auto& [low, high] : ends) {
+    int64_t below = 0, at_low = 0, at_high = 0;
+    std::vector<float> between, values(size_t{within_values}, -1);
+    for (const float size : sizes) {
+      below += size < low;
+      at_low += size == low;
+      at_high += size == high && high > low;
+      if (size > low && size < high)
+        between.push_back(size);
+    }
+    const Places got = k.merge.within(rows[0].stored.data(), rows[1].stored.data(), dtype, count,
+                                      low, high, values.data());
+    CHECK(got.below == below && got.at_low == at_low && got.at_high == at_high &&
+              got.between == int64_t(between.size()),
+          "%s of %d from %g to %g: %d %d %d %d", k.name, int(count), double(low), double(high),
+          int(got.below), int(got.at_low), int(got.between), int(got.at_high));
+    for (size_t i = 0; i < between.size(); ++i)
+      CHECK(values[i] == between[i], "%s value %d of %d from %g to %g", k.name, int(i), int(count),
+            double(low), double(high));
+  }
+}
+
 void finiteness(const Kernels& k, DType dtype, int64_t count) {
   std::vector<float> values = Random(1).floats(size_t(count));
   if (count > 0)
@@ -226,6 +256,7 @@ int main() {
             deltas(k, dtype, count, models, consensus, true);
           }
         magnitudes(k, dtype, count);
+        ranges(k, dtype, count);
         finiteness(k, dtype, count);
       }
   });

@@ -21,6 +21,7 @@ from petkit.benchmarks.ops import (
     bench_lowbit_linear,
     bench_lowbit_quantize,
     bench_magnitude_counts,
+    bench_magnitudes_within,
     bench_merge_deltas,
     bench_merge_linear,
     bench_selected_log_probs,
@@ -46,6 +47,7 @@ GROUPS: dict[str, Callable[[], list[Case]]] = {
     "merge_linear": bench_merge_linear.cases,
     "merge_deltas": bench_merge_deltas.cases,
     "magnitude_counts": bench_magnitude_counts.cases,
+    "magnitudes_within": bench_magnitudes_within.cases,
     "finite_rows": bench_finite_rows.cases,
 }
 """Op to its cases. A new op adds one line."""

@@ -31,8 +31,8 @@ SAMPLE = 1 << 20
 SAMPLES = 48
 WRITTEN = 1 << 26
 REPEATS = 3
-# A histogram of magnitudes, of a model: as magnitude_counts makes it, and a sum.
-COUNTS = 2 * 65536 * 8
+# What selection by magnitude holds of a model's tensor: a sample and a range of numbers, or two histograms.
+SELECTION = 4 << 20
 # Float32 copies of all models' differences that methods on whole tensors make.
 COPIES = 3
 
@@ -120,7 +120,7 @@ class _Trials:
     def passes(self, one: Planned) -> int:
         """How often a tensor is read."""
         # What is held is not read again.
-        return self._passes if one.slices.count > 2 * PIECE else 1
+        return 1 if one.slices.is_held else self._passes
 
     def seconds(self, one: Planned) -> float:
         """What a tensor takes."""
@@ -173,7 +173,7 @@ def _random(pattern: Planned, side: int, buffers: Buffers) -> Slices:
 
 
 def _peak(plan: Plan, trials: _Trials) -> int:
-    """Bytes of buffers, of pieces on their way to the disk and of counts."""
+    """Bytes of buffers, of pieces on their way to the disk and of selection."""
     most = 0
     for one in plan.tensors:
         rows = len(one.slices.models) + (one.slices.base is not None)
@@ -184,7 +184,7 @@ def _peak(plan: Plan, trials: _Trials) -> int:
         else:
             buffers += COPIES * rows * count * 4
         result = (AHEAD + 2) * count * one.dtype.itemsize
-        most = max(most, buffers + result + rows * COUNTS)
+        most = max(most, buffers + result + rows * SELECTION)
     return most
 
 

@@ -77,7 +77,8 @@ class Product:
         done = 0
         while done < count:
             first, inside = divmod(start + done, columns)
-            last = min(len(self.left), first + max(1, BLOCK // columns))
+            rows = min(BLOCK // columns, -(-(inside + count - done) // columns))
+            last = min(len(self.left), first + max(1, rows))
             made = (self.left[first:last] @ self.right).flatten()[inside : inside + count - done]
             yield done, made
             done += len(made)

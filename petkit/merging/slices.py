@@ -66,6 +66,11 @@ class Slices:
         """Numbers of the tensor."""
         return torch.Size(self.shape).numel()
 
+    @property
+    def is_held(self) -> bool:
+        """Whether all of its pieces stay in memory while it is worked on."""
+        return self.count <= (HELD - 1) * PIECE
+
     def __iter__(self) -> Iterator[Piece]:
         return self.pieces(PIECE)
 
@@ -103,6 +108,15 @@ class Slices:
         """All of the tensor at once, for methods that need it so."""
         return self.buffers.only(self, self.count).result()
 
+    def runs(self, starts: Sequence[int], length: int) -> Piece:
+        """Short runs of numbers side by side, for a sample; what is held stays.
+
+        Args:
+            starts: places of their first numbers.
+            length: numbers of each.
+        """
+        return READER.submit(self._runs, starts, length).result()
+
     def begin(self, size: int | None = None) -> None:
         """Have the first piece read, while something else is worked on.
 
@@ -122,12 +136,19 @@ class Slices:
             count: of its numbers.
             memory: to read into.
         """
+        return self._filled([start], count, memory)
+
+    def _runs(self, starts: Sequence[int], length: int) -> Piece:
+        return self._filled(starts, length, Memory())
+
+    def _filled(self, starts: Sequence[int], length: int, memory: Memory) -> Piece:
         readings = [*self.models, *([self.base] if self.base else [])]
-        rows = memory.rows(len(readings), count, self.dtype)
+        rows = memory.rows(len(readings), len(starts) * length, self.dtype)
         for row, reading in zip(rows, readings, strict=True):
-            memory.fill(row, reading, start)
+            for start, run in zip(starts, row.split(length), strict=True):
+                memory.fill(run, reading, start)
         base = rows[-1] if self.base else None
-        return Piece(start, rows[: len(self.models)], base)
+        return Piece(starts[0], rows[: len(self.models)], base)
 
 
 @dataclass

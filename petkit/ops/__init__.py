@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from petkit.ops.lowbit_linear import lowbit_linear
     from petkit.ops.lowbit_quantize import lowbit_quantize
     from petkit.ops.magnitude_counts import magnitude_counts
+    from petkit.ops.magnitudes_within import magnitudes_within
     from petkit.ops.merge_deltas import merge_deltas
     from petkit.ops.merge_linear import merge_linear
     from petkit.ops.selected_log_probs import SelectedLogProbs, selected_log_probs
@@ -55,6 +56,7 @@ __all__ = [
     "lowbit_linear",
     "lowbit_quantize",
     "magnitude_counts",
+    "magnitudes_within",
     "merge_deltas",
     "merge_linear",
     "selected_log_probs",

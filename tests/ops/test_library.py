@@ -23,6 +23,7 @@ OPERATORS = [
     "lowbit_quantize",
     "lowbit_transpose",
     "magnitude_counts",
+    "magnitudes_within",
     "merge_deltas",
     "merge_linear",
 ]

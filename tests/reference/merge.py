@@ -74,6 +74,24 @@ def magnitude_counts(
     return counts
 
 
+def magnitudes_within(
+    base: NDArray[np.float32],
+    models: NDArray[np.float32],
+    low: NDArray[np.float32],
+    high: NDArray[np.float32],
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Counts (n, 4) of |model - base| below low, at it, between and at a higher high; those between."""
+    counts, values = [], []
+    for model, least, most in zip(models, low, high, strict=True):
+        with np.errstate(invalid="ignore"):
+            sizes = np.abs(model - base)
+        inside = sizes[(least < sizes) & (sizes < most)]
+        at_high = (sizes == most).sum() if most != least else 0
+        counts.append([(sizes < least).sum(), (sizes == least).sum(), len(inside), at_high])
+        values.append(inside)
+    return np.array(counts, np.int64), np.concatenate(values)
+
+
 def finite_rows(models: Float) -> NDArray[np.bool_]:
     """Whether all numbers of each row are finite."""
     return np.isfinite(models).all(1)

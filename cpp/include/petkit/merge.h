@@ -41,6 +41,11 @@ struct DeltaMerge {
   float factor;
 };
 
+// How many magnitudes lie where, with respect to low <= high; nan lie nowhere.
+struct Places {
+  int64_t below, at_low, between, at_high; // at_high is 0 where high is low
+};
+
 struct MergeKernels {
   // Fill places [first, first + count) of `out`.
   void (*linear)(const LinearMerge& merge, int64_t first, int64_t count, void* out, DType result);
@@ -56,6 +61,11 @@ struct MergeKernels {
   void (*lower_halves)(const void* base, const void* model, DType dtype, int64_t count,
                        uint32_t upper, uint32_t* bins);
 
+  // Count magnitudes of model - base, at most within_block, and write those between to `values`,
+  // which holds within_values floats.
+  Places (*within)(const void* base, const void* model, DType dtype, int64_t count, float low,
+                   float high, float* values);
+
   bool (*finite)(const void* x, DType dtype, int64_t count);
 };
 
@@ -65,5 +75,8 @@ constexpr int64_t merge_tile = 256;
 constexpr int64_t merge_scratch(int64_t models) { return (models + 2) * merge_tile; }
 
 constexpr int64_t upper_bins = 1 << 15, lower_bins = 1 << 16, magnitude_bins = 1 << 17;
+
+// Few enough that floats count them, and that the values between stay in the second-level cache.
+constexpr int64_t within_block = 1 << 14, within_values = within_block + 16;
 
 } // namespace petkit

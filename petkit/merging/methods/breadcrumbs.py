@@ -66,8 +66,8 @@ def _band(slices: Slices, densities: list[float], gammas: list[float]) -> tuple[
         tops.append(top)
         bottoms.append(top - kept)
     ranks = torch.tensor([max(1, top) for top in tops])
-    high = kth_magnitudes(lambda: slices, ranks).tolist()
-    low = kth_magnitudes(lambda: slices, torch.tensor([min(count, one + 1) for one in bottoms])).tolist()
+    high = kth_magnitudes([slices], ranks).tolist()
+    low = kth_magnitudes([slices], torch.tensor([min(count, one + 1) for one in bottoms])).tolist()
     for i, (top, bottom) in enumerate(zip(tops, bottoms, strict=True)):
         if top == bottom:
             low[i] = math.inf

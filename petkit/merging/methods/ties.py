@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,15 +43,13 @@ class Ties:
             raise ConfigError(
                 "density must be one number a model with scope global, got others for some tensors"
             )
-        slices = [one for one, _ in tensors]
-        count = sum(one.count for one in slices)
-        return thresholds(lambda: itertools.chain.from_iterable(slices), count, densities)
+        return thresholds([one for one, _ in tensors], densities)
 
     def choose(self, slices: Slices, values: Values, surveyed: Any, dtype: torch.dtype) -> Chosen:
         """Trim by a threshold, elect, average."""
         low = surveyed
         if low is None:
-            low = thresholds(lambda: slices, slices.count, values.of("density"))
+            low = thresholds([slices], values.of("density"))
         whole = values.whole
         return Deltas(
             values,
