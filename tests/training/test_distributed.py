@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from petkit.errors import PetkitError
 from petkit.training.distributed import World, finish, start
 
 
@@ -24,6 +25,8 @@ def test_alone_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     world.sum_([value])
     world.check_equal([value], "it")
     assert torch.equal(value, torch.ones(2))
+    with pytest.raises(PetkitError, match="own"), world.together(torch.device("cpu")):
+        raise PetkitError("own")
     finish(world)
 
 

@@ -19,7 +19,7 @@ from petkit.methods.tropd.config import DistillConfig
 from petkit.methods.tropd.evaluation import RewardEvaluation, evaluate_student
 from petkit.methods.tropd.prompts import Prompt, PromptSet, load_prompts
 from petkit.methods.tropd.served_student import ServedStudent
-from petkit.methods.tropd.step import MEASURES, DistillationStep, Writer
+from petkit.methods.tropd.step import DRIFTS, MEASURES, DistillationStep, Writer
 from petkit.methods.tropd.teachers import Teachers, known_tokens, load_teachers, vocabulary_size
 from petkit.methods.tropd.writing import check_served, load_student, sizes_of, write_served, write_student
 from petkit.models.inserts import Site, insert
@@ -82,7 +82,7 @@ def run(config: DistillConfig, context: RunContext) -> dict[str, Any] | None:
             identity=_identity(config, ready, context),
             validate=ready.validate if config.training.select == "validation" else None,
             begin=ready.step.begin,
-            measures=MEASURES,
+            measures=(*MEASURES, *DRIFTS),
         )
         ready = ready.finished()
         if directory is None:

@@ -37,9 +37,9 @@ MEASURES = (
     "prefix_length",
     "response_length",
     "finished",
-    "server_drift",
-    "server_drift_max",
 )
+# Likewise of steps whose responses a server wrote.
+DRIFTS = ("server_drift", "server_drift_max")
 
 
 @dataclass(frozen=True)
@@ -299,6 +299,8 @@ class DistillationStep:
 def _drift(differences: Tensor) -> dict[str, tuple[float, float]]:
     """How far the server's log-probabilities of its tokens are from the student's."""
     sizes = differences.abs().double()
-    found = {"server_drift": (float(sizes.sum()), float(len(sizes)))}
+    if not len(sizes):
+        return {}
     # Steps of several micro-batches or processes record the mean of their largest ones.
-    return found | ({"server_drift_max": (float(sizes.max()), 1.0)} if len(sizes) else {})
+    values = (float(sizes.sum()), float(len(sizes))), (float(sizes.max()), 1.0)
+    return dict(zip(DRIFTS, values, strict=True))
