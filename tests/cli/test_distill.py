@@ -60,7 +60,7 @@ def test_a_dry_run_prints_the_plan(distill, models, tmp_path):
     assert found["teacher"] == models[1]
     assert (found["objective"], found["device"]) == ("tropd", "cpu, 1 process(es)")
     assert found["prompts"] == "8 to learn from, 8 for the reward"
-    assert found["adapters"] == "model.layers.0.self_attn.q_proj.lora"
+    assert found["adapters"] == "model.layers.*.self_attn.q_proj.lora (2)"
     assert found["trainable"] == "512 parameters"
     assert found["bytes"] == "adapter 2,048, 11 times less than the student in float32"
     assert found["steps"] == "4 (2 an epoch, 0 of warm-up)"
