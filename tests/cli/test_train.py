@@ -384,12 +384,12 @@ def test_resume_does_not_begin_again_over_what_is_no_beginning(
 
 
 def test_the_summary_names_several_processes(petkit: Petkit, recipe: Path, tmp_path: Path) -> None:
-    from petkit.cli.train import _result_rows
+    from petkit.cli.train import result_rows
 
     assert petkit("train", "adapter", recipe, "--max-steps", 1).code == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert "processes" not in dict(_result_rows(result, tmp_path))
-    assert dict(_result_rows({**result, "processes": 2}, tmp_path))["processes"] == "2"
+    assert "processes" not in dict(result_rows(result, tmp_path))
+    assert dict(result_rows({**result, "processes": 2}, tmp_path))["processes"] == "2"
 
 
 def test_a_report_that_cannot_be_drawn_ends_nothing(
