@@ -80,6 +80,8 @@ LEFT = {
 }
 # By other tests: of the layer that reads them, of served teachers, and of the recipe.
 ELSEWHERE = {
+    # Chooses between the systems of `petkit distill`: tests/cli/test_catalog.py.
+    "kind",
     "output",
     "student.model.name",
     "student.model.revision",
