@@ -44,11 +44,11 @@ def student(work: Path, name: str, seed: int, threads: int) -> dict[str, Any]:
         settings: dict[str, object] = {**SHARED}
         for key, value in ARMS[name].items():
             settings[f"distillation.{key}"] = value
-        verb = ("distill", "distill-vision-demo")
+        verb: tuple[str, ...] = ("distill", "distill-vision-demo")
         if ARMS[name]:
             settings["teacher.model"] = work / "teacher"
         else:
-            verb = ("train", "adapter", "adapter-demo")  # type: ignore[assignment]
+            verb = ("train", "adapter", "adapter-demo")
             settings["model.image_size"] = 28
         flags = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
         petkit(*verb, "-o", folder, *flags, "--seed", seed, "--threads", threads, "--overwrite")
