@@ -34,17 +34,17 @@ RECIPE = Path(__file__).with_suffix(".yaml")
 # Epochs and peak learning rate of each model, in the order in which they need each other.
 STAGES: dict[str, list[str]] = {
     "teacher": ["--teacher"],
-    "nart": ["training.epochs=15"],
+    "nart": ["training.epochs=10"],
     "nart-crf": [
         "model.kind=nart-crf",
         "start=RUNS/nart",
-        "training.epochs=6",
+        "training.epochs=4",
         "training.learning_rate=5e-4",
     ],
     "nart-dcrf": [
         "model.kind=nart-dcrf",
         "start=RUNS/nart",
-        "training.epochs=6",
+        "training.epochs=4",
         "training.learning_rate=5e-4",
     ],
 }
