@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from petkit.methods.binary_adapter.config import BinaryAdapterConfig
 
 NOISE_SEEDS = 3
+# Files of examples, which an adapter is measured on as a folder.
+EXAMPLES = (".jsonl", ".csv", ".tsv")
 Measured: TypeAlias = "tuple[dict[str, Any], list[tuple[str, str]]]"
 """What was found, for programs and as rows for people."""
 
@@ -324,6 +326,11 @@ def data_config(
         files = [artifact.folder / "config.yaml"]
     elif Path(data).is_dir():
         settings = [f"data.format={_format(Path(data), task)}", f"data.path={data}", *settings]
+    elif Path(data).suffix in EXAMPLES:
+        raise ConfigError(
+            f"--data takes a recipe or the folder of the examples, got the file {data}: "
+            f"--data {Path(data).parent}"
+        )
     else:
         files = common.recipe_files([data], None)
     return resolve(BinaryAdapterConfig, files, settings, flags, ignored=_ignored(artifact, split)).config

@@ -123,7 +123,7 @@ def _read_text(path: Path) -> str:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(
-            f"recipe {path} {what}; expected a YAML file (`petkit recipes ls` lists the shipped ones)"
+            f"{path} {what}; expected a YAML file (`petkit recipes ls` lists the shipped recipes)"
         )
     size = path.stat().st_size
     if size > MAX_BYTES:

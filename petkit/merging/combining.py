@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from petkit.merging.parameters import Parameter, Values, normalized
+from petkit.merging.parameters import Parameter, Values, check_agreeing, normalized
 from petkit.merging.slices import Piece, Slices, stream_key
 from petkit.ops.merge_deltas import Consensus, Terms, merge_deltas
 from petkit.ops.merge_linear import merge_linear
@@ -121,9 +121,12 @@ class Deltas:
     def chosen(self, slices: Slices, dtype: torch.dtype) -> Chosen:
         """The base and the sum of differences, piece by piece."""
         count = len(slices.models)
-        if self.normalize and self.consensus == "none":
-            # Refuses weights that add up to nothing.
-            normalized(self.values.of("weight"), slices.name)
+        if self.normalize:
+            # Refuse weights that add up to nothing.
+            if self.consensus == "none":
+                normalized(self.values.of("weight"), slices.name)
+            else:
+                check_agreeing(tuple(self.values.of("weight")))
         keys = [stream_key(self.values.seed, slices.name, i) for i in range(count)]
         terms = Terms(
             weights=torch.tensor(self.values.of("weight"), dtype=torch.float64),

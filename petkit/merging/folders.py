@@ -253,6 +253,11 @@ def _describe(stage: Path, manifest: MergedManifest, result: Mapping[str, Any]) 
     ]
     about = "Models merged by petkit; transformers loads this folder as it is."
     card = lay_out(
-        f"Merge, {manifest.method}", about, rows, None, manifest.lineage, ("petkit inspect FOLDER",)
+        f"Merge, {manifest.method}",
+        about,
+        rows,
+        None,
+        manifest.lineage,
+        ("petkit inspect FOLDER", "petkit verify FOLDER"),
     )
     atomic_write(stage / "README.md", card.encode())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from petkit.errors import ConfigError
@@ -84,6 +86,35 @@ class Values:
     def of(self, name: str) -> list[float]:
         """A parameter of each model."""
         return [float(own[name]) for own in self.models]
+
+
+# Part of the sizes of weights below which their sum is taken to have cancelled.
+CANCELLED = 0.01
+# Models of which every subset is tried.
+SUBSETS = 12
+
+
+@lru_cache(maxsize=256)
+def check_agreeing(weights: tuple[float, ...]) -> None:
+    """Refuse weights of which some nearly cancel, where the sum of those that agree is divided by.
+
+    Args:
+        weights: of the models.
+
+    Raises:
+        ConfigError: names some of both signs whose sum is less than a hundredth of their sizes.
+    """
+    own = [weight for weight in weights if weight]
+    if len(own) > SUBSETS or min(own, default=1.0) > 0 or max(own, default=-1.0) < 0:
+        return
+    for count in range(2, len(own) + 1):
+        for some in itertools.combinations(own, count):
+            if abs(sum(some)) < CANCELLED * sum(map(abs, some)):
+                listed = ", ".join(f"{weight:g}" for weight in some)
+                raise ConfigError(
+                    f"the weights {listed} sum to {sum(some):g}, by which normalize divides wherever these "
+                    "models agree: set normalize false, or choose other weights"
+                )
 
 
 def normalized(weights: Sequence[float], name: str) -> list[float]:

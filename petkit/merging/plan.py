@@ -268,13 +268,22 @@ def check_same(first: Source, sources: Sequence[Source]) -> None:
         InputError: names two models and tensors.
     """
     for source in sources:
-        differing = sorted(set(first.entries) ^ set(source.entries))
-        if differing:
+        ours, theirs = set(first.entries), set(source.entries)
+        lacking = [
+            f"{one.name} lacks {named_few(sorted(names))}"
+            for one, names in ((first, theirs - ours), (source, ours - theirs))
+            if names
+        ]
+        if lacking:
             raise InputError(
-                f"{first.name} and {source.name} must have the same tensors, they differ in "
-                f"{', '.join(differing[:4])}"
-                + (f" and {len(differing) - 4} more" if len(differing) > 4 else "")
+                f"{first.name} and {source.name} must have the same tensors: {' and '.join(lacking)}"
             )
+
+
+def named_few(names: Sequence[str], few: int = 4) -> str:
+    """The first names of a list, and how many follow."""
+    more = f" and {len(names) - few} more" if len(names) > few else ""
+    return f"{', '.join(names[:few])}{more}"
 
 
 def _layer_count(source: Source) -> int:

@@ -9,7 +9,7 @@ from petkit.artifacts.paths import PICKLE_SUFFIXES, check_relative, refuse_pickl
 from petkit.artifacts.reader import small_file
 from petkit.artifacts.strict_json import parse_json
 from petkit.artifacts.tensor_file import Place, locate_tensors
-from petkit.errors import ArtifactError, InputError
+from petkit.errors import ArtifactError, InputError, SafetyError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -46,11 +46,19 @@ def _single(path: Path) -> dict[str, tuple[str, Place]]:
     return {tensor: (files[0], place) for tensor, place in locate_tensors(path, files[0]).items()}
 
 
+def _file_of(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"a tensor's file must be a text, got {name!r}")
+    return check_relative(name)
+
+
 def _indexed(path: Path) -> dict[str, tuple[str, Place]]:
     try:
         content: Any = parse_json(small_file(path, INDEX, MAX_INDEX))
         weight_map = content["weight_map"]
-        named = {str(tensor): check_relative(str(file)) for tensor, file in weight_map.items()}
+        named = {str(tensor): _file_of(file) for tensor, file in weight_map.items()}
+    except SafetyError as error:
+        raise SafetyError(f"{path / INDEX}: {error}") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         if isinstance(error, ArtifactError):
             raise

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
+from petkit.artifacts.files import write_error
 from petkit.errors import InputError
 
 # Okabe and Ito's qualitative palette, its orange more yellow, and behind it colours that lie far from these
@@ -64,12 +65,20 @@ def percent_axis(axes: Axes) -> None:
 
 
 def save(figure: Figure, out_png: Path) -> Path:
-    """Write a figure as a small PNG: 256 colours, no tags, so that the same numbers give the same file."""
-    out_png.parent.mkdir(parents=True, exist_ok=True)
+    """Write a figure as a small PNG: 256 colours, no tags, so that the same numbers give the same file.
+
+    Raises:
+        PetkitError: it cannot be written, as on a full disk.
+    """
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     # An indexed PNG is a third of the bytes.
-    _indexed(np.asarray(canvas.buffer_rgba())[..., :3]).save(out_png, format="PNG", optimize=True)
+    image = _indexed(np.asarray(canvas.buffer_rgba())[..., :3])
+    try:
+        out_png.parent.mkdir(parents=True, exist_ok=True)
+        image.save(out_png, format="PNG", optimize=True)
+    except OSError as error:
+        raise write_error(out_png, error) from error
     return out_png
 
 

@@ -52,14 +52,13 @@ STYLE = """
 body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 62rem; background: var(--page);
   color: var(--ink); font: 16px/1.55 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-p { margin: .5rem 0; } .soft, figcaption, caption { color: var(--soft); font-size: .9rem; }
+p { margin: .5rem 0; } .soft, figcaption { color: var(--soft); font-size: .9rem; }
 .wide { overflow-x: auto; margin-bottom: 1rem; background: no-repeat
   linear-gradient(to right, var(--page) 40%, transparent) local 0 0 / 2rem 100%, no-repeat
   linear-gradient(to left, var(--page) 40%, transparent) local 100% 0 / 2rem 100%, no-repeat
   linear-gradient(to right, var(--line), transparent) scroll 0 0 / .8rem 100%, no-repeat
   linear-gradient(to left, var(--line), transparent) scroll 100% 0 / .8rem 100%; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-caption { caption-side: bottom; text-align: left; padding-top: .4rem; }
 th, td { padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line); text-align: left;
   vertical-align: top; }
 th { font-weight: 600; color: var(--soft); font-size: .88rem; } th.number, td.number { text-align: right; }
@@ -339,9 +338,10 @@ def _table(table: Table) -> str:
         for row in cells
     )
     title = f"<p><strong>{escape(table.title)}</strong></p>" if table.title else ""
-    note = f"<caption>{escape(table.note)}</caption>" if table.note else ""
-    table_html = f"<table>{note}<thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table>"
-    return f'{title}<div class="wide">{table_html}</div>'
+    # Beside the table and not its caption, which would scroll with a wide one and be cut.
+    note = f'<p class="soft">{escape(table.note)}</p>' if table.note else ""
+    table_html = f"<table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table>"
+    return f'{title}<div class="wide">{table_html}</div>{note}'
 
 
 def _wrapping(texts: Sequence[str]) -> list[str]:

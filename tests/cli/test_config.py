@@ -144,7 +144,7 @@ def test_all_errors_come_at_once(petkit, tmp_path):
 def test_a_missing_file(petkit):
     code, out, err = petkit("config", "validate", "nowhere.yaml")
     assert (code, out) == (2, "")
-    assert err.startswith("error: recipe nowhere.yaml does not exist")
+    assert err.startswith("error: nowhere.yaml does not exist; expected a YAML file")
 
 
 def test_a_recipe_that_is_nearly_a_shipped_one(petkit):

@@ -233,6 +233,12 @@ def test_an_artifact_that_records_no_data_needs_to_be_told(
     assert petkit("eval", copy, "--data", "adapter-smoke").code == 0
 
 
+def test_a_file_of_examples_is_pointed_to_its_folder(petkit: Petkit, trained: Path) -> None:
+    result = petkit("eval", trained, "--data", "chats/test.jsonl")
+    assert result.code == 2
+    assert result.err.endswith("got the file chats/test.jsonl: --data chats\n")
+
+
 def test_the_base_may_be_a_weight_file_but_only_with_the_same_weights(petkit: Petkit, trained: Path) -> None:
     from safetensors.torch import save_file
 

@@ -156,7 +156,14 @@ def test_an_index_of_shards(family):
     content = json.loads(index.read_text())
     content["weight_map"]["model.norm.weight"] = "../base/model.safetensors"
     index.write_text(json.dumps(content))
-    with pytest.raises(SafetyError), open_model(folder):
+    with pytest.raises(SafetyError, match=r"index.json: each part of the file name"), open_model(folder):
+        pass
+    content["weight_map"]["model.norm.weight"] = None
+    index.write_text(json.dumps(content))
+    with (
+        pytest.raises(ArtifactError, match=r"index.json is no index of shards: .* got None"),
+        open_model(folder),
+    ):
         pass
     content["weight_map"]["model.norm.weight"] = "model-00009-of-00001.safetensors"
     index.write_text(json.dumps(content))

@@ -234,6 +234,10 @@ def test_other_dtypes_than_floats_are_the_bases(family):
         (lambda f: merge_state_dicts("ties", f.models, f.base, density=1.5), "of model 0 must be from"),
         (lambda f: merge_state_dicts("ties", f.models, f.base, densty=1), "ties has no parameter densty"),
         (lambda f: merge_state_dicts("linear", f.models, weights=[1, -1, 0]), "must not sum to 0"),
+        (lambda f: merge_state_dicts("ties", f.models, f.base, weights=[1, 0.5, -0.999]),
+         "1, -0.999 sum to 0.001"),
+        (lambda f: merge_state_dicts("dare_ties", f.models, f.base, weights=[0.5, 0.5, -1], normalize=True),
+         "0.5, 0.5, -1 sum to 0, by which normalize divides"),
         (lambda f: merge_state_dicts("linear", f.models, weights=[1, 1]), "each of the 3 models, got 2"),
         (lambda f: merge_state_dicts("sce", f.models, f.base, weights=[1, 1, 1]), "sce has no weights"),
         (
@@ -246,6 +250,12 @@ def test_what_is_asked_wrongly_is_named(family, call, message):
     with pytest.raises(ConfigError) as error:
         call(family)
     assert message in str(error.value)
+
+
+def test_weights_of_both_signs_that_do_not_cancel_are_normalized(family):
+    weights = [1, 0.5, -0.2]
+    assert merge_state_dicts("ties", family.models, family.base, weights=weights)
+    assert merge_state_dicts("ties", family.models, family.base, weights=[1, 0, -1], normalize=False)
 
 
 def test_shapes_names_and_numbers_that_do_not_fit_are_named(family):

@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from petkit.errors import InputError
+from petkit.errors import InputError, PetkitError
 from petkit.report.figures import MARKERS, PALETTE, colour, marker
 from petkit.report.plots import (
     SizePoint,
@@ -125,3 +126,12 @@ def test_refusals(tmp_path):
     with pytest.raises(InputError, match="series '1 bit' must have 2 values"):
         noise_curve({"1 bit": [ACCURACY]}, [0.0, 0.5], out)
     assert not out.exists()
+
+
+def test_a_plot_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(PetkitError, match=r"cannot write .*sizes.png: No space left on device"):
+        draw_sizes(tmp_path / "sizes.png")

@@ -172,7 +172,7 @@ def faulty(change):
          r"model.embed_tokens.weight must have one shape in all models, it is \(40, 6\) in base and "
          r"\(41, 6\) in m1"),
         (lambda one: one.pop("model.norm.weight"),
-         "base and m1 must have the same tensors, they differ in model.norm.weight"),
+         "base and m1 must have the same tensors: m1 lacks model.norm.weight"),
     ],
 )  # fmt: skip
 def test_models_that_do_not_fit(change, message):
