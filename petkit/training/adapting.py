@@ -29,10 +29,11 @@ from petkit.training.config import Precision, TrainingConfig
 from petkit.training.context import RunContext
 from petkit.training.distributed import World
 from petkit.training.evaluate import Evaluation, StepFunction, evaluate, to_device
+from petkit.training.fit import Fitted
 from petkit.training.memory import estimate_memory
 from petkit.training.optim import trainable_parameters
 from petkit.training.outcome import compare_logits, size_ledger
-from petkit.training.run import planned_steps
+from petkit.training.run import planned_steps, run_facts
 from petkit.training.sampler import plan_batches
 from petkit.training.seeds import stream
 
@@ -395,3 +396,31 @@ def _preprocess(splits: Splits, base: str) -> Preprocess | None:
             f"{base} must say how its pictures are prepared, with three means and three positive standard "
             f"deviations, got {faults}: correct its preprocessor_config.json or set data.normalize=none"
         ) from error
+
+
+def summary_of(
+    config: AdapterRecipe, context: RunContext, fitted: Fitted, evaluation: Evaluation, check: Check
+) -> dict[str, Any]:
+    """Sum a run up for result.json.
+
+    Args:
+        config: the recipe.
+        context: folder, device, processes.
+        fitted: the training.
+        evaluation: of the reloaded artifact on the test split.
+        check: that it behaves like the trained model.
+
+    Returns:
+        JSON-ready values.
+    """
+    measured = evaluation.payload()
+    rate = {"train": fitted.examples_per_second, "eval": measured.pop("examples_per_second")}
+    unit = "images" if config.task == "image_classification" else "examples"
+    return {
+        **run_facts(context, config.seed, fitted, [check]),
+        "task": config.task,
+        "split": "test",
+        "evaluated": "packed artifact, reloaded",
+        **measured,
+        f"{unit}_per_second": rate,
+    }

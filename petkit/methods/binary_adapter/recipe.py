@@ -6,7 +6,6 @@ import logging
 from typing import Any
 
 from petkit.artifacts import (
-    Check,
     atomic_write,
     staged_in_run,
     step,
@@ -28,14 +27,15 @@ from petkit.training.adapting import (
     plan_of,
     prepare_adapters,
     same_behaviour,
+    summary_of,
     validation_of,
 )
 from petkit.training.checkpoint import check_drift, lasting_settings
 from petkit.training.context import RunContext
-from petkit.training.evaluate import Evaluation, to_device
-from petkit.training.fit import Fitted, fit
+from petkit.training.evaluate import to_device
+from petkit.training.fit import fit
 from petkit.training.outcome import model_card, size_ledger
-from petkit.training.run import HISTORY, claim_folder, history_file, raise_failed, run_facts
+from petkit.training.run import HISTORY, claim_folder, history_file, raise_failed
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def run(config: BinaryAdapterConfig, context: RunContext) -> dict[str, Any] | No
             test, classes = ready.splits.test, ready.splits.classes
             evaluation = evaluate_split(config, reloaded, test, classes, learn, context)
             sizes = size_ledger(packed, dense, ready.full_model_bytes)
-            result = _summary(config, context, fitted, evaluation, check) | {"bytes": sizes}
+            result = summary_of(config, context, fitted, evaluation, check) | {"bytes": sizes}
             card = model_card(manifest, result, ready.licence)
             atomic_write(folder / "README.md", card.encode())
             write_json(folder / "result.json", result)
@@ -145,20 +145,3 @@ def prepare(config: BinaryAdapterConfig, context: RunContext) -> Ready:
 def _identity(config: BinaryAdapterConfig, ready: Ready, context: RunContext) -> dict[str, Any]:
     """List the settings that a resumed run must share with the run it goes on from."""
     return lasting_settings(config) | identity_of(ready, context)
-
-
-def _summary(
-    config: BinaryAdapterConfig, context: RunContext, fitted: Fitted, evaluation: Evaluation, check: Check
-) -> dict[str, Any]:
-    """Sum a run up for result.json."""
-    measured = evaluation.payload()
-    rate = {"train": fitted.examples_per_second, "eval": measured.pop("examples_per_second")}
-    unit = "images" if config.task == "image_classification" else "examples"
-    return {
-        **run_facts(context, config.seed, fitted, [check]),
-        "task": config.task,
-        "split": "test",
-        "evaluated": "packed artifact, reloaded",
-        **measured,
-        f"{unit}_per_second": rate,
-    }

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from petkit.artifacts import (
-    Check,
     atomic_write,
     staged_in_run,
     step,
@@ -36,16 +35,17 @@ from petkit.training.adapting import (
     plan_of,
     prepare_adapters,
     same_behaviour,
+    summary_of,
     validation_of,
 )
 from petkit.training.checkpoint import check_drift, lasting_settings
 from petkit.training.classification import classification_step
 from petkit.training.context import RunContext
 from petkit.training.evaluate import Evaluation, to_device, wilson_interval
-from petkit.training.fit import Fitted, fit
+from petkit.training.fit import fit
 from petkit.training.optim import trainable_parameters
 from petkit.training.outcome import measured_accuracy, model_card, size_ledger
-from petkit.training.run import HISTORY, claim_folder, history_file, raise_failed, run_facts
+from petkit.training.run import HISTORY, claim_folder, history_file, raise_failed
 from petkit.training.seeds import stream
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def run(config: VisionDistillationConfig, context: RunContext) -> dict[str, Any]
             write_checks(folder, [check])
             log.info("evaluating the packed artifact and its teacher on the test split")
             evaluation, teacher = _evaluate(config, distilling, reloaded, context)
-            result = _summary(config, context, fitted, evaluation, check)
+            result = summary_of(config, context, fitted, evaluation, check)
             result |= {"teacher": teacher, "bytes": size_ledger(packed, dense, ready.full_model_bytes)}
             card = model_card(manifest, result, ready.licence, _card_rows(result))
             atomic_write(folder / "README.md", card.encode())
@@ -237,26 +237,6 @@ def _identity(
     """List the settings that a resumed run must share with the run it goes on from."""
     found = identity_of(distilling.ready, context) | {"teacher.sha256": distilling.teacher.sha256}
     return lasting_settings(config) | found
-
-
-def _summary(
-    config: VisionDistillationConfig,
-    context: RunContext,
-    fitted: Fitted,
-    evaluation: Evaluation,
-    check: Check,
-) -> dict[str, Any]:
-    """Sum a run up for result.json."""
-    measured = evaluation.payload()
-    rate = {"train": fitted.examples_per_second, "eval": measured.pop("examples_per_second")}
-    return {
-        **run_facts(context, config.seed, fitted, [check]),
-        "task": config.task,
-        "split": "test",
-        "evaluated": "packed artifact, reloaded",
-        **measured,
-        "images_per_second": rate,
-    }
 
 
 def _card_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
