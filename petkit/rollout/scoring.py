@@ -196,7 +196,11 @@ class Head:
 
 
 def student_log_probs(
-    head: Head, sequences: Sequences, token_ids: Tensor | None = None, temperature: float = 1.0
+    head: Head,
+    sequences: Sequences,
+    token_ids: Tensor | None = None,
+    temperature: float = 1.0,
+    states: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Log-probabilities of responses under a model, as it samples at a temperature from all tokens.
 
@@ -207,6 +211,7 @@ def student_log_probs(
         sequences: the batch.
         token_ids: further tokens, int64 (batch, tokens, k), such as a teacher's likeliest ones.
         temperature: of the softmax.
+        states: what `head.states` made of the batch, where that is known.
 
     Returns:
         Log-probabilities (batch, tokens) and (batch, tokens, k), with gradients, and entropies (batch,
@@ -215,7 +220,9 @@ def student_log_probs(
     ids = sequences.token_ids[..., None]
     if token_ids is not None:
         ids = torch.cat([ids, token_ids], -1)
-    found = head.log_probs(head.states(sequences), ids, sequences.mask, temperature)
+    if states is None:
+        states = head.states(sequences)
+    found = head.log_probs(states, ids, sequences.mask, temperature)
     further = None if token_ids is None else found.log_probs[..., 1:]
     return found.log_probs[..., 0], further, found.entropy
 

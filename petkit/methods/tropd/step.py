@@ -41,6 +41,9 @@ MEASURES = (
 # Likewise of steps whose responses a server wrote.
 DRIFTS = ("server_drift", "server_drift_max")
 
+# Of the responses' tokens and of further ones, and entropies.
+LogProbs = tuple[Tensor, Tensor | None, Tensor]
+
 
 @dataclass(frozen=True)
 class Writer:
@@ -177,13 +180,11 @@ class DistillationStep:
         temperature = config.sampling.temperature
         with self.placement.together():
             scores = self.teachers.scores(sequences, datasets, objective.teacher_tokens, temperature)
-        own, top, entropy = self.placement.through(
-            lambda: student_log_probs(self.head, sequences, scores.top_ids, temperature)
+        student = self._divergence if objective.kind == "gkd" else self._log_probs
+        (own, top, entropy), divergence = self.placement.through(
+            lambda: student(sequences, datasets, scores.top_ids)
         )
         generator = stream(config.seed, "trust", self.step, number)
-        divergence = None
-        if objective.kind == "gkd":
-            divergence = self.placement.through(lambda: self._divergence(sequences, datasets))
         tokens = Tokens(
             student_log_probs=own,
             teacher_log_probs=scores.log_probs,
@@ -198,16 +199,22 @@ class DistillationStep:
         )
         return tokens, scores
 
-    def _divergence(self, sequences: Sequences, datasets: Sequence[str]) -> Tensor:
-        states = self.head.states(sequences)
-        return self.teachers.divergence(
-            self.head,
-            states,
-            sequences,
-            datasets,
-            self.config.objective.jsd_beta,
-            self.config.sampling.temperature,
-        ).loss
+    def _log_probs(
+        self, sequences: Sequences, datasets: Sequence[str], top_ids: Tensor | None
+    ) -> tuple[LogProbs, None]:
+        """What objectives over the sampled tokens learn from."""
+        return student_log_probs(self.head, sequences, top_ids, self.config.sampling.temperature), None
+
+    def _divergence(
+        self, sequences: Sequences, datasets: Sequence[str], top_ids: Tensor | None
+    ) -> tuple[LogProbs, Tensor]:
+        """A divergence over all tokens, and the same log-probabilities for the record, from one pass."""
+        states, temperature = self.head.states(sequences), self.config.sampling.temperature
+        with torch.no_grad():
+            sampled = student_log_probs(self.head, sequences, top_ids, temperature, states.detach())
+        beta = self.config.objective.jsd_beta
+        found = self.teachers.divergence(self.head, states, sequences, datasets, beta, temperature)
+        return sampled, found.loss
 
     def _beginnings(self, batch: Sequence[tuple[int, Prompt]]) -> dict[int, list[int]]:
         """What the teacher gives of each prompt's response; empty where it gives nothing."""

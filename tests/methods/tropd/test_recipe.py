@@ -23,6 +23,7 @@ from petkit.methods.tropd.step import MEASURES, Rollout
 from petkit.models.loading import load_adapted
 from petkit.ops.divergence import divergence
 from petkit.rollout.sampling import Completion
+from petkit.rollout.scoring import Head
 from petkit.training.checkpoint import newest
 from tests.methods.tropd import tiny
 
@@ -165,6 +166,15 @@ def test_gkd_is_the_divergence_of_the_models_own_logits(recipe):
             sides = [one(input_ids=ids).logits[0, len(prompt.ids) - 1 : -1] for one in (ready.model, teacher)]
         total += float(divergence(*(side.contiguous() for side in sides), 0.3).loss.sum())
     assert float(output.loss.detach()) == pytest.approx(total, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["opd", "gkd"])
+def test_the_student_reads_the_responses_once(recipe, monkeypatch, kind):
+    ready, batch, _ = first_step(recipe(objective={"kind": kind}))
+    own, passes = ready.step.head, []
+    monkeypatch.setattr(own, "states", lambda sequences: passes.append(1) or Head.states(own, sequences))
+    ready.step(ready.model, batch)
+    assert len(passes) == 1
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(recipe, models):
