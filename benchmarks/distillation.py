@@ -2,6 +2,7 @@
 
 .venv/bin/python benchmarks/distillation.py run WORK --seeds 0 1 2
 .venv/bin/python benchmarks/distillation.py tables WORK --save benchmarks/results/distillation.json
+.venv/bin/python benchmarks/distillation.py plots WORK --save docs/images/distillation.png
 
 WORK holds what benchmarks/distillation_models.py made. A run that is finished is not run again, and one that
 was stopped goes on from its newest checkpoint.
@@ -23,6 +24,13 @@ RECIPE = Path(__file__).with_suffix(".yaml")
 STARTS = ("near", "far")
 # A step whose gradient is so many times the run's median is a spike.
 SPIKE = 5.0
+# Of the curves: each point is a mean of so many steps; and what is drawn, with the axis's label.
+WINDOW = 10
+PANELS = {
+    "reward": "reward",
+    "reverse_kl": "reverse KL to the teacher (nats)",
+    "gradient_norm": "gradient norm",
+}
 
 
 @dataclass(frozen=True)
@@ -157,10 +165,40 @@ def spread(runs: Sequence[Mapping[str, Any]], name: str) -> str:
     return f"{mean:.3f}" if len(values) == 1 else f"{mean:.3f} ± {statistics.stdev(values):.3f}"
 
 
+def curve(folders: Sequence[Path], name: str) -> list[tuple[int, float]]:
+    """A number of metrics.jsonl over the steps: means of windows, over all seeds."""
+    found: dict[int, list[float]] = {}
+    for folder in folders:
+        for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines():
+            row = json.loads(line)
+            if name in row:
+                found.setdefault((row["step"] - 1) // WINDOW, []).append(row[name])
+    return [((place + 1) * WINDOW, statistics.fmean(values)) for place, values in sorted(found.items())]
+
+
+def plots(work: Path, variants: Sequence[str], starts: Sequence[str], save: Path) -> None:
+    """A picture for each start, whose name is put behind the file's: reward, KL and gradients by step."""
+    from petkit.report import figures
+    from petkit.report.plots import draw_curve
+
+    for start in starts:
+        figure, panels = figures.new_figure(len(PANELS))
+        for axes, (name, label) in zip(panels, PANELS.items(), strict=True):
+            for index, variant in enumerate(variants):
+                folders = sorted((work / "runs").glob(f"{variant}-{start}-[0-9]"))
+                points = curve(folders, name)
+                if points:
+                    draw_curve(axes, variant, points, index)
+            if name != "reward":
+                axes.set_yscale("log")
+            figures.finish(axes, "optimiser step", label, columns=3, legend=name == "reward")
+        print(figures.save(figure, save.with_stem(f"{save.stem}-{start}")))
+
+
 def main() -> None:
-    """Run, or print what was found."""
+    """Run, print what was found, or draw it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("part", choices=("run", "tables"))
+    parser.add_argument("part", choices=("run", "tables", "plots"))
     parser.add_argument("work", type=Path)
     parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=[*VARIANTS, *LARGER])
@@ -171,8 +209,10 @@ def main() -> None:
     own = parser.parse_args()
     if own.part == "run":
         run(own.recipe, own.work.resolve(), own.variants, own.starts, own.seeds, own.threads)
-    else:
+    elif own.part == "tables":
         tables(own.work.resolve(), own.starts, own.save)
+    else:
+        plots(own.work.resolve(), own.variants, own.starts, own.save or Path("distillation.png"))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class Shape:
 
 
 MODELS = {
-    "teacher": Shape(hidden=96, layers=3, steps=10_000),
+    "teacher": Shape(hidden=96, layers=3, steps=6000),
     "near": Shape(hidden=64, layers=2, steps=1500),
     "far": Shape(hidden=64, layers=2, steps=1500, style="short"),
 }
