@@ -41,8 +41,8 @@ class Shape:
 
 MODELS = {
     "teacher": Shape(hidden=96, layers=3, steps=6000),
-    "near": Shape(hidden=64, layers=2, steps=1500),
-    "far": Shape(hidden=64, layers=2, steps=1500, style="short"),
+    "near": Shape(hidden=64, layers=2, steps=800),
+    "far": Shape(hidden=64, layers=2, steps=800, style="short"),
 }
 
 
