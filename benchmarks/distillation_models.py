@@ -6,8 +6,9 @@ questions/bin/python benchmarks/distillation_models.py questions WORK
 
 Two tasks of reasoning-gym: sums of three or four numbers (chain_sum), answered through their partial sums,
 and words spelt backward (spell_backward). A token is a character. All models are trained from random weights
-on written answers: `teacher` is the largest and trained longest; `near` is small and trained for a while;
-`far` is as small and has learnt to answer in another way, so that it is deliberately distant.
+on written answers: `teacher` is the largest, trained longest, and goes through steps always; `near` is small
+and does so every second time; `far` is as small and nearly always answers at once, which the teacher never
+does, so that it is deliberately distant.
 """
 
 from __future__ import annotations
@@ -36,13 +37,14 @@ class Shape:
     hidden: int
     layers: int
     steps: int
-    style: str = "steps"
+    # Part of its answers that go through steps; the others are given at once.
+    explained: float = 1.0
 
 
 MODELS = {
     "teacher": Shape(hidden=96, layers=3, steps=6000),
-    "near": Shape(hidden=64, layers=2, steps=800),
-    "far": Shape(hidden=64, layers=2, steps=800, style="short"),
+    "near": Shape(hidden=64, layers=2, steps=1500, explained=0.5),
+    "far": Shape(hidden=64, layers=2, steps=1500, explained=0.05),
 }
 
 
@@ -95,9 +97,9 @@ def split(rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
     return parts
 
 
-def written(row: Row, style: str) -> str:
+def written(row: Row, explained: bool) -> str:
     """The answer that models learn to write."""
-    if style == "short":
+    if not explained:
         return row["answer"]
     if row["dataset"] == "words":
         # One letter after the other, then the word.
@@ -173,7 +175,8 @@ def batches(work: Path, tokenizer: Any, shape: Shape, size: int = 64) -> Iterato
     import torch
 
     rows = [json.loads(line) for line in (work / "train.jsonl").read_text("utf-8").splitlines()]
-    examples = [encoded(row, tokenizer, shape.style) for row in rows]
+    draw = random.Random(2)
+    examples = [encoded(row, tokenizer, draw.random() < shape.explained) for row in rows]
     generator = torch.Generator().manual_seed(1)
     for _ in range(shape.steps):
         chosen = [examples[i] for i in torch.randint(len(examples), (size,), generator=generator).tolist()]
@@ -187,10 +190,10 @@ def batches(work: Path, tokenizer: Any, shape: Shape, size: int = 64) -> Iterato
         yield ids, labels
 
 
-def encoded(row: Row, tokenizer: Any, style: str) -> tuple[list[int], list[int]]:
+def encoded(row: Row, tokenizer: Any, explained: bool) -> tuple[list[int], list[int]]:
     """Ids of a question and of its answer, with the token that ends it."""
     prompt: list[int] = tokenizer(row["question"])["input_ids"]
-    answer: list[int] = tokenizer(written(row, style))["input_ids"]
+    answer: list[int] = tokenizer(written(row, explained))["input_ids"]
     return prompt, [*answer, tokenizer.eos_token_id]
 
 

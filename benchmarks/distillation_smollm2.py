@@ -51,7 +51,7 @@ def questions(source: Path, work: Path) -> None:
 
 def conversation(row: Mapping[str, str]) -> dict[str, Any]:
     """A question and its written answer."""
-    turns = {"user": row["question"], "assistant": written(dict(row), "steps")}
+    turns = {"user": row["question"], "assistant": written(dict(row), explained=True)}
     return {"messages": [{"role": role, "content": text} for role, text in turns.items()]}
 
 
