@@ -345,8 +345,8 @@ def _scored(rows: Iterable[_Row], top_k: int, vocab: int, hint: str) -> Scored:
         top = entered[:top_k]
         if any(value == math.inf and ((value, one) in top or one != token) for value, one in entered):
             raise InputError(
-                f"expected {top_k} tokens that are possible {where}, got some of -inf: ask for fewer, or serve "
-                "the model without filters"
+                f"expected {top_k} tokens that are possible {where}, got some of -inf: ask for fewer, or "
+                "serve the model without filters"
             )
         if math.fsum(math.exp(-value) for value, _ in top) > 1.001:
             raise InputError(f"expected probabilities that sum to at most 1 {where}, got more")
