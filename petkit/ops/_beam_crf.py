@@ -115,7 +115,7 @@ def check_paths_exist(scores: Tensor, arguments: Arguments) -> None:
     _crf.check_emissions(arguments.emissions, arguments.mask)
     row = int(scores.isfinite().logical_not().nonzero()[0])
     raise InputError(
-        f"no path is possible in row {row}: every candidate of a position is -inf; "
+        f"no path is possible at batch {row}: every candidate of a position is -inf; "
         "leave at least one entry of the vocabulary at each position"
     )
 

@@ -101,9 +101,24 @@ def check_paths_exist(scores: Tensor, arguments: Arguments) -> None:
     check_emissions(emissions, mask)
     row = int(scores.isfinite().logical_not().nonzero()[0])
     raise InputError(
-        f"no path is possible in row {row}: every one meets a -inf of emissions, transitions, start or end; "
-        "loosen the constraints or the labels of that row"
+        f"no path is possible at batch {row}: every one meets a -inf of emissions, transitions, start or "
+        "end; loosen its constraints or labels"
     )
+
+
+def possible(paths: Tensor, scores: Tensor) -> Tensor:
+    """Paths with -1 where there is none, for compiled code and GPUs, where `check_paths_exist` does not look.
+
+    Args:
+        paths: (..., time).
+        scores: (...) of them, nan or infinite where something is wrong.
+
+    Returns:
+        The paths.
+    """
+    if not torch.compiler.is_compiling() and scores.device.type == "cpu":
+        return paths
+    return torch.where(scores.isfinite()[..., None], paths, -1)
 
 
 def check_emissions(emissions: Tensor, mask: Tensor) -> None:

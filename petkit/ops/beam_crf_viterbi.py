@@ -41,7 +41,7 @@ def beam_crf_viterbi(
     size = min(whole_number("beam", beam, 1), emissions.shape[2])
     paths, scores = torch.ops.petkit.beam_crf_viterbi(*(part.detach() for part in arguments), size)
     _beam_crf.check_paths_exist(scores, arguments)
-    return paths, scores
+    return _crf.possible(paths, scores), scores
 
 
 def _default(

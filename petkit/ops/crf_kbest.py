@@ -36,7 +36,7 @@ def crf_kbest(
     arguments = _crf.checked(emissions, mask, transitions, start, end)
     paths, scores = torch.ops.petkit.crf_kbest(*arguments, k)
     _crf.check_paths_exist(scores[:, 0], arguments)
-    return paths, scores
+    return _crf.possible(paths, scores), scores
 
 
 def _default(

@@ -48,7 +48,7 @@ def crf_sample(
     found: tuple[Tensor, Tensor] = torch.ops.petkit.crf_sample(*parts, uniforms)
     samples, log_z = found
     _crf.check_paths_exist(log_z, arguments)
-    return samples
+    return _crf.possible(samples, log_z)
 
 
 def _default(

@@ -34,7 +34,7 @@ def crf_viterbi(
     arguments = _crf.checked(emissions, mask, transitions, start, end)
     paths, scores = torch.ops.petkit.crf_viterbi(*arguments)
     _crf.check_paths_exist(scores, arguments)
-    return paths, scores
+    return _crf.possible(paths, scores), scores
 
 
 def _default(

@@ -333,6 +333,25 @@ def test_compiled_code_shows_wrong_tags_as_nan():
     assert found.isnan().tolist() == [False, True, False]
 
 
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_compiled_code_shows_no_path_as_minus_one(wrong):
+    arguments, _ = case(3, 7, 5, torch.float32)
+    crf = crf_of(arguments)
+    arguments.emissions[1, 3, 2] = wrong
+
+    def paths(emissions, mask):
+        return crf.decode(emissions, mask, as_tensor=True), crf.kbest(emissions, 2, mask)[0]
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        found = torch.compile(paths, backend="eager", fullgraph=True)(arguments.emissions, arguments.mask)
+        for part in found:
+            assert (part[1] == -1).all()
+        keep = torch.tensor([0, 2])
+        expected = paths(arguments.emissions[keep], arguments.mask[keep])
+    assert all(torch.equal(part[keep], one) for part, one in zip(found, expected, strict=True))
+
+
 def test_copies_pickles_and_dtypes():
     crf = CRF(4, batch_first=True)
     emissions, tags = torch.randn(2, 3, 4), torch.randint(4, (2, 3))

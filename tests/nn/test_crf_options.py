@@ -146,7 +146,7 @@ def test_constraints_without_a_path_name_the_row():
         lambda: crf.entropy(emissions, mask),
         lambda: crf.log_partition(emissions, mask),
     ):
-        with pytest.raises(InputError, match=r"no path is possible in row 1.*loosen the constraints"):
+        with pytest.raises(InputError, match=r"no path is possible at batch 1.*loosen its constraints"):
             call()
 
 

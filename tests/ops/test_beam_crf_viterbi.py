@@ -110,7 +110,7 @@ def test_emissions_that_are_not_numbers_are_named(kernels, bad):
 def test_a_row_without_a_path_is_named(kernels):
     arguments = inputs(3, 3, 9, 2, 4)
     arguments.emissions[1, 0] = -torch.inf
-    with pytest.raises(InputError, match="no path is possible in row 1"):
+    with pytest.raises(InputError, match="no path is possible at batch 1"):
         beam_crf_viterbi(*arguments[:-1])
 
 

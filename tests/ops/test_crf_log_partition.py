@@ -291,7 +291,7 @@ def test_a_row_without_a_path_is_named(kernels):
     arguments = inputs(3, 5, 4)
     arguments.mask[:] = True
     arguments.emissions[2, 3] = -torch.inf
-    with pytest.raises(InputError, match="no path is possible in row 2"):
+    with pytest.raises(InputError, match="no path is possible at batch 2"):
         crf_log_partition(*arguments)
 
 

@@ -88,7 +88,7 @@ def test_bad_rows_are_named(kernels):
     arguments = inputs(3, 5, 4)
     arguments.mask[:] = True
     arguments.emissions[2, 3] = -torch.inf
-    with pytest.raises(InputError, match="no path is possible in row 2"):
+    with pytest.raises(InputError, match="no path is possible at batch 2"):
         crf_viterbi(*arguments)
     arguments.emissions[1, 4, 0] = torch.nan
     with pytest.raises(InputError, match="got nan at batch 1, time 4"):
