@@ -107,6 +107,14 @@ def check_allowed(allowed: Tensor, mask: Tensor, num_tags: int) -> None:
         )
 
 
+def check_something_counts(counted: Tensor) -> None:
+    """Refuse a mean over tags that all have the weight 0."""
+    if readable(counted) and not bool(counted.any()):
+        raise InputError(
+            "token_mean needs a tag whose weight is above 0, got none: it would be a mean over nothing"
+        )
+
+
 def check_weights(weights: Tensor, num_tags: int) -> None:
     """Refuse weights that are not one finite number of at least 0 for each tag."""
     if not isinstance(weights, Tensor) or not weights.is_floating_point() or weights.shape != (num_tags,):

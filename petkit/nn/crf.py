@@ -135,6 +135,7 @@ class CRF(nn.Module):
             return found
         if reduction == "token_mean":
             counted = mask if weights is None else _crf_likelihood.weights_of(tags, mask, weights)
+            _crf_checks.check_something_counts(counted)
             return found.sum() / counted.sum().to(found.dtype)
         return found.sum() if reduction == "sum" else found.mean()
 

@@ -214,6 +214,14 @@ def test_weights_against_enumeration(constraints):
     assert single.dtype == torch.float32
 
 
+def test_a_mean_over_weights_of_0_is_refused():
+    crf, tags = CRF(3, batch_first=True), torch.tensor([[0, 1], [1, 0]])
+    weights = torch.tensor([0.0, 0.0, 1.0])
+    with pytest.raises(InputError, match="token_mean needs a tag whose weight is above 0, got none"):
+        crf(torch.zeros(2, 2, 3), tags, None, "token_mean", weights)
+    assert crf(torch.zeros(2, 2, 3), tags, None, "sum", weights) == 0
+
+
 def test_weights_of_1_are_none_and_weights_are_linear():
     arguments, tags = case(4, 6, 3, gaps=True)
     crf, (emissions, mask) = crf_of(arguments), arguments[:2]

@@ -72,7 +72,7 @@ class CrfConfig(Config):
     rank: int = Field(default=32, ge=1, le=1024, json_schema_extra=applies_to({"model.kind": CRFS}))
     """Length of the factors of a transition, d_t of the paper."""
 
-    beam: int = Field(default=64, ge=1, le=4096, json_schema_extra=applies_to({"model.kind": CRFS}))
+    beam: int = Field(default=64, ge=1, le=65536, json_schema_extra=applies_to({"model.kind": CRFS}))
     """Candidates at each position, k of the paper; more than the vocabulary are all of it."""
 
 

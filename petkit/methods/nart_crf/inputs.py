@@ -121,5 +121,10 @@ def short_enough(pairs: Sequence[SentencePair], vocabulary: Subwords, max_length
         )
     if len(kept) < len(pairs):
         left = len(pairs) - len(kept)
-        log.info("%d of %d training pairs are longer than data.max_length and left out", left, len(pairs))
+        log.info(
+            "%d of %d training pairs, with the teacher's translations if there are, are longer than "
+            "data.max_length and left out",
+            left,
+            len(pairs),
+        )
     return kept
