@@ -61,6 +61,12 @@ def test_eval_refuses_faulty_files_by_line(petkit, tagger, tmp_path, text, messa
     assert message in result.err
 
 
+def test_eval_names_a_file_that_is_not_there(petkit, tagger, tmp_path):
+    result = petkit("eval", tagger, "--data", tmp_path / "no.conll")
+    assert (result.code, result.out) == (2, "")
+    assert "no.conll does not exist: expected a file of words in columns, or a recipe" in result.err
+
+
 def test_eval_reads_columns_as_it_is_told(petkit, tagger, tmp_path):
     file = conll(tmp_path / "a.conll", "1 Anna x B-PER\n2 lives x O\n")
     settings = ["--set", "data.word_column=1", "--set", "data.tag_column=3"]

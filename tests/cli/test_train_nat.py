@@ -259,3 +259,10 @@ def test_the_method_is_listed(petkit):
     assert "train nat" in petkit("list", "methods").out
     assert "nat-smoke" in petkit("recipes", "ls").out
     assert "--teacher" in petkit("train", "nat", "--help").out
+
+
+def test_eval_says_which_files_it_takes(petkit, student, tmp_path):
+    (tmp_path / "s.txt").write_text("a dog\n")
+    result = petkit("eval", student, "--data", tmp_path / "s.txt")
+    assert (result.code, result.out) == (2, "")
+    assert "--data must be a recipe (.yaml) or end in .jsonl, got " in result.err
