@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
+from petkit.artifacts.any_kind import Contents
 from petkit.artifacts.dense import to_float32
 from petkit.artifacts.packed import PackedMatrix
-from petkit.artifacts.reader import Artifact
+from petkit.artifacts.reader import CONFIG, read_config
 from petkit.artifacts.summary import natural
 from petkit.artifacts.tensor_file import RawTensor
+from petkit.errors import InputError
 
 # How an artifact came to be and where it was written; neither changes what it computes.
 INCIDENTAL = {("petkit.json", "lineage"), ("petkit.json", "source"), ("config.yaml", "output")}
 
+
+# Numbers of a dense tensor that are compared at a time.
+BLOCK = 1 << 22
 
 # Stands for a value that one of the artifacts does not have; null is a value.
 ABSENT: Final = object()
@@ -53,24 +60,34 @@ class Difference:
         return (self.where, self.name.partition(".")[0]) in INCIDENTAL
 
 
-def compare(first: Artifact, second: Artifact) -> list[Difference]:
+def compare(first: Contents, second: Contents) -> list[Difference]:
     """List where two artifacts differ; an empty list means that they say and compute the same.
 
     Args:
-        first, second: the artifacts.
+        first, second: the artifacts, of one kind.
 
     Returns:
         Differences in the order petkit.json, config.yaml, tensors; naturally sorted names within each.
 
     Raises:
         ConfigError: a `config.yaml` is broken.
+        InputError: they are of two kinds.
     """
+    kinds = [str(getattr(one.manifest, "kind", "adapter")) for one in (first, second)]
+    if kinds[0] != kinds[1]:
+        raise InputError(
+            f"{first.folder} is of kind {kinds[0]} and {second.folder} of kind {kinds[1]}: give two alike"
+        )
     manifests = [artifact.manifest.model_dump(mode="json") for artifact in (first, second)]
     return [
         *_compare_values("petkit.json", *manifests),
-        *_compare_values("config.yaml", first.config, second.config),
+        *_compare_values("config.yaml", _config(first), _config(second)),
         *_compare_tensors(first, second),
     ]
+
+
+def _config(artifact: Contents) -> Mapping[str, Any]:
+    return read_config(artifact.folder) if (artifact.folder / CONFIG).exists() else {}
 
 
 def _compare_values(where: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[Difference]:
@@ -90,18 +107,19 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", value
 
 
-def _compare_tensors(first: Artifact, second: Artifact) -> Iterator[Difference]:
-    left, right = _tensors(first), _tensors(second)
-    for name in sorted(left.keys() | right.keys(), key=natural):
-        one, other = left.get(name), right.get(name)
+def _compare_tensors(first: Contents, second: Contents) -> Iterator[Difference]:
+    names = {*first.packed, *first.raw_dense, *second.packed, *second.raw_dense}
+    for name in sorted(names, key=natural):
+        one, other = _tensor(first, name), _tensor(second, name)
         form, other_form = (ABSENT if tensor is None else _form(tensor) for tensor in (one, other))
         change = _change(one, other) if form == other_form else {}
         if form != other_form or change:
             yield Difference("tensors", name, form, other_form, change)
 
 
-def _tensors(artifact: Artifact) -> dict[str, PackedMatrix | RawTensor]:
-    return {**artifact.packed, **artifact.raw_dense}
+def _tensor(artifact: Contents, name: str) -> PackedMatrix | RawTensor | None:
+    packed = artifact.packed.get(name)
+    return artifact.raw_dense.get(name) if packed is None else packed
 
 
 def _form(tensor: PackedMatrix | RawTensor) -> dict[str, Any]:
@@ -135,9 +153,22 @@ def _packed_change(first: PackedMatrix, second: PackedMatrix) -> dict[str, Any]:
 
 
 def _dense_change(first: RawTensor, second: RawTensor) -> dict[str, Any]:
-    one, other = to_float32(first).astype(np.float64), to_float32(second).astype(np.float64)
-    gap = np.abs(one - other)
-    if not gap.size or not gap.any():
+    if np.array_equal(first.data, second.data):
         return {}
-    changed = int((gap > 0).sum())
-    return {"changed_values": changed, "values": gap.size, "largest_difference": float(gap.max())}
+    width = len(first.data) // math.prod(first.shape)
+    changed, largest = 0, 0.0
+    # A part at a time: those of whole models are large.
+    for start in range(0, len(first.data), BLOCK * width):
+        one, other = (_part(tensor, start, BLOCK * width) for tensor in (first, second))
+        gap = np.abs(one - other)
+        changed += int((gap != 0).sum())
+        largest = max(largest, float(gap.max()))
+    if not changed:
+        return {}
+    return {"changed_values": changed, "values": len(first.data) // width, "largest_difference": largest}
+
+
+def _part(tensor: RawTensor, start: int, size: int) -> NDArray[np.float64]:
+    data = tensor.data[start : start + size]
+    count = len(data) * math.prod(tensor.shape) // len(tensor.data)
+    return to_float32(RawTensor(tensor.dtype, (count,), data)).astype(np.float64)

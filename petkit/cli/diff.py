@@ -37,11 +37,12 @@ def command(
     ] = False,
     as_json: JsonFlag = False,
 ) -> int:
-    """Compare two artifacts: manifest, configuration, and how many bits of each matrix differ."""
+    """Compare two artifacts of any kind: manifest, configuration, and how much of each tensor differs."""
+    from petkit.artifacts.any_kind import read_other
     from petkit.artifacts.comparison import compare
     from petkit.methods.binary_adapter.recorded import read_checked
 
-    differences = compare(read_checked(first), read_checked(second))
+    differences = compare(*(read_other(folder) or read_checked(folder) for folder in (first, second)))
     alike = all(one.is_incidental for one in differences)
     result = _page(differences, alike) if differences else f"{first} and {second} are the same"
     payload = {

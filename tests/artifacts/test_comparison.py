@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from petkit.artifacts import PackedMatrix, read_artifact
+from petkit.artifacts import PackedMatrix, comparison, read_artifact
 from petkit.artifacts.comparison import ABSENT, compare
+from petkit.artifacts.dense import to_raw
 from tests.artifacts.support import adapter_matrices, head, manifest, write_small
 
 SITES = {"s": (4, 2, 4)}
@@ -71,3 +72,18 @@ def test_a_payload_tells_null_from_nothing(tmp_path):
         {"where": "config.yaml", "name": "x", "first": None},
         {"where": "config.yaml", "name": "y", "second": [1]},
     ]
+
+
+def test_large_tensors_are_compared_in_parts(monkeypatch):
+    generator = np.random.default_rng(0)
+    one = generator.standard_normal((7, 5)).astype(np.float32)
+    other = one.copy()
+    other[3, 1:4] += 0.5
+    monkeypatch.setattr(comparison, "BLOCK", 4)
+    change = comparison._dense_change(to_raw(one), to_raw(other))
+    assert change == {
+        "changed_values": 3,
+        "values": 35,
+        "largest_difference": float(np.abs(one.astype(np.float64) - other).max()),
+    }
+    assert comparison._dense_change(to_raw(one), to_raw(one.copy())) == {}

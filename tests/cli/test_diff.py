@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+from safetensors.torch import load_file
 
 from petkit.artifacts import PackedMatrix
 from petkit.artifacts.manifest import Step
@@ -112,3 +113,29 @@ def test_two_runs_that_differ_only_in_their_folder_hold_the_same(petkit, tmp_pat
     assert (payload["same"], payload["same_content"]) == (False, True)
     third = write_small(tmp_path / "c", **common, config={"output": "runs/c", "seed": 2})
     assert petkit("diff", first, third, "--exit-code").code == 3
+
+
+def test_artifacts_of_every_kind(petkit, student, teacher, llama, tmp_path):
+    same = petkit("diff", student, student, "--exit-code")
+    assert (same.code, "are the same" in same.out) == (0, True)
+    payload = json.loads(petkit("diff", student, teacher, "--json").out)
+    tensors = [one for one in payload["differences"] if one["where"] == "tensors"]
+    assert any("first" in one and "second" not in one for one in tensors)
+    for name, weight in (("x", 1.0), ("y", 0.5)):
+        recipe = tmp_path / f"{name}.yaml"
+        recipe.write_text(
+            f"merge_method: linear\nparameters: {{normalize: false}}\nmodels:\n"
+            f"  - {{model: {llama}, parameters: {{weight: {weight}}}}}\n"
+        )
+        assert petkit("merge", recipe, "-o", tmp_path / name).code == 0
+    payload = json.loads(petkit("diff", tmp_path / "x", tmp_path / "y", "--json").out)
+    changes = {one["name"]: one["change"] for one in payload["differences"] if one["where"] == "tensors"}
+    weight = load_file(llama / "model.safetensors")["model.embed_tokens.weight"]
+    assert changes["model.embed_tokens.weight"] == {
+        "changed_values": int((weight != 0).sum()),
+        "values": weight.numel(),
+        "largest_difference": float(weight.abs().max()) / 2,
+    }
+    mixed = petkit("diff", student, tmp_path / "x")
+    assert mixed.code == 2
+    assert "is of kind translator and" in mixed.err
