@@ -29,7 +29,12 @@ def distilled_card(
     """
     sizes, stopped = result["bytes"], f", stopped by {result['stopped']}" if result["stopped"] else ""
     whole, loaded = config.student.tuning == "full", ready.loaded
-    rows = [(name, _measured(result[name])) for name in ("before", "after") if result[name] is not None]
+    rows = []
+    for time in ("before", "after"):
+        if result[time] is not None:
+            rows.append((time, _measured(result[time])))
+            named = result[time].get("datasets", {})
+            rows += [(f"{time}, {name}", _measured(one)) for name, one in named.items()]
     rows += [
         ("objective", config.objective.kind),
         ("teacher", ", ".join(f"`{name}`" for name in ready.teachers.names)),
