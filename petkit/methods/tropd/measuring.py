@@ -13,6 +13,7 @@ from torch import nn
 from petkit.artifacts.reader import CONFIG, read_config
 from petkit.artifacts.whole_model import check_files, check_weights, read_whole
 from petkit.configuration import messages, resolve
+from petkit.configuration.sections import leaves
 from petkit.errors import ConfigError
 from petkit.methods.tropd.config import DistillConfig
 from petkit.methods.tropd.evaluation import RewardEvaluation, evaluate_student
@@ -60,11 +61,7 @@ def measured_recipe(
         ConfigError: no questions are known, or a key has no effect or cannot be had.
     """
     keys = [text.partition("=")[0].strip() for text in settings]
-    for key in keys:
-        if key not in SETTABLE:
-            near = messages.nearest(key, SETTABLE)
-            hint = f"; did you mean {near}?" if near else f": it takes {', '.join(SETTABLE)}"
-            raise ConfigError(f"--set {key} has no effect on the reward of greedy answers{hint}")
+    _check_settable(keys)
     data = read_config(folder).get("data")
     recorded = data.get("validation") if isinstance(data, Mapping) else None
     if questions is None and recorded is None:
@@ -82,6 +79,16 @@ def measured_recipe(
     # How many of its own questions the run took says nothing of others.
     every = config.data.model_copy(update={"validation_size": None})
     return config.model_copy(update={"data": every})
+
+
+def _check_settable(keys: Sequence[str]) -> None:
+    known = {messages.dotted(path) for path, _, _ in leaves(DistillConfig)}
+    for key in keys:
+        if key in SETTABLE:
+            continue
+        near = None if key in known else messages.nearest(key, SETTABLE)
+        hint = f"; did you mean {near}?" if near else f": it takes {', '.join(SETTABLE)}"
+        raise ConfigError(f"--set {key} has no effect on the reward of greedy answers{hint}")
 
 
 def measure(
