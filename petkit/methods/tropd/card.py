@@ -53,9 +53,8 @@ def distilled_card(
     note = "Rewards are of greedy answers to the validation prompts; divergences are means over their tokens."
     own = "all weights" if whole else f"{config.adapter.method}, {config.adapter.bits} bit"
     use = ("petkit eval FOLDER --data QUESTIONS.jsonl", "petkit serve FOLDER")
-    if not whole:
-        use = ("petkit predict FOLDER INPUT...", *use)
-    return lay_out(f"Distilled student, {own}", about, rows, note, lineage, use)
+    predict = () if whole else ("petkit predict FOLDER INPUT...",)
+    return lay_out(f"Distilled student, {own}", about, rows, note, lineage, (*predict, *use))
 
 
 def _measured(evaluation: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from petkit.errors import ConfigError
 from petkit.methods.tropd.recipe import prepare, run
 from petkit.ops.divergence import divergence
 from petkit.training.checkpoint import newest
@@ -102,3 +103,15 @@ def test_an_evaluation_counts_whole_divergences_along_greedy_answers(recipe, tmp
     assert (found.n, found.tokens) == (8, tokens)
     assert found.forward_kl == pytest.approx(sums[0] / tokens, rel=1e-4)
     assert found.reverse_kl == pytest.approx(sums[1] / tokens, rel=1e-4)
+
+
+def test_evaluations_that_choose_nothing_may_begin_later(recipe, tmp_path):
+    changes = {"data__validation": str(tmp_path / "questions.jsonl"), "training__max_steps": 2}
+    go(recipe(**changes))
+    saved = newest(tmp_path / "run")
+    more = recipe(**{**changes, "training__max_steps": 3, "training__evaluate_every_steps": 3})
+    go(more, resume=saved)
+    assert [row["step"] for row in tiny.records(tmp_path / "run") if "eval_reward" in row] == [3]
+    chooses = recipe(**changes, training__select="validation", training__evaluate_every_steps=3)
+    with pytest.raises(ConfigError, match=r"training.evaluate_every_steps: '\(absent\)' -> 3"):
+        prepare(chooses, tiny.context(chooses, resume=newest(tmp_path / "run")))
