@@ -125,7 +125,7 @@ def _result_rows(result: Mapping[str, Any], folder: Path) -> list[tuple[str, str
     ]
     for name in ("before", "after"):
         if result[name] is not None:
-            rows.append((name, measured(result[name])))
+            rows += measured_rows(name, result[name])
     return [
         *rows,
         ("steps", f"{result['steps']} of {result['total_steps']}"),
@@ -139,11 +139,25 @@ def _bytes(sizes: Mapping[str, Any]) -> str:
     return f"adapter {sizes['adapter']:,}, {sizes['ratio']:.0f} times less than the student in float32"
 
 
+def measured_rows(title: str, evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """An evaluation as a row, with a row for each data set where there are several.
+
+    Args:
+        title: of the first row.
+        evaluation: the payload of a `RewardEvaluation`.
+
+    Returns:
+        Name and value of each row.
+    """
+    named = evaluation.get("datasets", {})
+    return [(title, measured(evaluation)), *((f"  {name}", measured(one)) for name, one in named.items())]
+
+
 def measured(evaluation: Mapping[str, Any]) -> str:
     """Write an evaluation as one line.
 
     Args:
-        evaluation: the payload of a `RewardEvaluation`.
+        evaluation: the payload of a `RewardEvaluation`, or of its measures of one data set.
 
     Returns:
         Text such as `reward 41.0% (34.4% to 48.0%), forward KL 0.21, reverse KL 0.18, n 200`.
@@ -151,7 +165,7 @@ def measured(evaluation: Mapping[str, Any]) -> str:
     low, high = evaluation["interval"]
     parts = [f"reward {evaluation['reward']:.1%} ({low:.1%} to {high:.1%})"]
     for name, title in (("forward_kl", "forward KL"), ("reverse_kl", "reverse KL")):
-        if evaluation[name] is not None:
+        if evaluation.get(name) is not None:
             parts.append(f"{title} {evaluation[name]:.4f}")
     return ", ".join([*parts, f"n {evaluation['n']:,}"])
 

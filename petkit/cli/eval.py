@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from petkit.methods.binary_adapter.config import BinaryAdapterConfig
 
 NOISE_SEEDS = 3
+BATCH_SIZE = 64
 # Files of examples, which an adapter is measured on as a folder.
 EXAMPLES = (".jsonl", ".csv", ".tsv")
 Measured: TypeAlias = "tuple[dict[str, Any], list[tuple[str, str]]]"
@@ -123,6 +124,16 @@ class Limits:
             "--min-bleu", metavar="X", min=0.0, max=100.0, help="Translators: exit with 3 below this BLEU."
         ),
     ] = None
+    min_reward: Annotated[
+        float | None,
+        typer.Option(
+            "--min-reward",
+            metavar="X",
+            min=0.0,
+            max=1.0,
+            help="Distilled language models: exit with 3 where fewer answers are right.",
+        ),
+    ] = None
     max_loss: Annotated[
         float | None,
         typer.Option(
@@ -133,7 +144,7 @@ class Limits:
     def check(self, result: Mapping[str, Any]) -> None:
         """Fail when the result does not keep them."""
         faults = []
-        accuracy, loss = result.get("accuracy"), result["loss"]
+        accuracy, loss, reward = (result.get(name) for name in ("accuracy", "loss", "reward"))
         if self.min_accuracy is not None and accuracy is not None and accuracy < self.min_accuracy:
             faults.append(
                 f"accuracy must be at least {self.min_accuracy:g} (--min-accuracy), got {accuracy:.4f}"
@@ -145,8 +156,10 @@ class Limits:
         bleu = result.get("bleu")
         if self.min_bleu is not None and bleu is not None and bleu["value"] < self.min_bleu:
             faults.append(f"BLEU must be at least {self.min_bleu:g} (--min-bleu), got {bleu['value']:.2f}")
+        if self.min_reward is not None and reward is not None and reward < self.min_reward:
+            faults.append(f"reward must be at least {self.min_reward:g} (--min-reward), got {reward:.4f}")
         # Written so that a loss that is no number fails too.
-        if self.max_loss is not None and not loss <= self.max_loss:
+        if self.max_loss is not None and loss is not None and not loss <= self.max_loss:
             faults.append(f"loss must be at most {self.max_loss:g} nats (--max-loss), got {loss:.4f}")
         if faults:
             raise GateError("\n".join(faults))
@@ -158,11 +171,22 @@ class Machine:
 
     base: common.BaseOption = None
     batch_size: Annotated[
-        int, typer.Option("--batch-size", metavar="N", min=1, help="Examples per forward pass.")
-    ] = 64
+        int | None,
+        typer.Option(
+            "--batch-size",
+            metavar="N",
+            min=1,
+            help="Examples per forward pass (default 64; of questions the recipe's sampling.batch_size).",
+        ),
+    ] = None
     device: common.DeviceOption = "auto"
     dtype: common.DtypeOption = common.Dtype.FLOAT32
     threads: common.ThreadsOption = None
+
+    @property
+    def examples(self) -> int:
+        """Of a forward pass."""
+        return BATCH_SIZE if self.batch_size is None else self.batch_size
 
     def place(self) -> torch.device:
         """The device, with the threads as asked for."""
@@ -191,14 +215,27 @@ def command(
 
     A translator gets BLEU and chrF. Its --data is a recipe, or a .jsonl file of source and target;
     --set also says how it translates: decode.candidates=9, decode.rescore=TEACHER, decode.beam=1.
+
+    A distilled language model gets the reward of its greedy answers, with the interval, in all and
+    for each data set. Its --data is a .jsonl file of questions with answers; without it those that
+    the run was validated by. --set takes data.validation_size, the keys of how questions are put
+    (data.suffix, data.system, data.chat_template), sampling.max_new_tokens and sampling.stop.
     """
     from petkit.artifacts.kinds import kind_of
+    from petkit.cli import answered
 
     kind = kind_of(artifact)
     mode, place = weights.chosen_mode(), machine.place()
     if limits.min_bleu is not None and kind != "translator":
         raise ConfigError("--min-bleu is for translators, which `petkit train nat` makes: leave it out")
-    if kind == "tagger":
+    asks = answered.answers_questions(artifact, kind, examples.data, examples.split.value)
+    if limits.min_reward is not None and not asks:
+        raise ConfigError(
+            "--min-reward is for the answers of distilled language models to questions: leave it out"
+        )
+    if asks:
+        result, rows = _measure_answers(artifact, examples, weights, limits, machine, place, mode)
+    elif kind == "tagger":
         result, rows = _measure_tagger(artifact, examples, weights, limits, machine, place)
     elif kind == "translator":
         result, rows = _measure_translator(artifact, examples, weights, limits, machine, place)
@@ -206,6 +243,37 @@ def command(
         result, rows = _measure_adapter(artifact, examples, weights, limits, machine, place, mode)
     output.print_result(output.table(("", ""), rows), result, as_json)
     limits.check(result)
+
+
+def _measure_answers(
+    artifact: Path,
+    examples: Examples,
+    weights: Weights,
+    limits: Limits,
+    machine: Machine,
+    place: torch.device,
+    mode: Mode,
+) -> Measured:
+    from petkit.artifacts.kinds import kind_of
+    from petkit.cli import answered
+
+    flags: dict[str, Any] = {"--min-accuracy": limits.min_accuracy, "--min-f1": limits.min_f1}
+    flags |= {"--max-loss": limits.max_loss, "--noise": weights.noise}
+    if kind_of(artifact) == answered.WHOLE:
+        flags |= {"--mode": weights.mode, "--base": machine.base}
+    answered.refuse(flags)
+    asked = answered.Asked(
+        data=examples.data,
+        split=examples.split.value,
+        settings=examples.settings or (),
+        skip_bad=examples.skip_bad,
+        batch_size=machine.batch_size,
+        base=machine.base,
+        mode=mode.value,
+        precision=machine.dtype.precision,
+    )
+    result = {**answered.evaluate(artifact, asked, place), "dtype": machine.dtype.value}
+    return result, answered.evaluation_rows(result)
 
 
 def _measure_tagger(
@@ -222,7 +290,7 @@ def _measure_tagger(
     tagged.refuse({"--mode": weights.mode, "--noise": weights.noise, "--skip-bad": skip_bad})
     if limits.min_f1 is not None:
         tagged.check_has_spans(artifact, "--min-f1")
-    wanted = tagged.Wanted(machine.batch_size, str(place), machine.dtype.precision, machine.base)
+    wanted = tagged.Wanted(machine.examples, str(place), machine.dtype.precision, machine.base)
     settings = examples.settings or ()
     result = tagged.evaluate(artifact, examples.data, examples.split.value, settings, wanted)
     return result, tagged.evaluation_rows(result)
@@ -243,7 +311,7 @@ def _measure_translator(
     flags |= {"--min-accuracy": limits.min_accuracy, "--min-f1": limits.min_f1}
     translated.refuse(flags)
     data = translated.Data(examples.data, examples.split.value, examples.settings or (), skip_bad)
-    result = translated.evaluate(artifact, data, machine.batch_size, place, machine.dtype.precision)
+    result = translated.evaluate(artifact, data, machine.examples, place, machine.dtype.precision)
     return result, translated.evaluation_rows(result)
 
 
@@ -274,7 +342,7 @@ def _measure_adapter(
     def measure(relative: float = 0.0, seed: int = 0) -> dict[str, Any]:
         with evaluation.weight_noise(adapted.model, relative, seed):
             return evaluation.evaluate_adapted(
-                adapted, dataset, place, machine.batch_size, config.data.workers, dtype.precision
+                adapted, dataset, place, machine.examples, config.data.workers, dtype.precision
             ).payload()
 
     settled = {"split": split.value, "mode": mode.value, "dtype": dtype.value}

@@ -98,11 +98,33 @@ def before_and_after(result: Mapping[str, Any]) -> Table | None:
     before, after = result.get("before"), result.get("after")
     if not isinstance(after, Mapping):
         return None
+    return Table(("measure", "before", "after"), tuple(_compared(before, after)))
+
+
+def by_data_set(result: Mapping[str, Any]) -> Table | None:
+    """The same for each data set of the prompts; None where there is but one.
+
+    Args:
+        result: the content of result.json.
+
+    Returns:
+        The table.
+    """
+    before, after = (_data_sets(result.get(time)) for time in ("before", "after"))
+    rows = tuple((name, *row) for name, own in after.items() for row in _compared(before.get(name), own))
+    return Table(("data set", "measure", "before", "after"), rows) if rows else None
+
+
+def _data_sets(evaluation: Any) -> Mapping[str, Any]:
+    found = evaluation.get("datasets") if isinstance(evaluation, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
+def _compared(before: Any, after: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     first: Mapping[str, Any] = before if isinstance(before, Mapping) else {}
-    rows = tuple(
+    return [
         (title, first.get(name), after.get(name)) for name, title in MEASURES if after.get(name) is not None
-    )
-    return Table(("measure", "before", "after"), rows)
+    ]
 
 
 def teacher_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:

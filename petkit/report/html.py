@@ -13,7 +13,7 @@ from typing import Any
 from petkit.artifacts import atomic_write
 from petkit.errors import ArtifactError, InputError
 from petkit.report.distillation import MEASURES as COMPARED
-from petkit.report.distillation import before_and_after, draw_distillation, teacher_rows
+from petkit.report.distillation import before_and_after, by_data_set, draw_distillation, teacher_rows
 from petkit.report.plots import read_metrics, training_curves
 from petkit.report.rounding import significant
 from petkit.report.tables import Table, bytes_text, format_cell
@@ -42,6 +42,8 @@ TOLD = {
     *(f"teacher.{key}" for key in ("id", "sha256", "accuracy", "interval", "n", "agreement")),
     *(f"{time}.{key}" for time in ("before", "after") for key, _ in COMPARED),
 }
+# Likewise, whatever the names behind it are.
+TOLD_EACH = ("before.datasets.", "after.datasets.")
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #5b6169; --line: #d9dde2; --page: #ffffff;
@@ -167,8 +169,7 @@ def _headline_section(result: Mapping[str, Any]) -> list[Section]:
         rows.append(("measured on", f"{format_cell(result['n'])} {result.get('unit', 'examples')}{split}"))
     rows += teacher_rows(result)
     rows += _size_rows(result.get("bytes"))
-    compared = before_and_after(result)
-    tables = [compared] if compared else []
+    tables = [table for table in (before_and_after(result), by_data_set(result)) if table]
     tables += [Table(("measure", "value"), tuple(rows))] if rows else []
     return [Section("Result", tables=tuple(tables))] if tables else []
 
@@ -204,7 +205,7 @@ def _details_section(result: Mapping[str, Any]) -> list[Section]:
         name: value
         for name, value in flatten(result).items()
         if name not in TOLD
-        and not name.startswith("per_class.")
+        and not name.startswith(("per_class.", *TOLD_EACH))
         and not _is_records(value)
         and value is not None
     }

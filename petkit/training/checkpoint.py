@@ -282,6 +282,10 @@ def lasting_settings(config: Config) -> dict[str, Any]:
         Dotted key -> JSON value, without the keys that only say where files go and when the run stops.
     """
     settings = _dotted(effective(config))
+    every = "training.evaluate_every_steps"
+    if settings.get("training.select") != "validation" or settings.get(every) is None:
+        # Evaluations that choose nothing change no weights; and older checkpoints do not know the key.
+        settings.pop(every, None)
     return {key: value for key, value in settings.items() if key not in MAY_DRIFT}
 
 

@@ -79,6 +79,11 @@ class TrainingConfig(Config):
     evaluate_every: int = Field(default=10, ge=1, json_schema_extra=applies_to(select=("validation",)))
     """Epochs between evaluations on the validation split."""
 
+    evaluate_every_steps: int | None = Field(
+        default=None, ge=1, json_schema_extra=applies_to(select=("validation",))
+    )
+    """Optimiser steps between evaluations as well, for long epochs."""
+
     checkpoint_every: int = Field(default=1, ge=1)
     """Epochs between checkpoints; the newest two are kept."""
 

@@ -101,13 +101,14 @@ def fit(
         context: folder, device, processes, checkpoint to resume, observers.
         seed: root of the streams `data` and `dropout`.
         identity: dotted key -> JSON value of every setting that a resumed run must share.
-        validate: evaluates the model; given, the step with the highest score is kept.
+        validate: evaluates the model for the record; with `select: validation` the step with the highest
+            score is kept.
         workers: loader processes.
         begin: told the number of every optimiser step before its first micro-batch, 0 first.
         measures: names of what the step function measures besides, in StepOutput.measures.
 
     Returns:
-        How it went. The model holds the last weights, or the best ones when `validate` selects.
+        How it went. The model holds the last weights, or the best ones where validation selects.
 
     Raises:
         ConfigError: nothing to train, no full batch, or settings that drifted on resume.
@@ -209,8 +210,8 @@ class _Loop:
         self._save()
         # After saving: a run that goes on later must not have looked at a step that the schedule does not
         # look at.
-        if self.validate is not None and self.evaluated_step != self.progress.step:
-            self._select(self.validate())
+        if self.validate is not None and self.selects and self.evaluated_step != self.progress.step:
+            self._evaluate(self.validate())
         self.metrics.close()
         if self.progress.step == self.plan.total_steps:
             return None
@@ -341,17 +342,27 @@ class _Loop:
     def _after_step(self) -> None:
         step, per_epoch = self.progress.step, self.plan.steps_per_epoch
         epoch, inside = divmod(step, per_epoch)
-        due = not inside and epoch % self.config.evaluate_every == 0
-        if self.validate is not None and (due or step == self.plan.total_steps):
-            self._select(self.validate())
+        # A function of the step alone, so that a run that goes on evaluates where the whole one does.
+        due = self.selects and not inside and epoch % self.config.evaluate_every == 0
+        steps = self.config.evaluate_every_steps
+        due = due or (steps is not None and step % steps == 0) or step == self.plan.total_steps
+        if self.validate is not None and due:
+            self._evaluate(self.validate())
         steps = self.config.checkpoint_steps
         if (not inside and epoch % self.config.checkpoint_every == 0) or (steps and step % steps == 0):
             self._save()
 
-    def _select(self, evaluation: Validation) -> None:
+    @property
+    def selects(self) -> bool:
+        """Whether evaluations choose the weights that are kept."""
+        return self.config.select == "validation"
+
+    def _evaluate(self, evaluation: Validation) -> None:
         self._record(evaluation.record())
         self.evaluated_step = self.progress.step
         self._train_mode()
+        if not self.selects:
+            return
         best = self.progress.best_score
         if best is None or evaluation.score > best:
             self.progress.best_score = evaluation.score

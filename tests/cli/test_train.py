@@ -196,6 +196,12 @@ BAD: dict[str, tuple[dict[str, Any], list[str], int, str]] = {
         2,
         "adapter.bits must be 1, 2, 4, 8 or 32, got 3 (recipe.yaml",
     ),
+    "no selection": (
+        {"training__evaluate_every_steps": 5},
+        [],
+        2,
+        "training.evaluate_every_steps has no effect with training.select last",
+    ),
     "no effect": ({"adapter__targets": ["q"]}, [], 2, "adapter.targets has no effect"),
     "no model": ({"model__name": None}, [], 2, "model.name is required"),
     "unknown model": ({"model__name": "timm/no_such_vit"}, [], 2, "timm/no_such_vit"),

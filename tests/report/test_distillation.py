@@ -2,7 +2,7 @@
 
 import json
 
-from petkit.report.distillation import draw_distillation, teacher_rows
+from petkit.report.distillation import before_and_after, by_data_set, draw_distillation, teacher_rows
 from petkit.report.html import write_report
 
 RESULT = {
@@ -41,3 +41,37 @@ def test_curves_of_what_is_learnt(tmp_path):
     (drawn,) = draw_distillation([{"step": step, **row} for step in (1, 2)], tmp_path)
     assert drawn.name == "teaching.png"
     assert draw_distillation([{"step": 1, "loss": 1.0}], tmp_path) == []
+
+
+def test_data_sets_stand_beside_each_other(tmp_path):
+    def measured(reward, n):
+        return {"reward": reward, "interval": [0, 1], "forward_kl": None, "reverse_kl": None, "n": n}
+
+    before = {**measured(0.25, 8), "datasets": {"sums": measured(0.5, 4), "words": measured(0.0, 4)}}
+    after = {**measured(0.625, 8), "datasets": {"sums": measured(0.75, 4), "words": measured(0.5, 4)}}
+    result = {"status": "completed", "before": before, "after": after}
+    table = by_data_set(result)
+    assert table.columns == ("data set", "measure", "before", "after")
+    assert table.rows == (
+        ("sums", "reward", 0.5, 0.75),
+        ("sums", "answers", 4, 4),
+        ("words", "reward", 0.0, 0.5),
+        ("words", "answers", 4, 4),
+    )
+    assert before_and_after(result).rows == (("reward", 0.25, 0.625), ("answers", 8, 8))
+    assert by_data_set({"before": None, "after": after}).rows[0] == ("sums", "reward", None, 0.75)
+    assert by_data_set({"after": measured(1.0, 4)}) is by_data_set({}) is None
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    page = write_report(tmp_path).read_text()
+    assert page.count("words") == 2
+    assert "datasets" not in page
+
+
+def test_evaluations_are_curves(tmp_path):
+    rows = [{"step": step, "loss": 1.0, "reverse_kl": 0.1, "reward": 0.5} for step in (1, 2)]
+    plain, more = tmp_path / "plain", tmp_path / "more"
+    draw_distillation(rows, plain)
+    evaluated = {"step": 2, "eval_reward": 0.5, "eval_forward_kl": 0.2, "eval_reverse_kl": 0.2}
+    draw_distillation([*rows, evaluated], more)
+    pictures = [(folder / "learning.png").read_bytes() for folder in (plain, more)]
+    assert pictures[0] != pictures[1]

@@ -165,6 +165,48 @@ def test_validation_selects_the_best_step(run: Run, toy: Any) -> None:
     assert all(torch.equal(a, b) for a, b in zip(weights(model), seen[best][1], strict=True))
 
 
+@pytest.mark.parametrize("select", ["validation", "last"])
+@pytest.mark.parametrize("died_at", [2, 3, 6, 7, 8])
+def test_evaluations_are_functions_of_the_step(
+    run: Run, toy: Any, tmp_path: Path, select: str, died_at: int
+) -> None:
+    """Of one epoch of 8 steps: every 3, and the last one; a run that goes on repeats none."""
+    options = {"epochs": 1, "batch_size": 4, "learning_rate": 0.2, "checkpoint_steps": 2}
+    config = toy.config(**options, select=select, evaluate_every_steps=3)
+
+    def go(**more: Any) -> tuple[nn.Module, Fitted]:
+        model = toy.make_model(dropout=0.3)
+        return run(
+            config, model=model, validate=lambda: evaluate(model, toy.points(48, 5), toy.classify), **more
+        )
+
+    def told(fitted: Fitted) -> list[dict[str, Any]]:
+        rows = [{k: v for k, v in row.items() if "per_second" not in k} for row in fitted.history]
+        assert [row["step"] for row in rows if "eval_loss" in row] == [3, 6, 8]
+        return rows
+
+    whole, first = go(folder="whole")
+    with pytest.raises(Stop):
+        go(watch=stop_after(died_at))
+    found = checkpoints(tmp_path / "run")
+    resumed, second = go(resume=found[0] if found else None)
+    assert told(first) == told(second)
+    assert same(whole, resumed)
+    assert first.best_step == second.best_step
+    assert (first.best_step is None) == (select == "last")
+
+
+def test_what_is_not_to_be_selected_by_is_only_recorded(run: Run, toy: Any) -> None:
+    plain, _ = run(toy.config(epochs=2, max_steps=7), folder="plain")
+    model = toy.make_model()
+    config = toy.config(epochs=2, max_steps=7, evaluate_every_steps=5)
+    _, fitted = run(config, model=model, validate=lambda: evaluate(model, toy.points(9), toy.classify))
+    assert same(plain, model)
+    assert (fitted.best_step, fitted.best_score) == (None, None)
+    # A run that goes on behind its limit does not look at the step where it stopped.
+    assert [row["step"] for row in fitted.history if "eval_loss" in row] == [5]
+
+
 def test_max_steps_is_a_success_and_can_go_on_to_the_same_bits(run: Run, toy: Any, tmp_path: Path) -> None:
     whole, _ = run(toy.config(epochs=3), folder="whole")
     _, fitted = run(toy.config(epochs=3, max_steps=7))

@@ -29,7 +29,12 @@ def distilled_card(
     """
     sizes, stopped = result["bytes"], f", stopped by {result['stopped']}" if result["stopped"] else ""
     whole, loaded = config.student.tuning == "full", ready.loaded
-    rows = [(name, _measured(result[name])) for name in ("before", "after") if result[name] is not None]
+    rows = []
+    for time in ("before", "after"):
+        if result[time] is not None:
+            rows.append((time, _measured(result[time])))
+            named = result[time].get("datasets", {})
+            rows += [(f"{time}, {name}", _measured(one)) for name, one in named.items()]
     rows += [
         ("objective", config.objective.kind),
         ("teacher", ", ".join(f"`{name}`" for name in ready.teachers.names)),
@@ -47,8 +52,9 @@ def distilled_card(
     )
     note = "Rewards are of greedy answers to the validation prompts; divergences are means over their tokens."
     own = "all weights" if whole else f"{config.adapter.method}, {config.adapter.bits} bit"
-    use = ("petkit serve FOLDER",) if whole else ("petkit predict FOLDER INPUT...", "petkit serve FOLDER")
-    return lay_out(f"Distilled student, {own}", about, rows, note, lineage, use)
+    use = ("petkit eval FOLDER --data QUESTIONS.jsonl", "petkit serve FOLDER")
+    predict = () if whole else ("petkit predict FOLDER INPUT...",)
+    return lay_out(f"Distilled student, {own}", about, rows, note, lineage, (*predict, *use))
 
 
 def _measured(evaluation: Mapping[str, Any]) -> str:

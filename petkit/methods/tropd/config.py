@@ -217,6 +217,10 @@ class DistillTrainingConfig(TrainingConfig):
     warmup_epochs: float = Field(default=0.0, ge=0)
     """Linear warm-up, in epochs."""
 
+    evaluate_every_steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps between evaluations on data.validation, for the record; with select validation they
+    choose, too."""
+
     min_learning_rate: float = Field(default=0.0, ge=0)
     """Learning rate at the end of the cosine."""
 

@@ -80,7 +80,7 @@ def run(config: DistillConfig, context: RunContext) -> dict[str, Any] | None:
             context,
             seed=config.seed,
             identity=_identity(config, ready, context),
-            validate=ready.validate if config.training.select == "validation" else None,
+            validate=ready.validate if _evaluates(config) else None,
             begin=ready.step.begin,
             measures=(*MEASURES, *DRIFTS),
         )
@@ -195,8 +195,9 @@ def prepare(config: DistillConfig, context: RunContext) -> Ready:
     Raises:
         PetkitError: models or prompts cannot be used, by kind.
     """
-    if config.training.select == "validation" and config.data.validation is None:
-        raise ConfigError("training.select validation needs prompts with answers: set data.validation")
+    if _evaluates(config) and config.data.validation is None:
+        key = "select validation" if config.training.select == "validation" else "evaluate_every_steps"
+        raise ConfigError(f"training.{key} needs prompts with answers: set data.validation")
     if config.training.sharding != "none" and context.world.size == 1:
         raise ConfigError(
             f"training.sharding {config.training.sharding} needs two processes or more, got 1: start them "
@@ -229,7 +230,7 @@ def prepare(config: DistillConfig, context: RunContext) -> Ready:
             f"{config.objective.teacher_tokens}: set it"
         )
     total = steps["per_epoch"] * config.training.epochs
-    writer = _writer(config, loaded.tokenizer)
+    writer = writer_of(config, loaded.tokenizer)
     served = _served(config, context, loaded, vocab) if config.rollout.model else None
     head, ends = Head(model, vocab), end_tokens(model)
     distillation = DistillationStep(config, head, teachers, writer, total, ends, served)
@@ -237,6 +238,11 @@ def prepare(config: DistillConfig, context: RunContext) -> Ready:
     if context.resume is not None:
         check_drift(context.resume, _identity(config, ready, context))
     return ready
+
+
+def _evaluates(config: DistillConfig) -> bool:
+    """Whether the student is measured between its first and its last step."""
+    return config.training.select == "validation" or config.training.evaluate_every_steps is not None
 
 
 def _served(config: DistillConfig, context: RunContext, loaded: LoadedModel, vocab: int) -> ServedStudent:
@@ -281,7 +287,9 @@ def _check_room(prompt: Prompt, student: nn.Module, teachers: Teachers, limit: i
         )
 
 
-def _writer(config: DistillConfig, tokenizer: Any) -> Writer:
+def writer_of(config: DistillConfig, tokenizer: Any) -> Writer:
+    """How the student's ids become texts, and the texts that end its responses."""
+
     def decode(ids: Any) -> str:
         return str(tokenizer.decode(ids, skip_special_tokens=True))
 

@@ -262,8 +262,8 @@ class Teachers:
 
     @property
     def are_here(self) -> bool:
-        """Whether the whole distribution of every teacher can be had."""
-        return all(one.head is not None for one in self.teachers.values())
+        """Whether there are teachers, and the whole distribution of every one can be had."""
+        return bool(self.teachers) and all(one.head is not None for one in self.teachers.values())
 
     @property
     def names(self) -> tuple[str, ...]:

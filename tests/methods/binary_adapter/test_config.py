@@ -55,6 +55,7 @@ CHANGES_FILES: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"training.select": "validation", "training.evaluate_every": 1},
         "metrics.jsonl",
     ),
+    "training.evaluate_every_steps": (3, {"training.select": "validation"}, "metrics.jsonl"),
     "training.checkpoint_every": (2, {}, "checkpoint-4"),
     "training.checkpoint_steps": (7, {}, "checkpoint-7"),
     "training.tensorboard": (True, {}, "tensorboard"),

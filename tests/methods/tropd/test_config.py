@@ -74,6 +74,7 @@ LEFT = {
         {"data.validation": "questions", "training.select": "validation", "training.evaluate_every": 1},
         "metrics.jsonl",
     ),
+    "training.evaluate_every_steps": (3, {"data.validation": "questions"}, "metrics.jsonl"),
     "training.checkpoint_every": (1, {}, "checkpoint-2"),
     "training.checkpoint_steps": (3, {}, "checkpoint-3"),
     "training.tensorboard": (True, {}, "tensorboard"),
@@ -165,7 +166,8 @@ def test_a_key_changes_what_is_left(left, key):
         assert found == [0, 2]
     elif file == "metrics.jsonl":
         counts = [sum("eval_reward" in row for row in tiny.records(one)) for one in (plain, changed)]
-        assert counts == ([2, 1] if "every" in key else [0, 1])
+        every = {"training.evaluate_every": [2, 1], "training.evaluate_every_steps": [0, 2]}
+        assert counts == every.get(key, [0, 1])
     else:
         assert [(one / file).exists() for one in (plain, changed)] == [False, True]
 

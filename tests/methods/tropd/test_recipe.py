@@ -448,28 +448,6 @@ def test_validation_selects_by_reward(recipe, tmp_path):
         plan(config, tiny.context(config))
 
 
-def test_an_evaluation_counts_whole_divergences_along_greedy_answers(recipe, tmp_path):
-    config = recipe(data__validation=str(tmp_path / "questions.jsonl"), sampling__batch_size=3)
-    ready = prepare(config, tiny.context(config))
-    found, teacher = ready.evaluate(), ready.teachers.of("").head.model
-    ready.model.eval()
-    sums, tokens = [0.0, 0.0], 0
-    for prompt in ready.validation.prompts:
-        ids = list(prompt.ids)
-        for _ in range(5):
-            with torch.no_grad():
-                sides = [one(input_ids=torch.tensor([ids])).logits[0, -1:] for one in (ready.model, teacher)]
-            parts = divergence(*(side.contiguous() for side in sides), 0.0)
-            sums[0], sums[1] = sums[0] + float(parts.forward_kl), sums[1] + float(parts.reverse_kl)
-            tokens += 1
-            ids.append(int(sides[0].argmax()))
-            if ids[-1] == tiny.END:
-                break
-    assert (found.n, found.tokens) == (8, tokens)
-    assert found.forward_kl == pytest.approx(sums[0] / tokens, rel=1e-4)
-    assert found.reverse_kl == pytest.approx(sums[1] / tokens, rel=1e-4)
-
-
 def test_prompts_are_put_by_the_students_template(recipe, models):
     config = recipe(
         student=models(0, chat=True), from_teacher=models(1), data__system="good dog", data__suffix=" ran"
