@@ -83,6 +83,7 @@ def run(config: DistillConfig, context: RunContext) -> dict[str, Any] | None:
             validate=ready.validate if config.training.select == "validation" else None,
             begin=ready.step.begin,
             measures=(*MEASURES, *DRIFTS),
+            tokens=True,
         )
         ready = ready.finished()
         if directory is None:
