@@ -76,7 +76,7 @@ def can_look(values: Tensor) -> bool:
 
 
 def check_logits(found: Tensor, kept: Tensor, logits: Mapping[str, Tensor]) -> None:
-    """Refuse logits that are no distribution, by what was computed of them: they are not read but for a cause.
+    """Refuse logits that are no distribution, by what was computed of them: only for a cause they are read.
 
     Args:
         found: (...) of every token; nan where a row of logits is no distribution.

@@ -140,8 +140,8 @@ def _check_different(ids: Tensor, kept: Tensor) -> None:
     if double.any():
         first = tuple(double.nonzero()[0].tolist())
         raise InputError(
-            f"top_ids must name {ids.shape[-1]} different tokens, got {int(ordered[..., 1:][first])} twice at "
-            f"{first_place(double.any(-1))}"
+            f"top_ids must name {ids.shape[-1]} different tokens, got {int(ordered[..., 1:][first])} twice "
+            f"at {first_place(double.any(-1))}"
         )
 
 

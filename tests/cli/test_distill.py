@@ -198,8 +198,13 @@ def test_a_teacher_without_a_distribution_ends_the_run_with_1(distill, tmp_path)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     result = distill(teacher={"model": str(folder)})
     assert (result.code, result.out) == (1, "")
-    assert "error: the teacher's logits must be finite, got nan or inf" in result.err
+    assert f"error: the logits of the teacher {folder} must be finite, got nan or inf" in result.err
     assert "Traceback" not in result.err
+    assert "computed whole" not in result.err
+    result = distill(student={"model": {"name": str(folder)}})
+    assert (result.code, result.out) == (1, "")
+    assert f"error: the logits of the student {folder} after prompts[" in result.err
+    assert "computed whole" not in result.err
 
 
 def test_help_shows_the_commands_own_options(petkit):

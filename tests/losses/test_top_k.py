@@ -208,7 +208,7 @@ def test_a_student_without_a_distribution_is_named():
     student, _, ids, top = both(9, 4)
     student = student.clone()
     student[0, 2, 7] = NAN
-    with pytest.raises(InputError, match="student_logits must be finite, .* at batch 0, token 2"):
+    with pytest.raises(InputError, match=r"student_logits must be finite, .* at batch 0, token 2"):
         topk_forward_kl(student, ids, top)
 
 

@@ -92,6 +92,7 @@ def evaluate_student(step: DistillationStep, prompts: PromptSet) -> RewardEvalua
                 step.writer.stops,
                 greedy=True,
                 vocab=step.head.vocab,
+                name=step.student,
             )
             rollout = Rollout(chosen, answers)
             right += sum(reward or 0.0 for reward in step.rewards(rollout))

@@ -153,6 +153,7 @@ def _written(
             own.writer.padding,
             own.writer.stops,
             vocab=own.head.vocab,
+            name=own.student,
         )
     found: dict[int, Completion] = {}
     for dataset in dict.fromkeys(prompt.question.dataset for prompt in prompts):

@@ -93,6 +93,11 @@ class DistillationStep:
         self.total_steps, self.ends = total_steps, frozenset(ends)
         self.step = 0
 
+    @property
+    def student(self) -> str:
+        """What messages call it."""
+        return f"the student {self.config.student.model.name}"
+
     def of(self, model: nn.Module) -> DistillationStep:
         """The same for another model in the student's place, such as its reloaded artifact."""
         found = copy(self)
@@ -144,8 +149,17 @@ class DistillationStep:
         ids = [prompt.ids for prompt in prompts]
         if self.served is not None:
             return Rollout(prompts, self.served.draw(ids, seeds, prefixes))
-        own, stops, vocab = self.config.sampling, self.writer.stops, self.head.vocab
-        found = sample(model, ids, seeds, own, self.writer.padding, stops, prefixes=prefixes, vocab=vocab)
+        found = sample(
+            model,
+            ids,
+            seeds,
+            self.config.sampling,
+            self.writer.padding,
+            self.writer.stops,
+            prefixes=prefixes,
+            vocab=self.head.vocab,
+            name=self.student,
+        )
         return Rollout(prompts, found)
 
     def _taken(self, cached: CachedTeacher, batch: Sequence[tuple[int, Prompt]]) -> Rollout:
