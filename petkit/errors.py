@@ -14,6 +14,8 @@ The command line turns a PetkitError into one line and its exit code; anything e
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -63,3 +65,20 @@ class OfflineError(PetkitError, FileNotFoundError):
     """Offline, and a needed file is not in the local cache."""
 
     exit_code = 6
+
+
+@contextmanager
+def under_key(inner: str, outer: str) -> Iterator[None]:
+    """Let errors name the key that the reader has set.
+
+    Args:
+        inner: key that errors of what is called name.
+        outer: key in the recipe at hand.
+    """
+    try:
+        yield
+    except PetkitError as error:
+        text = str(error).replace(inner, outer)
+        if text == str(error):
+            raise
+        raise type(error)(text) from error

@@ -82,18 +82,40 @@ def schema(
 def _resolve(
     files: list[Path], overrides: list[str] | None, command: str | None
 ) -> tuple[str, Resolved[Any]]:
-    from petkit.configuration import resolve
-
     headers = [header(file) for file in files if file.is_file()]
     named = [command] if command else [lines["command"] for lines in headers if "command" in lines]
     if len(set(named)) > 1:
         raise ConfigError(f"the recipes are for different commands ({', '.join(named)}); pass --command")
-    name = named[0] if named else METHODS[0].command
-    model = load_configuration(method_for(name, files, overrides or ()))
-    resolved = resolve(model, files, overrides or ())
+    name, resolved = _as(named[0], files, overrides) if named else _guessed(files, overrides)
     for note in resolved.dropped:
         output.log(f"dropped: {note}")
     return name, resolved
+
+
+def _as(command: str, files: list[Path], overrides: list[str] | None) -> tuple[str, Resolved[Any]]:
+    from petkit.configuration import resolve
+
+    model = load_configuration(method_for(command, files, overrides or ()))
+    return command, resolve(model, files, overrides or ())
+
+
+def _guessed(files: list[Path], overrides: list[str] | None) -> tuple[str, Resolved[Any]]:
+    """The recipe as that of the one command that takes it; of several the first."""
+    commands = list(dict.fromkeys(method.command for method in METHODS))
+    errors = {}
+    for command in commands:
+        try:
+            return _as(command, files, overrides)
+        except ConfigError as error:
+            errors[command] = str(error)
+    # The command that knows most of the keys, if not their values.
+    closest = min(commands, key=lambda command: errors[command].count("unknown key"))
+    if closest == commands[0]:
+        raise ConfigError(errors[closest])
+    raise ConfigError(
+        f"{errors[closest]}\n(taken as a recipe of `petkit {closest}`: if it is another's, pass --command or "
+        "begin it with a line such as `# command: train tagger`)"
+    )
 
 
 def _with_origins(resolved: Resolved[Any]) -> str:

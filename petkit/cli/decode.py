@@ -114,7 +114,8 @@ def command(
         raise ConfigError("--overwrite has no effect without --output: leave it out")
     if skip_bad and not any(Path(name).suffix.lower() == ROWS for name in inputs):
         raise ConfigError(f"--skip-bad has no effect without a {ROWS} file: leave it out")
-    pairs = [pair for name in inputs for pair in _read(name, skip_bad)]
+    given = [pair for name in inputs for pair in _read(name, skip_bad)]
+    pairs = [pair for pair in given if pair.source]
     devices.configure(threads, deterministic=False)
     place = devices.resolve_device(device)
     stored = load_translator(artifact, place)
@@ -128,7 +129,10 @@ def command(
     if file is not None:
         _write(file, rows)
         _warn_of_empty(rows)
-    _print(rows, done, as_json)
+    # A line for each line that came, blank ones too: files stay parallel.
+    texts = iter(done.texts)
+    lines = [next(texts) if pair.source else "" for pair in given]
+    _print(rows, lines, done, as_json)
 
 
 @dataclass(frozen=True)
@@ -156,21 +160,17 @@ def _translate(translator: Translator, sources: Sequence[str], batch_size: int, 
 
 
 def _read(name: str, skip_bad: bool) -> Iterator[SentencePair]:
-    """The sentences of a file, or of a text that is no file's name."""
-    from petkit.data.files import placed_lines
-    from petkit.data.parallel import SentencePair, read_pairs
+    """The sentences of a file, or of a text that is no file's name; blank lines are sentences of nothing."""
+    from petkit.data.parallel import SentencePair, read_lines, read_pairs
 
     path = Path(name)
     if path.suffix.lower() == ROWS:
         yield from read_pairs(path, skip_bad, translated=False)
     elif path.suffix.lower() == LINES:
-        made = [
-            SentencePair(" ".join(line.split()), "", place.rpartition(":")[2])
-            for place, line in placed_lines(path)
-        ]
-        if not made:
+        lines = read_lines(path)
+        if not any(line.strip() for line in lines):
             raise InputError(f"{path} must hold at least one sentence, got none")
-        yield from made
+        yield from (SentencePair(" ".join(line.split()), "", str(i)) for i, line in enumerate(lines, 1))
     # Unlike a Path's own method, it also takes a sentence that is too long to be a file's name.
     elif os.path.isfile(name):
         ending = path.suffix or "no ending"
@@ -207,7 +207,7 @@ def _warn_of_empty(rows: Sequence[dict[str, Any]]) -> None:
         output.warn(f"{empty} translations are empty: to learn from the file, set data.skip_bad")
 
 
-def _print(rows: Sequence[dict[str, Any]], done: _Done, as_json: bool) -> None:
+def _print(rows: Sequence[dict[str, Any]], lines: Sequence[str], done: _Done, as_json: bool) -> None:
     from petkit.report.rounding import significant
 
     # Alone, without the sentences that warmed up.
@@ -225,4 +225,4 @@ def _print(rows: Sequence[dict[str, Any]], done: _Done, as_json: bool) -> None:
     content: dict[str, Any] = {"items": items, "sentences_per_second": rate}
     if done.latency is not None:
         content["latency_ms"] = vars(done.latency)
-    output.print_result("\n".join(row["target"] for row in rows), content, as_json)
+    output.print_result("\n".join(lines), content, as_json)

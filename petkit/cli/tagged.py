@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petkit.cli import common, output
-from petkit.errors import ArtifactError, ConfigError, PetkitError
+from petkit.errors import ArtifactError, ConfigError, InputError, PetkitError
 
 if TYPE_CHECKING:
     from petkit.artifacts import Check
@@ -150,6 +150,8 @@ def _sentences(
             raise ConfigError("--split has no effect, since --data names one file: leave it out")
         config = _resolved(folder, folder / "config.yaml", settings, _only_file(data), why)
         return read_checked(Path(data), config.data)
+    if data is not None and Path(data).suffix in COLUMNS:
+        raise InputError(f"--data {data} does not exist: expected a file of words in columns, or a recipe")
     file = folder / "config.yaml" if data is None else common.recipe_files([data], None)[0]
     return measured_split(_resolved(folder, file, settings, {}, why), split)
 

@@ -131,6 +131,8 @@ def _resolved(artifact: Path, data: Data) -> TranslatorConfig:
         if data.split != "test":
             raise ConfigError("--split has no effect, since --data names one file: leave it out")
         flags |= {"data.format": "jsonl", "data.train": data.source, "data.test": data.source}
+    elif data.source is not None and Path(data.source).suffix not in ("", ".yaml", ".yml"):
+        raise ConfigError(f"--data must be a recipe (.yaml) or end in .jsonl, got {data.source}")
     elif data.source is not None:
         files += common.recipe_files([data.source], None)
     return resolve(TranslatorConfig, files, data.settings, flags, ignored=ignored).config

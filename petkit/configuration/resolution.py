@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -89,10 +89,10 @@ def resolve(
     errors: list[str] = []
     unused: list[str] = []
     loaded = [load_with_duplicates(file) for file in files]
-    for data, origin, layer in _layers(model, loaded, overrides, flags or {}, variables, errors):
+    for data, origin, layer, given in _layers(model, loaded, overrides, flags or {}, variables, errors):
         found = dict(_flatten(model, data, origin, layer))
         unused += _unused(model, found, ignored or {})
-        merged.update(found)
+        merged.update({path: _joined(merged.get(path), path, new, given) for path, new in found.items()})
     settings, unknown = _known(model, merged, ignored or {})
     errors += [*(line for file in loaded for line in file.duplicates), *unknown, *unused]
     config, invalid = _validate(model, settings)
@@ -141,29 +141,37 @@ def _layers(
     flags: Mapping[str, Any],
     variables: Mapping[str, str],
     errors: list[str],
-) -> Iterator[tuple[dict[str, Any], Callable[[KeyPath], str], int]]:
-    """Every source, lowest precedence first: nested data, the origin of a path in it, its layer number.
+) -> Iterator[tuple[dict[str, Any], Callable[[KeyPath], str], int, KeyPath]]:
+    """Every source, lowest precedence first: nested data, the origin of a path in it, its layer, its key.
 
     What cannot be read of a variable or an override is added to the errors.
     """
     layer = 0
     for layer, loaded in enumerate(files, start=1):
-        yield loaded.data, partial(_file_origin, loaded), layer
+        yield loaded.data, partial(_file_origin, loaded), layer, ()
     for name in sorted(variables):
         if name.startswith(ENVIRONMENT_PREFIX):
             path = tuple(name[len(ENVIRONMENT_PREFIX) :].lower().split("__"))
             with _collected(errors):
                 value = _value(model, path, variables[name], name)
-                yield _nested(path, value), partial(_fixed, name), layer + 1
+                yield _nested(path, value), partial(_fixed, name), layer + 1, path
     for text in overrides:
         with _collected(errors):
             path, words = parse_override(text, model)
             value = _value(model, path, words, f"--set {text}")
-            yield _nested(path, value), partial(_fixed, OVERRIDE), layer + 2
+            yield _nested(path, value), partial(_fixed, OVERRIDE), layer + 2, path
     for key, value in flags.items():
         path = tuple(key.split("."))
         if value is not None:
-            yield _nested(path, value), partial(_fixed, f"--{path[-1].replace('_', '-')}"), layer + 3
+            yield _nested(path, value), partial(_fixed, f"--{path[-1].replace('_', '-')}"), layer + 3, path
+
+
+def _joined(before: _Setting | None, path: KeyPath, new: _Setting, given: KeyPath) -> _Setting:
+    """A setting on top of another; one entry of a mapping, given as such, leaves the mapping's others."""
+    is_entry = len(given) > len(path)
+    if not is_entry or before is None or not all(isinstance(one.value, Mapping) for one in (before, new)):
+        return new
+    return replace(new, value={**before.value, **new.value})
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def read_line_pairs(source: Path, target: Path, skip_bad: bool = False) -> list[
     Raises:
         InputError: the files have different numbers of lines, or a line is empty; the message names it.
     """
-    sources, targets = (_lines(path) for path in (source, target))
+    sources, targets = (read_lines(path) for path in (source, target))
     if len(sources) != len(targets):
         raise InputError(
             f"{source} and {target} must have as many lines as each other, "
@@ -73,8 +73,12 @@ def read_line_pairs(source: Path, target: Path, skip_bad: bool = False) -> list[
     return [SentencePair(pair.source, pair.target, place.rpartition(":")[2]) for place, pair in made]
 
 
-def _lines(path: Path) -> list[str]:
-    # Blank lines count: the lines of both files belong together by their numbers.
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text; blank ones count, for lines of parallel files belong together by their numbers.
+
+    Raises:
+        InputError: the file cannot be read, or is no UTF-8.
+    """
     return read_text(path).removesuffix("\n").split("\n")
 
 

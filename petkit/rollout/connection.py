@@ -36,6 +36,10 @@ class Refused(InputError):
     """The server takes other requests, but not this one."""
 
 
+class Garbled(PetkitError):
+    """An answer that is none of the protocol; the next one may be."""
+
+
 class Late(PetkitError):
     """The time for a whole answer is over."""
 
@@ -136,30 +140,35 @@ class Connection:
 
         return await self._repeated(once, deadline)
 
-    async def whole(self, url: str, body: Mapping[str, Any]) -> bytes:
-        """Send until the server gave a whole answer; one that broke off is asked for anew.
+    async def whole(self, url: str, body: Mapping[str, Any], read: Callable[[bytes], Result]) -> Result:
+        """Send until the server gave a whole answer; one that broke off or is garbled is asked for anew.
 
         Args:
             url: to post to.
             body: of the request, sent as JSON.
+            read: takes the body of the answer; raises `Garbled` where it is none of the protocol.
 
         Returns:
-            The body of the answer.
+            What `read` found.
 
         Raises:
             ConfigError: the server wants another key, or the address is none.
-            InputError: the server has no such model, refuses the request, or sends more than 1 GiB.
+            InputError: the server has no such model, refuses the request, or sends more than 1 GiB; and
+                what `read` raises beside `Garbled`.
             ServerGone: no whole answer within the attempts and time limits.
         """
         deadline = time.monotonic() + self.limits.timeout
 
-        async def once(attempt: int) -> bytes:
+        async def once(attempt: int) -> Result:
             try:
                 response = await self._answered(url, body, deadline, lambda response: None, attempt)
                 try:
-                    return await self._read(response, deadline)
+                    content = await self._read(response, deadline)
                 finally:
                     await response.aclose()
+                return read(content)
+            except Garbled as error:
+                raise Passing(ServerGone(f"{self.endpoint.url}: {error}{_often(attempt)}")) from error
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 failure = self.failure(error)
                 if isinstance(failure, ConfigError):

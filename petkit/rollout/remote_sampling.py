@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -100,8 +101,7 @@ class RemoteSampler:
             ConfigError: the server wants another key, or the address is none.
             InputError: a row that nothing can be drawn for, or a request that the server refuses or does not
                 answer with the ids that it drew; the message names the row or the request.
-            ServerGone: no whole answer to a request; says how many are done and holds those.
-            PetkitError: an answer that is garbled.
+            ServerGone: no whole answer to a request, or garbled ones; says how many are done and holds those.
         """
         given = list(prefixes) if prefixes is not None else [()] * len(prompts)
         check_rows(prompts, seeds, given, self.ends, self.vocab)
@@ -145,8 +145,7 @@ class RemoteSampler:
             InputError: an empty prompt or response, ids or top_k out of range, a request that the server
                 refuses, fewer log-probabilities than asked for, or values that are none; the message names
                 the row or the request.
-            ServerGone: no whole answer to a request; says how many are done and holds those.
-            PetkitError: an answer that is garbled.
+            ServerGone: no whole answer to a request, or garbled ones; says how many are done and holds those.
         """
         self._check_scored(prompts, responses, top_k)
 
@@ -187,12 +186,15 @@ class RemoteSampler:
         results: dict[int, Result] = {}
         waiting = iter(range(len(bodies)))
         connection = Connection(self.endpoint, self.settings, self._key, self._sleep, self.section)
+        url = self._server.url(self.endpoint)
+
+        def parsed(number: int, body: bytes) -> Result:
+            return read(number, parse_answer(body))
 
         async def ask() -> None:
             for number in waiting:
                 try:
-                    body = await connection.whole(self._server.url(self.endpoint), bodies[number])
-                    results[number] = read(number, parse_answer(body))
+                    results[number] = await connection.whole(url, bodies[number], partial(parsed, number))
                 except PetkitError as error:
                     raise type(error)(f"request {number}: {error}") from error
                 advance(1)

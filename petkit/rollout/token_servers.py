@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
-from petkit.errors import InputError, PetkitError
+from petkit.errors import InputError
 from petkit.rollout.config import SamplingConfig
+from petkit.rollout.connection import Garbled
 from petkit.rollout.endpoint import Endpoint
 
 Ids = Sequence[int]
@@ -89,7 +90,7 @@ class TokenServer(Protocol):
 
         Raises:
             InputError: an answer without token ids, or with others than can be.
-            PetkitError: an answer of another shape.
+            Garbled: an answer of another shape.
         """
 
     def score_body(self, model: str, prompt: Ids, response: Ids, top_k: int) -> dict[str, Any]:
@@ -100,7 +101,7 @@ class TokenServer(Protocol):
 
         Raises:
             InputError: fewer log-probabilities than asked for, values that are none, or other tokens.
-            PetkitError: an answer of another shape.
+            Garbled: an answer of another shape.
         """
 
 
@@ -278,19 +279,19 @@ def parse_answer(body: bytes) -> Any:
     """Read the JSON of an answer.
 
     Raises:
-        PetkitError: it is none.
+        Garbled: it is none.
     """
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
-        raise PetkitError(f"expected JSON, got {len(body)} bytes that end in {body[-SHOWN:]!r}") from None
+        raise Garbled(f"expected JSON, got {len(body)} bytes that end in {body[-SHOWN:]!r}") from None
 
 
 def _drawn(ids: Any, reason: Any, stopped: bool, draw: Draw, vocab: int) -> Drawn:
     if not isinstance(ids, list) or not all(type(token) is int for token in ids):
         raise _shape(ids)
     if reason not in ("stop", "length"):
-        raise PetkitError(f"expected a completion that ended by stop or length, got {reason!r:.{SHOWN}}")
+        raise Garbled(f"expected a completion that ended by stop or length, got {reason!r:.{SHOWN}}")
     strange = next((token for token in ids if not 0 <= token < vocab), None)
     if strange is not None:
         raise InputError(f"expected ids from 0 to {vocab - 1}, got {strange}: the server has another model")
@@ -343,7 +344,10 @@ def _scored(rows: Iterable[_Row], top_k: int, vocab: int, hint: str) -> Scored:
         entered = sorted((-_log_prob(value, where), one) for one, value in entries)
         top = entered[:top_k]
         if any(value == math.inf and ((value, one) in top or one != token) for value, one in entered):
-            raise InputError(f"expected {top_k} tokens that are possible {where}, got some of -inf: {hint}")
+            raise InputError(
+                f"expected {top_k} tokens that are possible {where}, got some of -inf: ask for fewer, or "
+                "serve the model without filters"
+            )
         if math.fsum(math.exp(-value) for value, _ in top) > 1.001:
             raise InputError(f"expected probabilities that sum to at most 1 {where}, got more")
         found.top_ids.append([one for _, one in top])
@@ -401,7 +405,7 @@ def _check_echo(echoed: Any, ids: Ids) -> None:
         )
 
 
-def _shape(found: Any) -> PetkitError:
-    return PetkitError(
+def _shape(found: Any) -> Garbled:
+    return Garbled(
         f"expected an answer of the protocol's shape, got {json.dumps(found, default=str):.{SHOWN}}"
     )

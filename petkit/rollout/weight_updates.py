@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from petkit.errors import ConfigError, InputError, PetkitError
+from petkit.errors import ConfigError, InputError
 from petkit.rollout.config import TokenServerConfig
-from petkit.rollout.connection import Connection, Refused, ServerGone, Sleep, to_the_end
+from petkit.rollout.connection import Connection, Garbled, Refused, ServerGone, Sleep, to_the_end
 from petkit.rollout.endpoint import Endpoint
 from petkit.rollout.token_servers import SHOWN, parse_answer
 
@@ -34,8 +34,8 @@ class WeightServer(Protocol):
         """Read an answer of status 200.
 
         Raises:
-            InputError: it says that nothing was loaded.
-            PetkitError: it is garbled.
+            Refused: it says that nothing was loaded.
+            Garbled: it is none.
         """
 
 
@@ -73,9 +73,9 @@ class SglangWeights:
         """As `WeightServer` says."""
         found = parse_answer(answer)
         if not isinstance(found, dict) or not isinstance(found.get("success"), bool):
-            raise PetkitError(f"expected success: true or false, got {answer[:SHOWN]!r}")
+            raise Garbled(f"expected success: true or false, got {answer[:SHOWN]!r}")
         if not found["success"]:
-            raise InputError(f"the weights were not loaded: {found.get('message')!r:.300}")
+            raise Refused(f"the weights were not loaded: {found.get('message')!r:.300}")
 
 
 WEIGHT_SERVERS: Mapping[tuple[str, Weights], WeightServer] = {
@@ -120,7 +120,7 @@ class RemoteWeights:
         """
         # A server that knows what the request lacks refuses it.
         with suppress(Refused):
-            self._post({})
+            self._post({}, lambda answer: None)
 
     def load(self, folder: Path) -> None:
         """Replace the weights by those of a folder, which the server must see under the same path.
@@ -131,30 +131,28 @@ class RemoteWeights:
         Raises:
             ConfigError: the server cannot be asked that, or wants another key.
             InputError: it did not load them.
-            ServerGone: no whole answer.
-            PetkitError: an answer that is garbled.
+            ServerGone: no whole answer, or garbled ones.
         """
         try:
-            answer = self._post(self._server.body(self.endpoint.model, folder.absolute()))
+            self._post(self._server.body(self.endpoint.model, folder.absolute()), self._server.check)
         except Refused as error:
             hint = f"it must see {folder.absolute()}"
             if "already been loaded" in str(error):
                 hint = "it must be of a version that knows load_inplace"
             raise InputError(f"{error}: {hint}") from error
-        self._server.check(answer)
 
-    def _post(self, body: Mapping[str, Any]) -> bytes:
+    def _post(self, body: Mapping[str, Any], read: Callable[[bytes], None]) -> None:
         url = self._server.url(self.endpoint)
 
-        async def work() -> bytes:
+        async def work() -> None:
             await self._connection.open()
             try:
-                return await self._connection.whole(url, body)
+                await self._connection.whole(url, body, read)
             finally:
                 await self._connection.close()
 
         try:
-            return to_the_end(work())
+            to_the_end(work())
         except (Refused, ConfigError, ServerGone):
             raise
         except InputError as error:

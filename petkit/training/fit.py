@@ -203,7 +203,7 @@ class _Loop:
         self._train_mode()
         late = False
         while self.progress.step < self.last_step and not late:
-            with self._saved_if_passing():
+            with self._saved_on_failure():
                 votes = self._optimiser_step(batches, request, deadline)
             self._after_step()
             if votes.interrupt or votes.terminate:
@@ -220,14 +220,17 @@ class _Loop:
         return "max_steps" if self.progress.step == self.last_step else "max_time"
 
     @contextmanager
-    def _saved_if_passing(self) -> Iterator[None]:
-        """Save the steps before one that failed and may succeed later, such as when a server is gone."""
+    def _saved_on_failure(self) -> Iterator[None]:
+        """Save the steps before one that failed, such as when a server is gone or a reward cannot be had."""
         before = self.progress.step
         try:
             yield
         except PetkitError as error:
-            if error.passing and self.progress.step == before and before > 0:
-                log.warning("saved %s: go on with --resume", self._save())
+            # Several processes save together or not at all: they agree on failures that may pass alone.
+            together = error.passing or self.context.world.size == 1
+            if together and self.progress.step == before and before > 0:
+                when = "" if error.passing else " when the cause is mended"
+                log.warning("saved %s: go on with --resume%s", self._save(), when)
             raise
 
     def _batches(self, workers: int) -> Iterator[Any]:

@@ -217,3 +217,14 @@ def test_recipes_of_two_commands_need_the_command(petkit, tmp_path):
     other.write_text("# Another.\n# command: train other\n" + dump_yaml({"seed": 1}))
     assert petkit("config", "validate", "adapter-smoke", other).code == 2
     assert petkit("config", "validate", "adapter-smoke", other, "--command", "train adapter").code == 0
+
+
+def test_a_recipe_without_a_command_line_is_that_of_the_command_that_takes_it(petkit, tmp_path):
+    tagger = tmp_path / "names.yaml"
+    tagger.write_text("output: x\nmodel: {encoder: bilstm}\ndata: {train: a.conll, test: b.conll}\n")
+    assert petkit("config", "validate", str(tagger)).out.endswith("valid for `petkit train tagger`\n")
+    tagger.write_text("output: x\nmodel: {encoder: bilstm, siz: 3}\ndata: {train: a.conll, test: b.conll}\n")
+    wrong = petkit("config", "validate", str(tagger))
+    assert wrong.code == 2
+    assert "unknown key model.siz (names.yaml:2)" in wrong.err
+    assert "(taken as a recipe of `petkit train tagger`: if it is another's, pass --command" in wrong.err

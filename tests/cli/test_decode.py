@@ -60,6 +60,12 @@ def test_a_text_files_lines_keep_their_numbers(decode, student, tmp_path):
         ("5", SECOND),
     ]
     assert found[2]["target"] == translated(student, SECOND)[0]
+    # Blank lines stay, so that the output is parallel to the file.
+    printed = decode(file).out.split("\n")
+    assert printed[:-1] == ["", found[0]["target"], "", found[1]["target"], found[2]["target"]]
+    written = tmp_path / "out.jsonl"
+    assert decode(file, "-o", str(written)).code == 0
+    assert [json.loads(line)["id"] for line in written.read_text().splitlines()] == ["2", "4", "5"]
 
 
 def test_rows_may_have_a_target(decode, student, tmp_path):

@@ -328,3 +328,24 @@ def test_a_condition_on_a_section_is_one_on_each_of_its_keys():
     with pytest.raises(ConfigError, match=r"inner.mode has no effect with way b"):
         resolve(Switched, (), ["way=b", "inner.mode=slow"])
     assert resolve(Switched, (), ["inner.mode=slow"]).config.inner.mode == "slow"
+
+
+class Named(Config):
+    """A recipe with a mapping."""
+
+    places: dict[str, str] = Field(default_factory=dict)
+    """Name to place."""
+
+
+def test_an_entry_of_a_mapping_leaves_the_others(recipe):
+    file = recipe("places: {a: x, b: y}")
+
+    def places(*overrides, environment=None):
+        return resolve(Named, [file], overrides, None, environment or {}).config.places
+
+    assert places("places.b=z") == {"a": "x", "b": "z"}
+    assert places("places.c=z", "places.a=w") == {"a": "w", "b": "y", "c": "z"}
+    assert places(environment={"PETKIT_SET__PLACES__A": "w"}) == {"a": "w", "b": "y"}
+    # The mapping as a whole is another one.
+    assert places("places={c: z}") == {"c": "z"}
+    assert resolve(Named, [], ["places.c=z"], None, {}).config.places == {"c": "z"}

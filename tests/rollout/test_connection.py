@@ -9,7 +9,7 @@ import pytest
 from petkit.errors import ConfigError, InputError, PetkitError
 from petkit.rollout import connection
 from petkit.rollout.config import ConnectionConfig
-from petkit.rollout.connection import Connection, Refused, ServerGone
+from petkit.rollout.connection import Connection, Garbled, Refused, ServerGone
 from petkit.rollout.endpoint import Endpoint
 from tests.rollout.fault_server import hold, refuse, serving, stream
 from tests.rollout.token_stub import answering, cut, drop
@@ -23,7 +23,7 @@ def server():
         yield found
 
 
-def ask(server, url=None, waits=None, **settings):
+def ask(server, url=None, waits=None, read=lambda body: body, **settings):
     async def sleep(seconds):
         if waits is not None:
             waits.append(seconds)
@@ -34,7 +34,7 @@ def ask(server, url=None, waits=None, **settings):
         )
         await own.open()
         try:
-            return await own.whole(url or f"{server.url}/x", {"a": 1})
+            return await own.whole(url or f"{server.url}/x", {"a": 1}, read)
         finally:
             await own.close()
 
@@ -62,6 +62,23 @@ def test_attempts_end(server, step, message):
         ask(server, attempts=3)
     assert len(server.requests) == 3
     assert caught.value.results == {}
+
+
+def test_a_garbled_answer_is_asked_for_anew(server):
+    def read(body):
+        if body != b"x" * 1000:
+            raise Garbled(f"expected x, got {len(body)} bytes")
+        return len(body)
+
+    waits = []
+    server.play(stream(b"<html>"), RIGHT)
+    assert ask(server, waits=waits, read=read) == 1000
+    assert waits == [0.5]
+    server.play(stream(b"<html>"))
+    message = rf"^{server.url}: expected x, got 6 bytes, also when asked 2 times$"
+    with pytest.raises(ServerGone, match=message) as caught:
+        ask(server, read=read, attempts=2)
+    assert caught.value.passing
 
 
 def test_nobody_waits_beyond_the_time_limit(server):

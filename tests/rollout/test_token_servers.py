@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from petkit.errors import InputError, PetkitError
+from petkit.errors import InputError
+from petkit.rollout.connection import ServerGone
 from petkit.rollout.sampling import sample
 from tests.rollout.fault_server import serving
 from tests.rollout.test_sampling import RAGGED, load
@@ -82,7 +83,7 @@ def changed(kind, **fields):
             "expected ids from 0 to 14, got 99: the server has another",
         ),
         ("vllm", {"token_ids": [-1]}, InputError, "expected ids from 0 to 14, got -1"),
-        ("vllm", {"token_ids": ["4"]}, PetkitError, "expected an answer of the protocol's shape"),
+        ("vllm", {"token_ids": ["4"]}, ServerGone, "expected an answer of the protocol's shape"),
         ("vllm", {"token_ids": [4] * 7}, InputError, "expected 1 to 6 tokens, got 7"),
         ("vllm", {"token_ids": []}, InputError, "expected 1 to 6 tokens, got 0"),
         (
@@ -97,7 +98,7 @@ def changed(kind, **fields):
             InputError,
             r"end token \(\[3\]\), got 4",
         ),
-        ("vllm", {"finish_reason": "abort"}, PetkitError, "ended by stop or length, got 'abort'"),
+        ("vllm", {"finish_reason": "abort"}, ServerGone, "ended by stop or length, got 'abort'"),
         (
             "vllm",
             {"prompt_token_ids": [1, 4, 5]},
@@ -111,9 +112,9 @@ def changed(kind, **fields):
             InputError,
             "expected ids from 0 to 14, got 99",
         ),
-        ("sglang", {"output_token_logprobs": [[-1.0]]}, PetkitError, "the protocol's shape"),
-        ("sglang", {"finish_reason": {"type": "abort"}}, PetkitError, "got 'abort'"),
-        ("sglang", {"finish_reason": None}, PetkitError, "the protocol's shape"),
+        ("sglang", {"output_token_logprobs": [[-1.0]]}, ServerGone, "the protocol's shape"),
+        ("sglang", {"finish_reason": {"type": "abort"}}, ServerGone, "got 'abort'"),
+        ("sglang", {"finish_reason": None}, ServerGone, "the protocol's shape"),
     ],
 )
 def test_bad_completions_are_refused(server, model, kind, fields, error, message):
@@ -122,7 +123,7 @@ def test_bad_completions_are_refused(server, model, kind, fields, error, message
         sampler(server, kind, max_in_flight=1).sample([[4, 5]] * 2, [3, 4], drawing())
     assert str(caught.value).startswith("request 1: ")
     assert type(caught.value) is error
-    assert len(server.requests) == 2
+    assert len(server.requests) == (5 if error is ServerGone else 2)
 
 
 def row(kind, edit):
@@ -261,7 +262,7 @@ def test_bad_log_probabilities_of_sglang_are_refused(server, model, spoil, messa
 )
 def test_log_probabilities_of_another_shape(server, model, spoil):
     server.play(vllm(model, spoil))
-    with pytest.raises(PetkitError, match="the protocol's shape"):
+    with pytest.raises(ServerGone, match="the protocol's shape"):
         sampler(server).score([[4, 4]], [[4, 5]], 3)
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from petkit.errors import ConfigError, InputError, PetkitError
+from petkit.errors import ConfigError, InputError
 from petkit.rollout.config import TokenServerConfig
 from petkit.rollout.connection import ServerGone
 from petkit.rollout.endpoint import Endpoint
@@ -83,10 +83,10 @@ def test_vllm_says_what_it_refuses(server, tmp_path):
 @pytest.mark.parametrize(
     ("answer", "kind", "message"),
     [
-        (b'{"success": false, "message": "other shapes"}', InputError, "were not loaded: 'other shapes'"),
-        (b"<html>", PetkitError, "expected JSON"),
-        (b"[]", PetkitError, "expected success: true or false"),
-        (json.dumps({"success": 1}).encode(), PetkitError, "expected success: true or false"),
+        (b'{"success": false, "message": "other shapes"}', InputError, "'other shapes': it must see"),
+        (b"<html>", ServerGone, "expected JSON"),
+        (b"[]", ServerGone, "expected success: true or false"),
+        (json.dumps({"success": 1}).encode(), ServerGone, "expected success: true or false"),
     ],
 )
 def test_sglang_must_say_that_it_loaded(server, tmp_path, answer, kind, message):

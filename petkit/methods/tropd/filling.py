@@ -59,6 +59,11 @@ def fill(
         raise ConfigError("teacher.model or teacher.domains must name who is asked, got teacher.cache")
     # Nobody but the models here and the teacher writes.
     ready = prepare(config.model_copy(update={"rollout": RolloutConfig()}), context)
+    vocab = ready.step.head.vocab
+    if top_k is not None and vocab is not None and top_k > vocab:
+        raise ConfigError(
+            f"--top-k must be at most {vocab}, the tokens that student and teacher share, got {top_k}"
+        )
     manifest = begin(folder, _manifest(config, ready, writer, top_k))
     prompts = list(enumerate(ready.train.prompts))
     shards = dict(manifest.shards)

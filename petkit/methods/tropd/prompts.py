@@ -69,19 +69,29 @@ def load_prompts(
         The prompts.
 
     Raises:
-        InputError: the file cannot be used, or a prompt is empty or too long; the message names it.
+        InputError: the file cannot be used, or a prompt is empty or too long; the message names it. With
+            data.skip_bad such prompts are left out and counted in the log.
     """
     questions = read_questions(Path(path), config.skip_bad, labelled)[:size]
     if not questions:
         raise InputError(f"{path} must hold at least one question, got none")
     prompts = [Prompt(one, tuple(encode(one, config, tokenizer))) for one in questions]
-    for prompt in prompts:
-        if not 1 <= len(prompt.ids) <= longest:
-            raise InputError(
-                f"{path}: {prompt.question.name} must be 1 to {longest} tokens long, got {len(prompt.ids)}: "
-                "the student's context must hold it and the beginning of a response"
-            )
-    return PromptSet(prompts)
+    bad = [prompt for prompt in prompts if not 1 <= len(prompt.ids) <= longest]
+    if bad and not (config.skip_bad and len(bad) < len(prompts)):
+        raise InputError(
+            f"{path}: {bad[0].question.name} must be 1 to {longest} tokens long, got {len(bad[0].ids)}: the "
+            "student's context must hold it and the beginning of a response; set data.skip_bad to leave such "
+            "prompts out"
+        )
+    if bad:
+        log.warning(
+            "%s: left out %d of %d prompts, which must be 1 to %d tokens long",
+            path,
+            len(bad),
+            len(prompts),
+            longest,
+        )
+    return PromptSet([prompt for prompt in prompts if 1 <= len(prompt.ids) <= longest])
 
 
 def encode(question: Question, config: PromptsConfig, tokenizer: Any) -> list[int]:
@@ -101,5 +111,5 @@ def encode(question: Question, config: PromptsConfig, tokenizer: Any) -> list[in
         if config.system is not None:
             messages.insert(0, {"role": "system", "content": config.system})
         rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
-    return list(tokenizer(text)["input_ids"])
+        return list(tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"])
+    return list(tokenizer(text, verbose=False)["input_ids"])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from petkit.artifacts import Check, atomic_write, staged_in_run, write_checks, write_json
 from petkit.data.tokens import padding_token
-from petkit.errors import ConfigError, InputError
+from petkit.errors import ConfigError, InputError, under_key
 from petkit.methods.tropd.card import distilled_card
 from petkit.methods.tropd.config import DistillConfig
 from petkit.methods.tropd.evaluation import RewardEvaluation, evaluate_student
@@ -208,14 +208,15 @@ def prepare(config: DistillConfig, context: RunContext) -> Ready:
         raise ConfigError(
             "adapter.method linear_probe trains a new head alone, and a language model has none"
         )
-    loaded = load_model(config.student.model, "causal_lm")
+    with under_key("model.name", "student.model.name"):
+        loaded = load_model(config.student.model, "causal_lm")
     model = loaded.model
     without_dropout(model)
     full_model_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
     teachers = load_teachers(config, loaded, padding_token(loaded.tokenizer), context.device)
     train, validation = _prompts(config, loaded, teachers)
     if teachers.cached is not None:
-        teachers.cached.check(config, train.sha256, loaded.tokenizer)
+        teachers.cached.check(config, train, loaded.tokenizer)
     sites = [] if full else insert(model, config.adapter, stream(config.seed, "init", "adapters"))
     model.to(context.device)
     steps = planned_steps(config.training, len(train), config.seed, context.world.size)

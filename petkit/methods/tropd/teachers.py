@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from petkit.data.vocabularies import check_same_vocabulary
-from petkit.errors import ConfigError, InputError
+from petkit.errors import ConfigError, InputError, under_key
 from petkit.methods.tropd.cache import CachedRow, read_cache, vocabulary_sha256
 from petkit.methods.tropd.config import DistillConfig
+from petkit.methods.tropd.prompts import PromptSet
 from petkit.models.config import ModelConfig
 from petkit.models.loaded import LoadedModel
 from petkit.models.loading import load_model
@@ -169,15 +170,25 @@ class CachedTeacher:
         given = len(tokens) if self.manifest.writer == "teacher" else 0
         return Completion(tuple(row.prompt.tolist()), tokens, given, finished=row.finished)
 
-    def check(self, config: DistillConfig, prompts_sha256: str, tokenizer: Any) -> None:
-        """Refuse a cache of other prompts, tokens or settings.
+    def check(self, config: DistillConfig, prompts: PromptSet, tokenizer: Any) -> None:
+        """Refuse a cache of other prompts, tokens or settings, and one that was not filled to its end.
 
         Raises:
             ConfigError: names what differs.
         """
         own, wanted = self.manifest, config.objective
+        if own.prompts_sha256 != prompts.sha256:
+            raise ConfigError(
+                f"{self.folder} is a cache of other prompts than data.train has for this student: make one "
+                "of them with `petkit distill cache`"
+            )
+        full = sum(len(self._numbers.get(number, ())) >= own.samples for number in range(len(prompts)))
+        if full < len(prompts):
+            raise ConfigError(
+                f"{self.folder} holds the responses of {full} of {len(prompts)} prompts: fill it to the end "
+                "with `petkit distill cache`"
+            )
         pairs = {
-            "prompts": (own.prompts_sha256, prompts_sha256),
             "vocabulary": (own.vocabulary_sha256, vocabulary_sha256(tokenizer)),
             "sampling.temperature": (own.temperature, config.sampling.temperature),
         }
@@ -390,7 +401,9 @@ def load_teachers(
         return Teachers({EVERY: CachedTeacher(Path(own.cache))})
     names = {EVERY: own.model} if own.model else dict(own.domains)
     here = [name for name in dict.fromkeys(names.values()) if not is_endpoint(name)]
-    models = {name: _load(name, student, config, device) for name in here}
+    keys = {EVERY: "teacher.model"} if own.model else {key: f"teacher.domains.{key}" for key in own.domains}
+    key_of = {name: keys[key] for key, name in names.items()}
+    models = {name: _load(name, key_of[name], student, config, device) for name in here}
     # One size for all, for their distributions are compared.
     vocab = vocabulary_size(student.model, *(one.model for one in models.values()))
     loaded: dict[str, Teacher] = {}
@@ -404,8 +417,11 @@ def load_teachers(
     return Teachers({key: loaded[name] for key, name in names.items()})
 
 
-def _load(name: str, student: LoadedModel, config: DistillConfig, device: torch.device) -> LoadedModel:
-    loaded = load_model(ModelConfig(name=name), "causal_lm")
+def _load(
+    name: str, key: str, student: LoadedModel, config: DistillConfig, device: torch.device
+) -> LoadedModel:
+    with under_key("model.name", key):
+        loaded = load_model(ModelConfig(name=name), "causal_lm")
     check_same_vocabulary(student.tokenizer, loaded.tokenizer, config.student.model.name, name)
     loaded.model.eval().requires_grad_(False).to(device)
     return loaded
@@ -418,7 +434,8 @@ def _served(name: str, student: LoadedModel, config: DistillConfig) -> ServedTea
             "teacher.tokenizer must name the served teacher's own model folder or hub name: a server shows "
             "no vocabulary that could be compared with the student's"
         )
-    tokenizer = load_tokenizer(own.tokenizer)
+    with under_key("model.name", "teacher.tokenizer"):
+        tokenizer = load_tokenizer(own.tokenizer)
     check_same_vocabulary(student.tokenizer, tokenizer, config.student.model.name, own.tokenizer)
     endpoint, vocab = parse_endpoint(name), known_tokens(student.tokenizer)
     remote = RemoteSampler(

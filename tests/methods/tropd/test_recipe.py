@@ -15,6 +15,7 @@ from petkit.configuration.effects import effective
 from petkit.data.questions import Question
 from petkit.errors import ConfigError, InputError, PetkitError
 from petkit.methods.tropd.algorithm import prefix_length
+from petkit.methods.tropd.config import DistillConfig
 from petkit.methods.tropd.evaluation import evaluate_student
 from petkit.methods.tropd.objectives import REGISTRY
 from petkit.methods.tropd.prompts import Prompt
@@ -513,6 +514,36 @@ def test_prompts_longer_than_a_context_are_refused(recipe, models):
             InputError, match=r"question 2 must be 1 to 3 tokens long, got 5: the student's context must"
         ):
             plan(config, tiny.context(config))
+
+
+def test_prompts_longer_than_a_context_can_be_left_out(recipe, models, tmp_path, caplog):
+    path = tmp_path / "questions.jsonl"
+    rows = ["the cat", "the cat sat on the cat sat on", "good dog"]
+    path.write_text("\n".join(json.dumps({"question": row}) for row in rows))
+    config = recipe(
+        student=models(3, context=4),
+        data={"train": str(path), "skip_bad": True},
+        sampling__max_new_tokens=1,
+        training__batch_size=1,
+    )
+    ready = prepare(config, tiny.context(config))
+    assert [one.question.text for one in ready.train.prompts] == [rows[0], rows[2]]
+    assert "left out 1 of 3 prompts, which must be 1 to 3 tokens long" in caplog.text
+    path.write_text(json.dumps({"question": rows[1]}))
+    with pytest.raises(InputError, match="must be 1 to 3 tokens long"):
+        prepare(config, tiny.context(config))
+
+
+def test_models_that_are_not_there_are_named_by_their_keys(recipe, tmp_path):
+    here, gone = recipe(), str(tmp_path / "gone")
+    for key, changes in (
+        ("teacher.model", {"teacher": {"model": gone}}),
+        ("teacher.domains.b", {"teacher": {"domains": {"a": here.teacher.model, "b": gone}}}),
+        ("student.model.name", {"student": {"model": {"name": gone}}}),
+    ):
+        config = DistillConfig(**here.model_dump(mode="json") | changes)
+        with pytest.raises(PetkitError, match=f"^{key} "):
+            prepare(config, tiny.context(config))
 
 
 def test_responses_longer_than_a_teachers_context_are_refused(recipe, models):

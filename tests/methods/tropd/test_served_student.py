@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from petkit.errors import ConfigError, InputError, PetkitError
+from petkit.errors import ConfigError, InputError
 from petkit.methods.tropd.recipe import plan, run
 from petkit.rollout.connection import ServerGone
 from petkit.training.checkpoint import newest
@@ -149,7 +149,7 @@ def spoilt(**fields):
         (spoilt(logprobs=None), InputError, "expected log-probabilities of"),
         (spoilt(token_ids=[]), InputError, "expected 1 to 5 tokens, got 0"),
         (spoilt(token_ids=[99]), InputError, "the server has another model"),
-        (lambda found: b"{garbled", PetkitError, "expected JSON"),
+        (lambda found: b"{garbled", ServerGone, "expected JSON"),
     ],
 )
 def test_answers_that_lack_something_end_the_run(config, served, spoil, kind, message):

@@ -152,3 +152,24 @@ def test_nothing_is_lost_when_the_server_is_gone(folders, server, tmp_path, capl
     run(config, RunContext(whole))
     one, other = (load_file(folder / "adapter_packed.safetensors") for folder in (broken, whole))
     assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def cut_short(body):
+    """An answer whose last position has a token fewer than asked for."""
+    body["choices"][0]["prompt_logprobs"][-1] = dict(
+        list(body["choices"][0]["prompt_logprobs"][-1].items())[:2]
+    )
+    return body
+
+
+def test_nothing_is_lost_when_an_answer_lacks_something(folders, server, tmp_path, caplog):
+    here = teachers_of(folders, recipe(folders, model=str(folders / "teacher")))
+    config = DistillConfig(**recipe(folders, server, served={"attempts": 1, "max_in_flight": 1}))
+    good, poor = (vllm(here.heads[0].model, *spoil) for spoil in ((), (cut_short,)))
+    server.play(*[good] * 17, poor)
+    folder = tmp_path / "run"
+    with pytest.raises(InputError, match=r"request 1: expected 4 log-probabilities .* --max-logprobs 4"):
+        run(config, RunContext(folder))
+    assert "checkpoint-2: go on with --resume when the cause is mended" in caplog.text
+    server.play(good)
+    assert run(config, RunContext(folder, resume=newest(folder)))["steps"] == 4
