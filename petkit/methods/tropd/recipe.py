@@ -124,9 +124,7 @@ def plan(config: DistillConfig, context: RunContext) -> dict[str, Any]:
         "device": str(context.device),
         "processes": context.world.size,
         "student": {"id": ready.loaded.base_id, "sha256": ready.loaded.base_sha256},
-        "teachers": {
-            name: {"id": one.name, "sha256": one.sha256} for name, one in ready.teachers.teachers.items()
-        },
+        "teachers": ready.teachers.facts(),
         "objective": config.objective.kind,
         "prompts": {
             "train": len(ready.train),
@@ -328,6 +326,7 @@ def _summary(
         "task": "distillation",
         "objective": config.objective.kind,
         "tuning": config.student.tuning,
+        "teachers": ready.teachers.facts(),
         "evaluated": "artifact, reloaded",
         "before": before,
         "after": after,

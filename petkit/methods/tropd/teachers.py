@@ -279,6 +279,10 @@ class Teachers:
         """Of the teachers, each once; of a cache the one that was asked."""
         return tuple(dict.fromkeys(one.name for one in self.teachers.values()))
 
+    def facts(self) -> dict[str, dict[str, str]]:
+        """Name and hash of each, by the data set, for plans and results."""
+        return {key: {"id": one.name, "sha256": one.sha256} for key, one in self.teachers.items()}
+
     @property
     def cached(self) -> CachedTeacher | None:
         """The cache, where responses are from one."""
