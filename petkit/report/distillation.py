@@ -20,7 +20,7 @@ LEARNING: tuple[Panel, ...] = (
         {
             "reward": "training",
             "eval_reward": "validation",
-            "unguided_reward": "training, begun by the student",
+            "unguided_reward": "unguided",
         },
     ),
     (

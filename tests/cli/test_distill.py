@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -357,6 +358,29 @@ def test_a_cache_is_made_and_learnt_from(petkit, models, tmp_path):
     nowhere = ("--set", "teacher.model=null", "--set", "teacher.cache=nowhere", "-o", tmp_path / "other")
     none = petkit("distill", file, *nowhere)
     assert (none.code, "must be a cache of `petkit distill cache`" in none.err) == (2, True)
+
+
+def test_a_cache_leaves_other_folders_alone(petkit, models, tmp_path):
+    train = tiny.write_questions(tmp_path / "prompts.jsonl")
+    file, folder = tmp_path / "cached.yaml", tmp_path / "mine"
+    file.write_text(json.dumps(tiny.content(tmp_path / "run", *models, train, objective={"kind": "opd"})))
+    folder.mkdir()
+    (folder / "letter.txt").write_text("dear")
+    for place, message in (
+        (folder, f"output folder {folder} is not empty and holds no cache: choose another"),
+        (folder / "letter.txt", "letter.txt must be a folder, it is a file: choose another"),
+    ):
+        found = petkit("distill", "cache", file, "-o", place)
+        assert (found.code, found.out) == (2, "")
+        assert message in found.err
+    assert [path.name for path in folder.iterdir()] == ["letter.txt"]
+
+
+def test_the_rate_of_a_single_step_is_not_told(distill):
+    result = distill("--set", "training.max_steps=1")
+    assert result.code == 0, result.err
+    (line,) = [line for line in result.err.splitlines() if line.startswith("training 1/1")]
+    assert re.fullmatch(r"training 1/1, loss -?[\d.]+, [\d,]+ tokens/s", line)
 
 
 def test_help_of_a_cache(petkit):

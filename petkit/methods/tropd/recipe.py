@@ -67,6 +67,7 @@ def run(config: DistillConfig, context: RunContext) -> dict[str, Any] | None:
         Trust region on-policy distillation, arXiv:2606.01249; the baselines are named in objectives.py.
     """
     ready = prepare(config, context)
+    served = ready.step.served
     with claim_folder(context) as directory:
         # Before a checkpoint is loaded, so that a run that goes on has it too.
         before = ready.evaluate() if context.world.is_main else None
@@ -99,6 +100,8 @@ def run(config: DistillConfig, context: RunContext) -> dict[str, Any] | None:
             atomic_write(folder / "README.md", distilled_card(lineage, config, ready, result).encode())
             write_json(folder / "result.json", result)
     raise_failed([check], context)
+    if served is not None:
+        served.finished()
     return result
 
 

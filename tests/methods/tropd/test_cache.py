@@ -115,9 +115,7 @@ def test_a_cache_is_gone_on_with(recipe, tmp_path, monkeypatch):
         fill(config, tiny.context(config), broken, "teacher", 4)
     monkeypatch.setattr(filling, "_rows", write)
     assert len(list(broken.glob("scores-*"))) == 2
-    with pytest.raises(
-        ConfigError, match=r"the responses of 6 of \d+ prompts: fill it to the end"
-    ):
+    with pytest.raises(ConfigError, match=r"the responses of 6 of \d+ prompts: fill it to the end"):
         prepare(from_cache(config, broken), tiny.context(config))
     # A shard that was damaged meanwhile is made again.
     (broken / shard_name(0)).write_bytes(b"broken")
