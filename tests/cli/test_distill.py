@@ -131,7 +131,7 @@ def test_a_stopped_run_goes_on(distill):
 
 BAD = [
     ({"teacher": {}}, "teacher needs one of model, domains and cache, got none"),
-    ({"teacher": {"model": "none"}}, "model.name must be hf/ORG/NAME or a local folder, got 'none'"),
+    ({"teacher": {"model": "none"}}, "teacher.model must be hf/ORG/NAME or a local folder, got 'none'"),
     ({"student__model__name": "timm/test_vit"}, "is an image model; task causal_lm needs"),
     ({"student__model__nme": "x"}, "did you mean student.model.name?"),
     (
