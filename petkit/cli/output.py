@@ -156,8 +156,10 @@ class _Lines:
         log(", ".join(part for part in (self._state(now), note) if part))
 
     def _state(self, now: float) -> str:
-        rate = (self.done - self.before) / max(now - self.start, 1e-9)
         text = f"{self.label} {self.done}" + (f"/{self.total}" if self.total else "")
+        if self.done == self.before:
+            return text
+        rate = (self.done - self.before) / max(now - self.start, 1e-9)
         left = f", {duration((self.total - self.done) / rate)} left" if self.total and rate > 0 else ""
         return f"{text} ({_digits(rate, 3)} {self.unit}/s{left})"
 

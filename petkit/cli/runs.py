@@ -179,14 +179,17 @@ class _Bar:
     def watch(self, report: StepReport) -> None:
         """Show one optimiser step."""
         if self._advance is None:
-            before = report.step - 1
-            bar = output.progress("training", report.total_steps, done=before)
+            # This step took its time before the bar was there: the rate is of those that follow.
+            bar = output.progress("training", report.total_steps, done=report.step)
             self._advance = self._stack.enter_context(bar)
+            new = 0
+        else:
+            new = 1
         # Short, so that a bar of some length fits beside it on 80 columns.
         rate = f"{report.examples_per_second:,.0f} examples/s"
         if self._tokens:
             rate = f"{report.terms_per_second:,.0f} tokens/s"
-        self._advance(1, note=f"loss {report.loss:.4f}, {rate}")
+        self._advance(new, note=f"loss {report.loss:.4f}, {rate}")
 
 
 def check_output(folder: Path, overwrite: bool, resume: bool) -> None:

@@ -105,7 +105,10 @@ def parse_question(row: dict[str, Any], labelled: bool = False) -> Question:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"question must be a text that is not empty, got {text!r:.60}")
     choices = _choices(row.get("choices"))
-    answer = None if row.get("answer") is None else str(row["answer"]).strip()
+    answer = row.get("answer")
+    if isinstance(answer, bool) or not isinstance(answer, (str, int, float, type(None))):
+        raise ValueError(f"answer must be a text or a number, got {answer!r:.60}")
+    answer = None if answer is None else str(answer).strip()
     if labelled and not answer:
         raise ValueError("answer must be given: this is for labelled questions")
     if choices and answer is not None:

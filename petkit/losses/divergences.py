@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from petkit.losses.masked import masked_mean, token_mask
+from petkit.losses.masked import check_logits, masked_mean, token_mask
 from petkit.ops.divergence import divergence
 
 
@@ -30,7 +30,8 @@ def forward_kl(
         A scalar in nats, float32.
 
     Raises:
-        InputError: as `petkit.ops.divergence`; nothing that counts.
+        InputError: as `petkit.ops.divergence`; nothing that counts; on the CPU, logits of a token that counts
+            that are no distribution.
 
     Source:
         Hinton, Vinyals and Dean (2015), without their factor of the temperature's square.
@@ -78,6 +79,7 @@ def jsd(
     Source:
         Agarwal et al. (2024), on-policy distillation of language models, equation 1.
     """
-    token_mask(mask, student_logits.shape[:-1], student_logits.device)
+    kept = token_mask(mask, student_logits.shape[:-1], student_logits.device)
     found = divergence(student_logits, teacher_logits, beta, mask, temperature, overwrite)
+    check_logits(found.loss, kept, {"student_logits": student_logits, "teacher_logits": teacher_logits})
     return masked_mean(found.loss, mask)

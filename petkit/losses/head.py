@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from petkit.errors import InputError
+from petkit.ops._checks import bool_mask
 from petkit.ops.divergence import Divergence, divergence
 from petkit.ops.selected_log_probs import SelectedLogProbs, selected_log_probs
 
@@ -145,7 +146,7 @@ def _kept(mask: Tensor | None, hidden: Tensor) -> Tensor:
         return torch.arange(shape.numel(), device=hidden.device)
     if mask.shape != shape:
         raise InputError(f"mask must be {tuple(shape)} for these hidden states, got {tuple(mask.shape)}")
-    return mask.reshape(-1).nonzero()[:, 0]
+    return bool_mask("mask", mask).reshape(-1).nonzero()[:, 0]
 
 
 def _spread(part: Tensor, kept: Tensor, hidden: Tensor) -> Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from petkit.errors import InputError
+from petkit.ops._checks import bool_mask, first_place
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -19,7 +22,7 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
         A scalar. What a masked value is, nan even, does not matter.
 
     Raises:
-        InputError: another shape, or nothing that counts.
+        InputError: another shape, other numbers, or nothing that counts.
     """
     kept = token_mask(mask, values.shape, values.device)
     return torch.where(kept, values, 0.0).sum() / kept.sum()
@@ -37,14 +40,14 @@ def token_mask(mask: Tensor | None, shape: torch.Size, device: torch.device) -> 
         bool, of the shape.
 
     Raises:
-        InputError: another shape, or nothing that counts.
+        InputError: another shape, other numbers, or nothing that counts.
     """
     if mask is None:
         kept = torch.ones(shape, dtype=torch.bool, device=device)
     elif mask.shape != shape:
         raise InputError(f"mask must be {tuple(shape)} for these tokens, got {tuple(mask.shape)}")
     else:
-        kept = mask.to(torch.bool)
+        kept = bool_mask("mask", mask)
     if not kept.any():
         raise InputError(
             f"a batch must hold at least one token that counts, got none of {kept.numel()}: is everything "
@@ -65,3 +68,34 @@ def blank(values: Tensor, kept: Tensor) -> Tensor:
     """
     more = values.dim() - kept.dim()
     return torch.where(kept.reshape(*kept.shape, *[1] * more), values, 0.0)
+
+
+def can_look(values: Tensor) -> bool:
+    """Whether to look for values that mean nothing: where it makes nobody wait and breaks no graph."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def check_logits(found: Tensor, kept: Tensor, logits: Mapping[str, Tensor]) -> None:
+    """Refuse logits that are no distribution, by what was computed of them: only for a cause they are read.
+
+    Args:
+        found: (...) of every token; nan where a row of logits is no distribution.
+        kept: bool (...): tokens that count.
+        logits: (..., vocab) by the name of the argument.
+
+    Raises:
+        InputError: nan, inf or nothing but -inf among a token's logits; looked for on the CPU alone.
+    """
+    if not can_look(found):
+        return
+    unknown = kept & found.detach().isnan()
+    if not unknown.any():
+        return
+    first = tuple(unknown.nonzero()[0].tolist())
+    for name, values in logits.items():
+        row = values.detach()[first]
+        if not row.amax().isfinite():
+            raise InputError(
+                f"{name} must be finite, or -inf for some tokens, got nan, inf or nothing but -inf at "
+                f"{first_place(unknown)}"
+            )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from petkit.errors import InputError
-from petkit.losses.masked import blank, masked_mean, token_mask
+from petkit.losses.masked import blank, can_look, masked_mean, token_mask
+from petkit.ops._checks import first_place
 
 
 def policy_gradient(
@@ -32,7 +35,8 @@ def policy_gradient(
         A scalar.
 
     Raises:
-        InputError: shapes differ, or nothing that counts.
+        InputError: shapes differ, or nothing that counts; on the CPU, numbers of tokens that count that are
+            not finite.
 
     Source:
         Schulman et al. (2017): -min(w A, clip(w) A), w the ratio of both policies.
@@ -41,7 +45,22 @@ def policy_gradient(
     _check_shapes(log_probs, advantages, old_log_probs)
     old = None if old_log_probs is None else blank(old_log_probs, kept)
     terms = policy_gradient_terms(blank(log_probs, kept), blank(advantages, kept), old, clip_low, clip_high)
-    return masked_mean(terms, kept)
+    mean = masked_mean(terms, kept)
+    if can_look(mean) and not mean.isfinite():
+        _check_finite(
+            kept, {"log_probs": log_probs, "advantages": advantages, "old_log_probs": old_log_probs}
+        )
+    return mean
+
+
+def _check_finite(kept: Tensor, inputs: Mapping[str, Tensor | None]) -> None:
+    """Name the argument that made a loss infinite."""
+    for name, values in inputs.items():
+        strange = kept & ~torch.isfinite(kept if values is None else values.detach())
+        if values is not None and strange.any():
+            raise InputError(
+                f"{name} must be finite, got {float(values[strange][0]):g} at {first_place(strange)}"
+            )
 
 
 def policy_gradient_terms(

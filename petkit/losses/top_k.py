@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from petkit.errors import InputError
-from petkit.losses.masked import masked_mean, token_mask
+from petkit.losses.masked import can_look, check_logits, masked_mean, token_mask
+from petkit.ops._checks import first_place
 from petkit.ops.selected_log_probs import selected_log_probs
 
 Tail = Literal["none", "renormalize", "bucket"]
 # The least probability of a student's tail: what float32 tells from 0 beside 1.
 LEAST_TAIL = 2.0**-23
+# What rounding may make of a probability of 1.
+MOST_LOG_PROB = 1e-3
 
 
 def topk_forward_kl(
@@ -41,7 +44,8 @@ def topk_forward_kl(
         A scalar in nats, float32.
 
     Raises:
-        InputError: shapes, ids or tail are wrong; log-probabilities that are none; nothing that counts.
+        InputError: shapes, ids or tail are wrong; log-probabilities that are none; nothing that counts; on
+            the CPU, an id twice at a token that counts, or logits of one that are no distribution.
 
     Source:
         `top_k_terms`.
@@ -51,10 +55,13 @@ def topk_forward_kl(
         raise InputError(
             f"top_log_probs must be {tuple(top_ids.shape)} as top_ids are, got {tuple(top_log_probs.shape)}"
         )
-    own = selected_log_probs(student_logits, top_ids, mask, temperature, overwrite).log_probs
+    found = selected_log_probs(student_logits, top_ids, mask, temperature, overwrite)
+    own = found.log_probs
+    check_logits(found.entropy, kept, {"student_logits": student_logits})
+    _check_different(top_ids, kept)
     # Of masked tokens nothing is asked, neither of their log-probabilities.
     teacher = torch.where(kept[..., None], top_log_probs, 0.0)
-    check_log_probs("top_log_probs", top_log_probs[kept])
+    check_log_probs("top_log_probs", top_log_probs, kept)
     return masked_mean(top_k_terms(own, teacher, tail), mask)
 
 
@@ -96,23 +103,46 @@ def top_k_terms(student_top_log_probs: Tensor, top_log_probs: Tensor, tail: Tail
     return terms + _products(_rest(teacher).clamp_min(0).log(), floored.log()).float()
 
 
-def check_log_probs(name: str, values: Tensor) -> None:
+def check_log_probs(name: str, values: Tensor, kept: Tensor | None = None) -> None:
     """Refuse what cannot be log-probabilities.
 
     Args:
         name: of the values, for the message.
         values: any shape; -inf is a probability of 0.
+        kept: bool, of the shape of the values or without their last dimension: those that count; None all.
 
     Raises:
-        InputError: nan, or values above 0 by more than rounding.
+        InputError: nan, or values above 0 by more than rounding; the message has the place of the first.
     """
     values = values.detach()
-    if not values.numel():
+    if kept is not None:
+        values = torch.where(kept if kept.dim() == values.dim() else kept[..., None], values, 0.0)
+    # The largest of values with a nan is nan.
+    largest = float(values.max()) if values.numel() else 0.0
+    if largest <= MOST_LOG_PROB:
         return
-    if values.isnan().any():
-        raise InputError(f"{name} must be log-probabilities, got nan in {int(values.isnan().sum())} places")
-    if float(values.max()) > 1e-3:
-        raise InputError(f"{name} must be log-probabilities of at most 0, got {float(values.max()):g}")
+    unknown = values.isnan()
+    if unknown.any():
+        raise InputError(
+            f"{name} must be log-probabilities, got nan in {int(unknown.sum())} places, the first at "
+            f"{first_place(unknown)}"
+        )
+    place = first_place(values > MOST_LOG_PROB)
+    raise InputError(f"{name} must be log-probabilities of at most 0, got {largest:g}, the first at {place}")
+
+
+def _check_different(ids: Tensor, kept: Tensor) -> None:
+    """Refuse a token that is named twice, whose part would count twice."""
+    if not can_look(ids):
+        return
+    ordered = ids.sort(-1).values
+    double = (ordered[..., 1:] == ordered[..., :-1]) & kept[..., None]
+    if double.any():
+        first = tuple(double.nonzero()[0].tolist())
+        raise InputError(
+            f"top_ids must name {ids.shape[-1]} different tokens, got {int(ordered[..., 1:][first])} twice "
+            f"at {first_place(double.any(-1))}"
+        )
 
 
 def _products(teacher: Tensor, student: Tensor) -> Tensor:

@@ -24,6 +24,52 @@ def check_tensor(name: str, value: object) -> None:
         raise InputError(f"{name} must be a tensor, got {type(value).__name__}; use torch.tensor")
 
 
+def bool_mask(name: str, mask: Tensor) -> Tensor:
+    """Take a mask of bool, or of numbers that are 0 and 1.
+
+    Args:
+        name: of the argument, for the message.
+        mask: any shape.
+
+    Returns:
+        bool, of the mask's shape.
+
+    Raises:
+        InputError: complex numbers, or others than 0 and 1, which would all count; looked for on the CPU
+            alone, where it makes nobody wait, and not under torch.compile.
+    """
+    check_tensor(name, mask)
+    if mask.dtype == torch.bool:
+        return mask
+    if mask.is_complex():
+        raise InputError(f"{name} must be bool or numbers of 0 and 1, got {mask.dtype}")
+    kept = mask != 0
+    if mask.device.type == "cpu" and not torch.compiler.is_compiling():
+        strange = kept & (mask != 1)
+        if strange.any():
+            raise InputError(
+                f"{name} must be bool or numbers of 0 and 1, got {float(mask[strange][0]):g} at "
+                f"{first_place(strange)}"
+            )
+    return kept
+
+
+def first_place(found: Tensor) -> str:
+    """Where the first of some values of tokens stands.
+
+    Args:
+        found: bool (tokens,), (batch, tokens), (batch, tokens, k) or of another shape, true somewhere.
+
+    Returns:
+        Text such as `batch 0, token 3`; numbers from 0.
+    """
+    place = found.nonzero()[0].tolist()
+    names = ("token",) if len(place) == 1 else ("batch", "token", "rank")
+    if not place or len(place) > len(names):
+        return f"index {tuple(place)}"
+    return ", ".join(f"{name} {number}" for name, number in zip(names, place, strict=False))
+
+
 def whole_number(name: str, value: Any, least: int) -> int:
     """Take an integer of any kind, such as numpy's, that is not too small.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from petkit.errors import InputError
-from petkit.ops._checks import check_tensor
+from petkit.ops._checks import bool_mask, check_tensor
 
 # torch leaves these untyped.
 _unpacked: Any = unpack_dual
@@ -31,7 +31,7 @@ def row_mask(mask: Tensor | None, logits: Tensor) -> Tensor:
         bool (rows,), or an empty tensor where there was no mask.
 
     Raises:
-        InputError: another shape.
+        InputError: another shape, or other numbers.
     """
     if mask is None:
         return torch.empty(0, dtype=torch.bool, device=logits.device)
@@ -41,7 +41,7 @@ def row_mask(mask: Tensor | None, logits: Tensor) -> Tensor:
             f"mask must be {tuple(logits.shape[:-1])} for logits {tuple(logits.shape)}, got "
             f"{tuple(mask.shape)}"
         )
-    return mask.to(torch.bool).reshape(-1)
+    return bool_mask("mask", mask).reshape(-1)
 
 
 def rows_of(name: str, logits: Tensor, overwrite: bool) -> Tensor:

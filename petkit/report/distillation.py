@@ -8,19 +8,26 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from petkit.report.figures import finish, new_figure, percent_axis, save
-from petkit.report.plots import draw_curve, number_curves
-from petkit.report.tables import Table
+from petkit.report.figures import finish, percent_axis, save, stacked_figure
+from petkit.report.plots import draw_curve, number_curves, training_caption
+from petkit.report.tables import Table, format_cell
 
 # Panels of each picture: what the axis says, and the numbers it shows, by what each is called there.
 Panel = tuple[str, Mapping[str, str]]
 LEARNING: tuple[Panel, ...] = (
-    ("reward", {"reward": "training", "eval_reward": "validation"}),
+    (
+        "reward",
+        {
+            "reward": "training",
+            "eval_reward": "validation",
+            "unguided_reward": "unguided",
+        },
+    ),
     (
         "KL to the teacher (nats)",
         {
-            "reverse_kl": "reverse, sampled",
-            "forward_kl": "forward, likeliest tokens",
+            "reverse_kl": "reverse, training",
+            "forward_kl": "forward, training",
             "eval_reverse_kl": "reverse, validation",
             "eval_forward_kl": "forward, validation",
         },
@@ -42,6 +49,7 @@ TEACHING: tuple[Panel, ...] = (
 PARTS = {"reward", "tokens", "same answer as the teacher"}
 MEASURES = (
     ("reward", "reward"),
+    ("interval", "95 % interval of the reward"),
     ("forward_kl", "forward KL to the teacher (nats)"),
     ("reverse_kl", "reverse KL to the teacher (nats)"),
     ("n", "answers"),
@@ -73,7 +81,7 @@ def _draw(
     shown = [(label, names) for label, names in shown if names]
     if not shown:
         return None
-    figure, every = new_figure(len(shown))
+    figure, every = stacked_figure(len(shown))
     for axes, (label, names) in zip(every, shown, strict=True):
         for index, (name, title) in enumerate(names.items()):
             draw_curve(axes, title, curves[name], index)
@@ -82,7 +90,7 @@ def _draw(
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         only = next(iter(names.values()))
         whose = f"{only}: {label}" if len(names) == 1 and only != label else label
-        finish(axes, "optimiser step", whose, legend=len(names) > 1, columns=1)
+        finish(axes, "optimiser step", whose, legend=len(names) > 1)
     return save(figure, out_png)
 
 
@@ -98,7 +106,14 @@ def before_and_after(result: Mapping[str, Any]) -> Table | None:
     before, after = result.get("before"), result.get("after")
     if not isinstance(after, Mapping):
         return None
-    return Table(("measure", "before", "after"), tuple(_compared(before, after)))
+    note = "Of greedy answers to the validation prompts."
+    if result.get("steps") is not None:
+        best = result.get("best_step")
+        chosen = ", which the validation prompts chose" if best is not None else ", the last one"
+        note += f" After: the reloaded artifact, of step {result['steps'] if best is None else best}{chosen}."
+    if after.get("forward_kl") is None:
+        note += " No divergences: a served or kept teacher does not show its whole distribution."
+    return Table(("measure", "before", "after"), tuple(_compared(before, after)), note=note)
 
 
 def by_data_set(result: Mapping[str, Any]) -> Table | None:
@@ -123,7 +138,83 @@ def _data_sets(evaluation: Any) -> Mapping[str, Any]:
 def _compared(before: Any, after: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     first: Mapping[str, Any] = before if isinstance(before, Mapping) else {}
     return [
-        (title, first.get(name), after.get(name)) for name, title in MEASURES if after.get(name) is not None
+        (title, _cell(name, first.get(name)), _cell(name, after.get(name)))
+        for name, title in MEASURES
+        if after.get(name) is not None
+    ]
+
+
+def _cell(name: str, value: Any) -> str:
+    if name == "interval":
+        return " to ".join(f"{end:.1%}" for end in value or ())
+    return format_cell(value, ".1%" if name == "reward" else "")
+
+
+def captions(rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> dict[str, str]:
+    """What stands under the pictures of a run.
+
+    Args:
+        rows: of metrics.jsonl.
+        result: the content of result.json.
+
+    Returns:
+        Captions by the pictures' names; of `training.png` alone where the run was no distillation.
+    """
+    curves, found = number_curves(rows), {"training.png": training_caption(rows)}
+    if "reverse_kl" not in curves:
+        return found
+    found["training.png"] += (
+        f" The loss is that of the objective {result.get('objective')}: losses of different objectives "
+        "measure different things and are not to be compared, and that of a policy gradient may be negative "
+        "and says nothing of how well the student does. The KL to the teacher and the reward do."
+    )
+    where = "all tokens" if result.get("objective") == "gkd" else "the teacher's likeliest, the others as one"
+    return found | {"learning.png": _learning_caption(curves, where), "tokens.png": _tokens_caption(curves)}
+
+
+def _learning_caption(curves: Mapping[str, Any], where: str) -> str:
+    parts = []
+    if "reward" in curves:
+        parts.append("the part of the responses of each step that are right")
+    if "eval_reward" in curves:
+        parts.append("of greedy answers to the validation prompts")
+    text = f"Reward: {', and '.join(parts)}. " if parts else ""
+    if "unguided_reward" in curves:
+        text += (
+            "That of all responses counts what the teacher wrote at their beginnings; beside it are those "
+            "that the student began. "
+        )
+    text += "KL to the teacher: reverse, as the mean of log student - log teacher at the sampled tokens"
+    if "forward_kl" in curves:
+        text += f", and forward, on {where}"
+    text += "; both on all tokens along the answers to the validation prompts" * ("eval_reverse_kl" in curves)
+    return f"{text}. Gradient norm: before clipping."
+
+
+def _tokens_caption(curves: Mapping[str, Any]) -> str:
+    trusted = "; within the trust region: the part that learnt from its own worth" * ("trusted" in curves)
+    return (
+        f"Tokens that the student sampled. Outliers: the mean of 1 - min(teacher / student, 1){trusted}. "
+        "Entropy: of the distributions that the tokens were drawn from. Tokens of a response: with what the "
+        "teacher began."
+    )
+
+
+def origin_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The teachers of a distillation, for its origin; none for other results.
+
+    Args:
+        result: the content of result.json.
+
+    Returns:
+        Name and value of each row.
+    """
+    teachers = result.get("teachers")
+    if not isinstance(teachers, Mapping):
+        return []
+    return [
+        (f"teacher of {name}" if name else "teacher", f"{one.get('id')}, sha256 {one.get('sha256')}")
+        for name, one in teachers.items()
     ]
 
 

@@ -25,6 +25,8 @@ PALETTE = (
 )  # fmt: skip
 # Of a picture, as an indexed PNG holds them.
 COLOURS = 256
+# Widest picture that stays readable where it is scaled down to a narrow screen; two go beside each other.
+FIT_PIXELS = 451
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "d", "8")
 
 
@@ -32,6 +34,12 @@ def new_figure(panels: int) -> tuple[Figure, list[Axes]]:
     """A figure with panels side by side."""
     figure = Figure(figsize=(6.4, 4.0) if panels == 1 else (3.5 * panels, 3.2), dpi=110, layout="constrained")
     return figure, [figure.add_subplot(1, panels, number + 1) for number in range(panels)]
+
+
+def stacked_figure(panels: int) -> tuple[Figure, list[Axes]]:
+    """A figure with panels one below the other, as wide as a narrow screen shows whole."""
+    figure = Figure(figsize=(FIT_PIXELS / 110, 2.5 * panels), dpi=110, layout="constrained")
+    return figure, [figure.add_subplot(panels, 1, number + 1) for number in range(panels)]
 
 
 def finish(axes: Axes, x_label: str, y_label: str, *, legend: bool = True, columns: int = 2) -> None:

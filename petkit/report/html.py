@@ -13,7 +13,15 @@ from typing import Any
 from petkit.artifacts import atomic_write
 from petkit.errors import ArtifactError, InputError
 from petkit.report.distillation import MEASURES as COMPARED
-from petkit.report.distillation import before_and_after, by_data_set, draw_distillation, teacher_rows
+from petkit.report.distillation import (
+    before_and_after,
+    by_data_set,
+    captions,
+    draw_distillation,
+    origin_rows,
+    teacher_rows,
+)
+from petkit.report.figures import FIT_PIXELS
 from petkit.report.plots import read_metrics, training_curves
 from petkit.report.rounding import significant
 from petkit.report.tables import Table, bytes_text, format_cell
@@ -68,6 +76,8 @@ td.number, td.whole { white-space: nowrap; } td.long { min-width: 14rem; overflo
 figure { margin: .5rem 0 1rem; } img { display: block; max-width: 100%; height: auto; background: #fff;
   border-radius: 6px; }
 @media (max-width: 60rem) { img { max-width: none; } }
+figure.fit { display: inline-block; vertical-align: top; margin-right: 1rem; width: 451px; max-width: 100%; }
+figure.fit img { max-width: 100%; }
 pre { background: var(--panel); padding: .8rem 1rem; border-radius: 6px; overflow-x: auto;
   font-size: .85rem; }
 summary { cursor: pointer; color: var(--soft); } .good { color: var(--good); } .bad { color: var(--bad); }
@@ -128,13 +138,13 @@ def write_report(run_folder: Path) -> Path:
         ArtifactError: result.json is missing or one of the JSON files is damaged.
     """
     result = _read_json(run_folder / "result.json", required=True)
-    _draw_curves(run_folder)
+    told = _draw_curves(run_folder, result)
     sections = [
         *_headline_section(result),
-        *_plots_section(run_folder),
+        *_plots_section(run_folder, told),
         *_checks_section(_read_json(run_folder / "checks.json")),
         *_list_sections(result),
-        *_origin_section(_read_json(run_folder / "petkit.json")),
+        *_origin_section(_read_json(run_folder / "petkit.json"), result),
         *_details_section(result),
         *_text_section("Configuration", run_folder / "config.yaml"),
     ]
@@ -146,13 +156,15 @@ def write_report(run_folder: Path) -> Path:
     )
 
 
-def _draw_curves(run_folder: Path) -> None:
+def _draw_curves(run_folder: Path, result: Mapping[str, Any]) -> dict[str, str]:
+    """Draw what a run logged; return captions by the pictures' names."""
     metrics = run_folder / "metrics.jsonl"
-    if metrics.is_file() and any(
-        "loss" in key or "accuracy" in key for row in read_metrics(metrics) for key in row
-    ):
-        training_curves(metrics, run_folder / "plots" / "training.png")
-        draw_distillation(read_metrics(metrics), run_folder / "plots")
+    rows = read_metrics(metrics) if metrics.is_file() else []
+    if not any("loss" in key or "accuracy" in key for row in rows for key in row):
+        return {}
+    training_curves(metrics, run_folder / "plots" / "training.png")
+    draw_distillation(rows, run_folder / "plots")
+    return captions(rows, result)
 
 
 def _headline_section(result: Mapping[str, Any]) -> list[Section]:
@@ -205,7 +217,7 @@ def _details_section(result: Mapping[str, Any]) -> list[Section]:
         name: value
         for name, value in flatten(result).items()
         if name not in TOLD
-        and not name.startswith(("per_class.", *TOLD_EACH))
+        and not name.startswith(("per_class.", "teachers.", *TOLD_EACH))
         and not _is_records(value)
         and value is not None
     }
@@ -221,6 +233,8 @@ def _result_text(name: str, value: Any) -> str:
         return significant(value)
     if isinstance(value, (bool, int, float, str)) or value is None:
         return format_cell(value, FORMATS.get(name, ""))
+    if name.endswith("interval") and isinstance(value, list) and len(value) == 2:
+        return " to ".join(format_cell(end) for end in value)
     return json.dumps(value)
 
 
@@ -247,9 +261,9 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _plots_section(run_folder: Path) -> list[Section]:
+def _plots_section(run_folder: Path, told: Mapping[str, str]) -> list[Section]:
     images = tuple(sorted((run_folder / "plots").glob("*.png")))
-    return [Section("Plots", images=images)] if images else []
+    return [Section("Plots", images=images, captions=told)] if images else []
 
 
 def _checks_section(checks: Mapping[str, Any]) -> list[Section]:
@@ -263,7 +277,7 @@ def _checks_section(checks: Mapping[str, Any]) -> list[Section]:
     return [Section("Checks", tables=(Table(("check", "outcome", "detail"), rows),))]
 
 
-def _origin_section(manifest: Mapping[str, Any]) -> list[Section]:
+def _origin_section(manifest: Mapping[str, Any], result: Mapping[str, Any]) -> list[Section]:
     if not manifest:
         return []
     base = manifest.get("base") or {}
@@ -279,6 +293,7 @@ def _origin_section(manifest: Mapping[str, Any]) -> list[Section]:
             "Origin",
             tables=(
                 Table(("base model", ""), about),
+                Table(("learnt from", ""), tuple(origin_rows(result))),
                 Table(("command", "petkit", "created"), lineage),
             ),
         )
@@ -320,7 +335,6 @@ def _section(section: Section) -> str:
 
 def _caption(image: Path) -> str:
     known = {
-        "training": "Loss, accuracy and learning rate at every optimiser step.",
         "teaching": "What the student learns of labels and teacher, at every optimiser step.",
     }
     return known.get(image.stem, image.stem.replace("_", " "))
@@ -370,7 +384,10 @@ def _image(path: Path, caption: str) -> str:
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
         raise InputError(f"image {path} must be a PNG file, got another format")
     data = base64.b64encode(content).decode("ascii")
+    # A PNG's width stands behind its signature and the name of its first part.
+    fits = int.from_bytes(content[16:20]) <= FIT_PIXELS
+    figure = '<figure class="fit">' if fits else "<figure>"
     return (
-        f'<figure><div class="wide"><img alt="{escape(caption)}" src="data:image/png;base64,{data}"></div>'
+        f'{figure}<div class="wide"><img alt="{escape(caption)}" src="data:image/png;base64,{data}"></div>'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )

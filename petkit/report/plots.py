@@ -14,10 +14,21 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from petkit.errors import InputError
-from petkit.report.figures import colour, finish, marker, need, new_figure, percent_axis, save
+from petkit.report.figures import (
+    colour,
+    finish,
+    marker,
+    need,
+    new_figure,
+    percent_axis,
+    save,
+    stacked_figure,
+)
 from petkit.report.statistics import Interval
 
 ACCURACY = "test accuracy (95 % interval)"
+# What names of a metrics.jsonl hold, and what the panel of each says.
+FAMILIES = (("loss", "loss (nats)"), ("accuracy", "accuracy"), ("learning_rate", "learning rate"))
 
 
 @dataclass(frozen=True)
@@ -175,7 +186,7 @@ def grouped_intervals(
 
 
 def training_curves(metrics_path: Path, out_png: Path) -> Path:
-    """Draw the losses, accuracies and learning rate that a run logged, one panel each.
+    """Draw the losses, accuracies and learning rate that a run logged, one panel each, one below the other.
 
     Args:
         metrics_path: metrics.jsonl: one JSON object a line with `step`, and numbers under names that hold
@@ -189,16 +200,13 @@ def training_curves(metrics_path: Path, out_png: Path) -> Path:
         InputError: a line that is not a JSON object, or no number to draw.
     """
     curves = number_curves(read_metrics(metrics_path))
-    families = [
-        ("loss", "loss (nats)"), ("accuracy", "accuracy"), ("learning_rate", "learning rate")
-    ]  # fmt: skip
     panels = [
-        (label, {name: curve for name, curve in curves.items() if word in name}) for word, label in families
+        (label, {name: curve for name, curve in curves.items() if word in name}) for word, label in FAMILIES
     ]
     panels = [(label, found) for label, found in panels if found]
     if not panels:
         raise InputError(f"{metrics_path} must log loss, accuracy or learning_rate, got {sorted(curves)}")
-    figure, all_axes = new_figure(len(panels))
+    figure, all_axes = stacked_figure(len(panels))
     for axes, (label, found) in zip(all_axes, panels, strict=True):
         for index, (name, points) in enumerate(found.items()):
             draw_curve(axes, _series(name) or name, points, index)
@@ -209,6 +217,14 @@ def training_curves(metrics_path: Path, out_png: Path) -> Path:
         whose = f"{_series(next(iter(found)))} {label}".strip() if len(found) == 1 else label
         finish(axes, "optimiser step", whose, legend=len(found) > 1)
     return save(figure, out_png)
+
+
+def training_caption(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say what `training_curves` shows of rows of a metrics.jsonl."""
+    names = {name for row in rows for name in row}
+    shown = [word.replace("_", " ") for word, _ in FAMILIES if any(word in name for name in names)]
+    listed = shown[-1] if len(shown) < 2 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+    return f"{listed.capitalize()} at every optimiser step."
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -80,6 +80,7 @@ def sample(
     *,
     greedy: bool = False,
     vocab: int | None = None,
+    name: str = "",
 ) -> list[Completion]:
     """Draw a completion of each prompt; a seed gives the same one whatever the other rows are.
 
@@ -95,6 +96,7 @@ def sample(
         greedy: take the likeliest token, for evaluation: neither seeds nor temperature and filters count.
         vocab: draw from the first so many ids alone; None from all. Models fill their tables up with rows
             that stand for nothing.
+        name: of the model, for messages.
 
     Returns:
         The completions, in the order of the prompts. One may be an end token alone.
@@ -103,7 +105,7 @@ def sample(
         InputError: a prompt without a token, with an id of another vocabulary or that fills the model's
             context; a prefix that holds an end token or a stop, or leaves nothing to draw; the message names
             the row.
-        PetkitError: logits that are no distribution; the message names the row.
+        PetkitError: logits that are no distribution; the message names model and row.
 
     Source:
         `Draw`.
@@ -117,7 +119,7 @@ def sample(
     _check_stops(given, stops)
     rooms = rooms_of(prompts, given, settings.max_new_tokens, context)
     starts = [(*prompt, *prefix) for prompt, prefix in zip(prompts, given, strict=True)]
-    drawing = _Drawing(model, settings, ends, padding, stops, greedy, vocab)
+    drawing = _Drawing(model, settings, ends, padding, stops, greedy, vocab, name)
     found: dict[int, Completion] = {}
     with _evaluating(model):
         for rows in _batches([len(start) for start in starts], rooms, settings.batch_size, context):
@@ -237,6 +239,7 @@ class _Drawing:
     stops: Stops | None
     greedy: bool
     vocab: int | None
+    name: str
 
     def draw(self, rows: Sequence[_Row]) -> list[Completion]:
         """The completions of one batch."""
@@ -245,7 +248,11 @@ class _Drawing:
         width = ids.shape[1]
         ending = Ending(self.stops, [row.prefix for row in rows], width, None) if self.stops else None
         progress = _Progress(rows, self.ends, width, ending)
-        processors = [_First(self.vocab), _Finite(progress), *(() if self.greedy else self._draws(rows))]
+        processors = [
+            _First(self.vocab),
+            _Finite(progress, self.name),
+            *(() if self.greedy else self._draws(rows)),
+        ]
         # Inference tensors that a module keeps, such as those of long contexts, could not be trained with.
         with _settings_in_place(self.model, self._generation(max(row.room for row in rows))), torch.no_grad():
             output = self.model.generate(  # type: ignore[operator]
@@ -333,10 +340,11 @@ class _Finite:
 
     Args:
         progress: of the batch; of rows that have ended nothing is asked.
+        name: of the model, for the message.
     """
 
-    def __init__(self, progress: _Progress) -> None:
-        self._progress = progress
+    def __init__(self, progress: _Progress, name: str) -> None:
+        self._progress, self._of = progress, f" of {name}" if name else ""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         # The maximum is nan with a nan, inf with an inf, and -inf where no token is possible.
@@ -344,8 +352,8 @@ class _Finite:
         for row, sound, ended in zip(self._progress.rows, finite, self._progress.ended, strict=True):
             if not sound and not ended:
                 raise PetkitError(
-                    f"the logits after prompts[{row.number}] must be a distribution, got nan, inf or nothing "
-                    "but -inf"
+                    f"the logits{self._of} after prompts[{row.number}] must be a distribution, got nan, inf "
+                    "or nothing but -inf"
                 )
         return scores
 

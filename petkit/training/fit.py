@@ -89,6 +89,7 @@ def fit(
     workers: int = 0,
     begin: Callable[[int], None] = lambda step: None,
     measures: Sequence[str] = (),
+    tokens: bool = False,
 ) -> Fitted:
     """Train the trainable parameters of a model.
 
@@ -106,6 +107,7 @@ def fit(
         workers: loader processes.
         begin: told the number of every optimiser step before its first micro-batch, 0 first.
         measures: names of what the step function measures besides, in StepOutput.measures.
+        tokens: whether the terms that a step counts are tokens, whose rate is then recorded.
 
     Returns:
         How it went. The model holds the last weights, or the best ones where validation selects.
@@ -115,7 +117,7 @@ def fit(
         PetkitError: the loss is not finite, a checkpoint cannot be written, or a signal asked to stop (exit
             code 130 or 143 after saving).
     """
-    loop = _Loop(model, step, train, config, context, seed, identity, validate, begin, measures)
+    loop = _Loop(model, step, train, config, context, seed, identity, validate, begin, measures, tokens)
     with StopRequest() as request:
         stopped = loop.run(request, workers)
     loop.keep_best()
@@ -158,10 +160,11 @@ class _Loop:
         validate: Callable[[], Validation] | None,
         begin: Callable[[int], None],
         measures: Sequence[str],
+        tokens: bool,
     ) -> None:
         self.model, self.step, self.train, self.config, self.context = model, step, train, config, context
         self.seed, self.identity, self.validate = seed, identity, validate
-        self.begin, self.names = begin, tuple(measures)
+        self.begin, self.names, self.tokens = begin, tuple(measures), tokens
         # A sum and a number of terms of each, of the step at hand.
         self.measured = torch.zeros(len(self.names), 2, dtype=torch.float64, device=context.device)
         lengths = getattr(train, "batch_lengths", None)
@@ -256,7 +259,7 @@ class _Loop:
         self.progress.seconds += seconds
         self.timed += seconds
         self.examples += self.plan.step_examples(step)
-        self._report(sums, norm, self.schedule.rate(step), self.plan.step_examples(step) / seconds)
+        self._report(sums, norm, self.schedule.rate(step), self.plan.step_examples(step), seconds)
         return votes
 
     def _accumulate(self, batches: Iterator[Any], votes: _Votes) -> tuple[_Sums, _Votes]:
@@ -310,14 +313,17 @@ class _Loop:
         self.context.world.sum_([square])
         return square.sqrt().to(norm.dtype)
 
-    def _report(self, sums: _Sums, norm: float, rate: float, examples_per_second: float) -> None:
+    def _report(self, sums: _Sums, norm: float, rate: float, examples: int, seconds: float) -> None:
         loss = sums.loss / sums.count
         record = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
         if sums.classified:
             record["accuracy"] = sums.correct / sums.classified
         measured = zip(self.names, self.measured.tolist(), strict=True)
         record |= {name: total / terms for name, (total, terms) in measured if terms}
-        self._record({**record, "examples_per_second": examples_per_second})
+        record["examples_per_second"] = examples / seconds
+        if self.tokens:
+            record["tokens_per_second"] = sums.count / seconds
+        self._record(record)
         self.terms += sums.count
         average, terms = self.examples / self.timed, self.terms / self.timed
         self.context.watch(StepReport(self.progress.step, self.last_step, loss, rate, average, terms))

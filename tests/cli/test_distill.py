@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -129,7 +130,7 @@ def test_a_stopped_run_goes_on(distill):
 
 BAD = [
     ({"teacher": {}}, "teacher needs one of model, domains and cache, got none"),
-    ({"teacher": {"model": "none"}}, "model.name must be hf/ORG/NAME or a local folder, got 'none'"),
+    ({"teacher": {"model": "none"}}, "teacher.model must be hf/ORG/NAME or a local folder, got 'none'"),
     ({"student__model__name": "timm/test_vit"}, "is an image model; task causal_lm needs"),
     ({"student__model__nme": "x"}, "did you mean student.model.name?"),
     (
@@ -199,8 +200,13 @@ def test_a_teacher_without_a_distribution_ends_the_run_with_1(distill, tmp_path)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     result = distill(teacher={"model": str(folder)})
     assert (result.code, result.out) == (1, "")
-    assert "error: the teacher's logits must be finite, got nan or inf" in result.err
+    assert f"error: the logits of the teacher {folder} must be finite, got nan or inf" in result.err
     assert "Traceback" not in result.err
+    assert "computed whole" not in result.err
+    result = distill(student={"model": {"name": str(folder)}})
+    assert (result.code, result.out) == (1, "")
+    assert f"error: the logits of the student {folder} after prompts[" in result.err
+    assert "computed whole" not in result.err
 
 
 def test_help_shows_the_commands_own_options(petkit):
@@ -307,7 +313,7 @@ def test_killed_and_resumed_gives_the_same_bytes(petkit, write, tmp_path, step):
     assert (tmp_path / "killed" / TENSORS).read_bytes() == (tmp_path / "whole" / TENSORS).read_bytes()
     told = [
         [
-            {k: v for k, v in row.items() if k != "examples_per_second"}
+            {k: v for k, v in row.items() if not k.endswith("_per_second")}
             for row in tiny.records(tmp_path / name)
         ]
         for name in ("killed", "whole")
@@ -353,6 +359,29 @@ def test_a_cache_is_made_and_learnt_from(petkit, models, tmp_path):
     nowhere = ("--set", "teacher.model=null", "--set", "teacher.cache=nowhere", "-o", tmp_path / "other")
     none = petkit("distill", file, *nowhere)
     assert (none.code, "must be a cache of `petkit distill cache`" in none.err) == (2, True)
+
+
+def test_a_cache_leaves_other_folders_alone(petkit, models, tmp_path):
+    train = tiny.write_questions(tmp_path / "prompts.jsonl")
+    file, folder = tmp_path / "cached.yaml", tmp_path / "mine"
+    file.write_text(json.dumps(tiny.content(tmp_path / "run", *models, train, objective={"kind": "opd"})))
+    folder.mkdir()
+    (folder / "letter.txt").write_text("dear")
+    for place, message in (
+        (folder, f"output folder {folder} is not empty and holds no cache: choose another"),
+        (folder / "letter.txt", "letter.txt must be a folder, it is a file: choose another"),
+    ):
+        found = petkit("distill", "cache", file, "-o", place)
+        assert (found.code, found.out) == (2, "")
+        assert message in found.err
+    assert [path.name for path in folder.iterdir()] == ["letter.txt"]
+
+
+def test_the_rate_of_a_single_step_is_not_told(distill):
+    result = distill("--set", "training.max_steps=1")
+    assert result.code == 0, result.err
+    (line,) = [line for line in result.err.splitlines() if line.startswith("training 1/1")]
+    assert re.fullmatch(r"training 1/1, loss -?[\d.]+, [\d,]+ tokens/s", line)
 
 
 def test_help_of_a_cache(petkit):

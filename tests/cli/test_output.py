@@ -89,6 +89,13 @@ def test_progress_goes_on_from_what_was_done_before(capsys, monkeypatch):
     ]
 
 
+def test_progress_of_what_was_done_before_has_no_rate(capsys):
+    output.configure_logging()
+    with output.progress("train", total=1, done=1) as advance:
+        advance(0, note="loss 1")
+    assert capsys.readouterr().err.splitlines() == ["train 1/1, loss 1"]
+
+
 def test_progress_is_silent_when_quiet(capsys):
     output.configure_logging(quiet=True)
     with output.progress("train", total=1) as advance:

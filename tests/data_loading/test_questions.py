@@ -46,3 +46,11 @@ def test_kinds_and_prompts():
 def test_faulty_rows(row, message):
     with pytest.raises(ValueError, match=message):
         parse_question(row)
+
+
+@pytest.mark.parametrize("answer", [["x"], {"a": 1}, True, False, []])
+def test_an_answer_is_a_text_or_a_number(answer):
+    with pytest.raises(ValueError, match="answer must be a text or a number, got "):
+        parse_question({"question": "q", "answer": answer})
+    for given, wanted in ((7, "7"), (1.5, "1.5"), (" x ", "x"), (None, None)):
+        assert parse_question({"question": "q", "answer": given}).answer == wanted

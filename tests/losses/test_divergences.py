@@ -164,3 +164,23 @@ def test_names_load_on_first_use():
     assert all(callable(getattr(losses, name)) for name in losses.__all__)
     with pytest.raises(AttributeError, match=r"module 'petkit.losses' has no attribute 'forward'"):
         _ = losses.forward
+
+
+@pytest.mark.parametrize("function", [forward_kl, reverse_kl, jsd])
+@pytest.mark.parametrize("value", [NAN, float("inf")])
+@pytest.mark.parametrize("side", ["student_logits", "teacher_logits"])
+def test_logits_that_are_no_distribution_are_named(function, value, side):
+    student, teacher = logits(13)
+    (student if side == "student_logits" else teacher)[1, 2, 5] = value
+    with pytest.raises(InputError, match=f"{side} must be finite, or -inf .* at batch 1, token 2"):
+        function(student, teacher)
+    mask = torch.ones(SHAPE[:2], dtype=torch.bool)
+    mask[1, 2] = False
+    assert function(student, teacher, mask=mask).isfinite()
+
+
+def test_an_impossible_token_is_no_error():
+    student, teacher = logits(14)
+    student[0, 0, 3] = -torch.inf
+    assert forward_kl(student, teacher) == torch.inf
+    assert reverse_kl(student, teacher).isfinite()

@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from petkit.errors import InputError
+from petkit.losses import head_log_probs, jsd
 from petkit.losses.masked import blank, masked_mean, token_mask
+from petkit.ops.divergence import divergence
+from petkit.ops.selected_log_probs import selected_log_probs
 
 NAN = float("nan")
 CPU = torch.device("cpu")
@@ -54,3 +57,26 @@ def test_a_blank_reaches_no_gradient():
     (blank(values, kept) ** 2).sum().backward()
     assert values.grad.tolist() == [[[2.0, 4.0], [0.0, 0.0]]]
     assert blank(torch.tensor([[NAN, 3.0]]), torch.tensor([[False, True]])).tolist() == [[0.0, 3.0]]
+
+
+@pytest.mark.parametrize("value", [0.5, -1.0, NAN, 2, -3])
+def test_a_mask_of_other_numbers_is_refused(value):
+    mask = torch.ones(2, 3, dtype=torch.int64 if isinstance(value, int) else torch.float32)
+    mask[1, 0] = value
+    logits, states, head = torch.randn(2, 3, 7), torch.randn(2, 3, 4), torch.randn(7, 4)
+    ids = torch.zeros(2, 3, 1, dtype=torch.int64)
+    for call in (
+        lambda: token_mask(mask, torch.Size((2, 3)), CPU),
+        lambda: masked_mean(torch.ones(2, 3), mask),
+        lambda: jsd(logits, logits, mask=mask),
+        lambda: divergence(logits, logits, mask=mask),
+        lambda: selected_log_probs(logits, ids, mask),
+        lambda: head_log_probs(states, head, ids, mask=mask),
+    ):
+        with pytest.raises(InputError, match=rf"mask must be .* 0 and 1, got {value:g} at batch 1, token 0"):
+            call()
+
+
+def test_a_mask_of_complex_numbers_is_refused():
+    with pytest.raises(InputError, match=r"mask must be bool or numbers of 0 and 1, got torch.complex64"):
+        token_mask(torch.ones(2, dtype=torch.complex64), torch.Size((2,)), CPU)

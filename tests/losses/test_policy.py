@@ -66,3 +66,28 @@ def test_what_cannot_be_used_is_refused():
     ):
         with pytest.raises(InputError, match=message):
             policy_gradient(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [(0, NAN), (1, NAN), (2, NAN), (0, float("inf")), (1, float("inf")), (1, float("-inf"))],
+)
+def test_numbers_that_are_not_finite_are_named(place, value):
+    arguments = [torch.full((2, 3), -1.0) for _ in range(3)]
+    arguments[place][1, 2] = value
+    name = ("log_probs", "advantages", "old_log_probs")[place]
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    with pytest.raises(InputError, match=f"{name} must be finite, got {value:g} at batch 1, token 2"):
+        policy_gradient(arguments[0], arguments[1], mask, arguments[2])
+    mask[1, 2] = False
+    assert policy_gradient(arguments[0], arguments[1], mask, arguments[2]).isfinite()
+
+
+def test_a_single_nan_is_found_without_an_older_policy():
+    ones = -torch.ones(2, 3)
+    strange = ones.clone()
+    strange[0, 1] = NAN
+    with pytest.raises(InputError, match=r"^advantages must be finite, got nan at batch 0, token 1$"):
+        policy_gradient(ones, strange)
+    with pytest.raises(InputError, match=r"^log_probs must be finite, got nan at batch 0, token 1$"):
+        policy_gradient(strange, ones)

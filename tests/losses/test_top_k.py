@@ -188,3 +188,38 @@ def test_log_probabilities_are_checked():
     for values in (torch.tensor([0.01]), torch.tensor([-1.0, NAN]), torch.tensor([INF])):
         with pytest.raises(InputError, match="x must be log-probabilities"):
             check_log_probs("x", values)
+
+
+def test_an_id_twice_is_refused_where_it_counts():
+    student, _, ids, top = both(9, 4)
+    ids = ids.clone()
+    ids[1, 3, 2] = ids[1, 3, 0]
+    with pytest.raises(
+        InputError,
+        match=f"top_ids must name 4 different tokens, got {int(ids[1, 3, 0])} twice at batch 1, token 3",
+    ):
+        topk_forward_kl(student, ids, top)
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    mask[1, 3] = False
+    assert topk_forward_kl(student, ids, top, mask).isfinite()
+
+
+def test_a_student_without_a_distribution_is_named():
+    student, _, ids, top = both(9, 4)
+    student = student.clone()
+    student[0, 2, 7] = NAN
+    with pytest.raises(InputError, match=r"student_logits must be finite, .* at batch 0, token 2"):
+        topk_forward_kl(student, ids, top)
+
+
+def test_the_place_of_what_is_no_log_probability_is_told():
+    values = -torch.ones(2, 3, 4)
+    values[1, 0, 2] = NAN
+    with pytest.raises(InputError, match="got nan in 1 places, the first at batch 1, token 0, rank 2"):
+        check_log_probs("x", values)
+    values[1, 0, 2] = 0.5
+    with pytest.raises(InputError, match=r"at most 0, got 0\.5, the first at batch 1, token 0, rank 2"):
+        check_log_probs("x", values)
+    kept = torch.ones(2, 3, dtype=torch.bool)
+    kept[1, 0] = False
+    check_log_probs("x", values, kept)

@@ -2,7 +2,17 @@
 
 import json
 
-from petkit.report.distillation import before_and_after, by_data_set, draw_distillation, teacher_rows
+import pytest
+from PIL import Image
+
+from petkit.report.distillation import (
+    before_and_after,
+    by_data_set,
+    captions,
+    draw_distillation,
+    teacher_rows,
+)
+from petkit.report.figures import FIT_PIXELS
 from petkit.report.html import write_report
 
 RESULT = {
@@ -52,14 +62,14 @@ def test_data_sets_stand_beside_each_other(tmp_path):
     result = {"status": "completed", "before": before, "after": after}
     table = by_data_set(result)
     assert table.columns == ("data set", "measure", "before", "after")
-    assert table.rows == (
-        ("sums", "reward", 0.5, 0.75),
-        ("sums", "answers", 4, 4),
-        ("words", "reward", 0.0, 0.5),
-        ("words", "answers", 4, 4),
-    )
-    assert before_and_after(result).rows == (("reward", 0.25, 0.625), ("answers", 8, 8))
-    assert by_data_set({"before": None, "after": after}).rows[0] == ("sums", "reward", None, 0.75)
+    assert [row for row in table.rows if row[1] in ("reward", "answers")] == [
+        ("sums", "reward", "50.0%", "75.0%"),
+        ("sums", "answers", "4", "4"),
+        ("words", "reward", "0.0%", "50.0%"),
+        ("words", "answers", "4", "4"),
+    ]
+    assert ("reward", "25.0%", "62.5%") in before_and_after(result).rows
+    assert by_data_set({"before": None, "after": after}).rows[0] == ("sums", "reward", "", "75.0%")
     assert by_data_set({"after": measured(1.0, 4)}) is by_data_set({}) is None
     (tmp_path / "result.json").write_text(json.dumps(result))
     page = write_report(tmp_path).read_text()
@@ -75,3 +85,95 @@ def test_evaluations_are_curves(tmp_path):
     draw_distillation([*rows, evaluated], more)
     pictures = [(folder / "learning.png").read_bytes() for folder in (plain, more)]
     assert pictures[0] != pictures[1]
+
+
+def measured(reward, forward=0.5):
+    reverse = None if forward is None else 0.25
+    return {"reward": reward, "interval": [0.1, 0.625], "forward_kl": forward, "reverse_kl": reverse, "n": 24}
+
+
+def on_policy(**more):
+    """The result of a distillation of language models."""
+    return {
+        "status": "completed",
+        "objective": "tropd",
+        "steps": 8,
+        "best_step": None,
+        "teachers": {"": {"id": "models/large", "sha256": "cd"}},
+        "before": measured(0.25),
+        "after": measured(0.5),
+    } | more
+
+
+ROW = {"loss": -1.5, "learning_rate": 1e-3, "gradient_norm": 1.0, "reward": 0.5, "reverse_kl": 0.4}
+ROW |= {"outlier_ratio": 0.1, "entropy": 0.3, "teacher_entropy": 0.2, "response_length": 9.0}
+
+
+def write_run(folder, result, **more):
+    rows = [{"step": step, **ROW, **more} for step in (1, 2)]
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "petkit.json").write_text(json.dumps({"base": {"id": "models/small"}, "lineage": []}))
+    return rows
+
+
+def test_the_result_says_of_which_step_it_is():
+    table = before_and_after(on_policy())
+    assert ("reward", "25.0%", "50.0%") in table.rows
+    assert ("95 % interval of the reward", "10.0% to 62.5%", "10.0% to 62.5%") in table.rows
+    assert "of step 8, the last one" in table.note
+    assert "of step 3, which the validation prompts chose" in before_and_after(on_policy(best_step=3)).note
+    assert "No divergences" not in table.note
+    served = before_and_after(on_policy(before=None, after=measured(0.5, None)))
+    assert "No divergences: a served or kept teacher" in served.note
+    assert [row[1] for row in served.rows] == [""] * 3
+
+
+def test_a_report_has_the_teacher_and_captions_and_no_lists(tmp_path):
+    write_run(tmp_path, on_policy())
+    page = write_report(tmp_path).read_text()
+    assert page.count("models/large, sha256 cd") == 1
+    assert page.index("<h2>Origin</h2>") < page.index("models/large, sha256 cd")
+    assert "[0.1" not in page
+    for part in (
+        "Loss and learning rate at",
+        "may be negative",
+        "Gradient norm: before",
+        "Outliers: the mean",
+    ):
+        assert part in page
+    assert "accuracy and learning rate" not in page
+
+
+def test_every_panel_can_be_seen_on_a_narrow_screen(tmp_path):
+    write_run(tmp_path, on_policy())
+    page = write_report(tmp_path).read_text()
+    pictures = sorted((tmp_path / "plots").iterdir())
+    assert [picture.name for picture in pictures] == ["learning.png", "tokens.png", "training.png"]
+    for picture in pictures:
+        with Image.open(picture) as image:
+            width, height = image.size
+        assert width <= FIT_PIXELS
+        # One below the other.
+        assert height > width
+    assert page.count('<figure class="fit">') == 3
+    assert "figure.fit img { max-width: 100%; }" in page
+
+
+@pytest.mark.parametrize(
+    ("more", "objective", "part"),
+    [
+        ({"unguided_reward": 0.5}, "opd", "counts what the teacher wrote at their beginnings"),
+        ({"forward_kl": 0.1}, "gkd", "and forward, on all tokens."),
+        ({"forward_kl": 0.1}, "fkl", "and forward, on the teacher's likeliest, the others as one."),
+        ({"trusted": 0.1}, "tropd", "within the trust region: the part"),
+    ],
+)
+def test_captions_tell_of_what_was_drawn(tmp_path, more, objective, part):
+    plain = captions(write_run(tmp_path, on_policy()), on_policy(objective=objective))
+    found = captions(write_run(tmp_path, on_policy(), **more), on_policy(objective=objective))
+    assert part in " ".join(found.values())
+    assert part not in " ".join(plain.values())
+    assert captions([{"step": 1, "loss": 1.0, "accuracy": 0.5}], {}) == {
+        "training.png": "Loss and accuracy at every optimiser step."
+    }

@@ -385,9 +385,19 @@ def test_a_teacher_without_a_distribution_is_refused(name, value):
     head = Head(model)
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight[3, 5] = value
-    with pytest.raises(PetkitError, match="the teacher's logits must be finite, got nan or inf") as raised:
-        teacher_scores(head, ragged(), 2)
+    message = "the logits of the teacher models/t must be finite, got nan or inf"
+    with pytest.raises(PetkitError, match=message) as raised:
+        teacher_scores(head, ragged(), 2, name="models/t")
     assert raised.value.exit_code == 1
+
+
+def test_a_plain_head_is_seen_through_nan(caplog):
+    model = llama()
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[3, 5] = float("nan")
+    with caplog.at_level(logging.INFO, logger="petkit"):
+        assert Head(model).is_plain
+    assert not caplog.records
 
 
 def test_more_likeliest_tokens_than_there_are_are_refused():

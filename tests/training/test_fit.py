@@ -409,3 +409,11 @@ def test_an_observer_is_told_terms_over_time(run: Run, toy: Any) -> None:
     run(toy.config(), watch=reports.append)
     assert len(reports) == 8
     assert all(report.terms_per_second == pytest.approx(report.examples_per_second) for report in reports)
+
+
+def test_the_rate_of_tokens_is_recorded_where_terms_are_tokens(run: Run, toy: Any) -> None:
+    _, plain = run(toy.config(epochs=1), folder="plain")
+    _, counted = run(toy.config(epochs=1), folder="tokens", tokens=True)
+    assert all("tokens_per_second" not in row for row in plain.history)
+    # A term of the toy is an example.
+    assert all(row["tokens_per_second"] == row["examples_per_second"] > 0 for row in counted.history)

@@ -124,7 +124,8 @@ def check_curves(expected: Path, found: Path, rows: int) -> None:
     assert len(pairs) == rows
     for one, other in pairs:
         for row in (one, other):
-            row.pop("examples_per_second", None)
+            for rate in ("examples_per_second", "tokens_per_second"):
+                row.pop(rate, None)
         assert other == pytest.approx(one, rel=1e-4, abs=1e-6)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from petkit.errors import InputError
 from petkit.losses.masked import blank, token_mask
 from petkit.losses.top_k import Tail, check_log_probs, top_k_terms
+from petkit.ops._checks import bool_mask, first_place
 
 MaskMode = Literal["bernoulli", "expected", "hard"]
 Outlier = Literal["fkl", "mask", "clip", "rkl"]
@@ -71,7 +72,7 @@ def trust_mask(
         (...) float32 between 0 and 1, without a gradient.
 
     Raises:
-        InputError: shapes differ, or an unknown mode.
+        InputError: shapes differ, an unknown mode, or log-probabilities that are none.
 
     Source:
         TrOPD, section 3: the acceptance of speculative decoding (Leviathan, Kalman and Matias, 2023). Under
@@ -81,6 +82,23 @@ def trust_mask(
     if mode not in get_args(MaskMode):
         raise InputError(f"mode must be one of {', '.join(get_args(MaskMode))}, got {mode!r}")
     gain = rewards(student_log_probs, teacher_log_probs)
+    check_log_probs("student_log_probs", student_log_probs)
+    check_log_probs("teacher_log_probs", teacher_log_probs)
+    return trust_of(gain, mode, generator, threshold)
+
+
+def trust_of(gain: Tensor, mode: MaskMode, generator: torch.Generator | None, threshold: float) -> Tensor:
+    """Which tokens lie within the trust region, by what they are worth; see `trust_mask`.
+
+    Args:
+        gain: (...) as `rewards` gives it.
+        mode: as in `trust_mask`.
+        generator: likewise.
+        threshold: likewise.
+
+    Returns:
+        (...) float32 between 0 and 1.
+    """
     if mode == "hard":
         return (gain >= threshold).float()
     log_trust = gain.clamp_max(0.0)
@@ -196,12 +214,34 @@ def _check_inputs(
             raise InputError(f"{name} must be {tuple(kept.shape)}{more}, got {tuple(values.shape)}")
     for name, values in {**own, **top}.items():
         if values is not None:
-            check_log_probs(name, values[kept])
-    if own["student_log_probs"][kept].isinf().any():
-        raise InputError("student_log_probs must be finite, for the student wrote the tokens, got -inf")
-    for name, values in weights.items():
-        if values is not None and not ((values[kept] >= 0) & (values[kept] <= 1)).all():
-            raise InputError(f"{name} must lie between 0 and 1, got {values[kept].tolist()}"[:120])
+            check_log_probs(name, values, kept)
+    impossible = own["student_log_probs"].isinf() & kept
+    if impossible.any():
+        raise InputError(
+            "student_log_probs must be finite, for the student wrote the tokens, got -inf at "
+            f"{first_place(impossible)}"
+        )
+    _check_top(kept, *top.values())
+    if weights["prefix_mask"] is not None:
+        bool_mask("prefix_mask", blank(weights["prefix_mask"], kept))
+    trust = weights["trust"]
+    assert trust is not None
+    strange = kept & ~((trust >= 0) & (trust <= 1))
+    if strange.any():
+        raise InputError(
+            f"trust must lie between 0 and 1, got {float(trust[strange][0]):g} at {first_place(strange)}"
+        )
+
+
+def _check_top(kept: Tensor, student: Tensor | None, teacher: Tensor | None) -> None:
+    """Refuse a student that finds impossible what its teacher does not: its divergence is infinite."""
+    if student is None or teacher is None or student.shape != teacher.shape:
+        return
+    apart = student.isinf() & ~teacher.isinf() & kept[..., None]
+    if apart.any():
+        raise InputError(
+            f"student_top_log_probs must be finite where top_log_probs are, got -inf at {first_place(apart)}"
+        )
 
 
 def tropd_terms(
@@ -263,7 +303,7 @@ def tropd_terms(
     if prefix_mask is None:
         return own
     given = beta * (teacher_log_probs.detach().clamp_min(LEAST_LOG_PROB) - student_log_probs)
-    return torch.where(prefix_mask.to(torch.bool), given, own)
+    return torch.where(prefix_mask != 0, given, own)
 
 
 def prefix_length(step: int, total_steps: int, max_length: int) -> int:

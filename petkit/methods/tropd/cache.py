@@ -17,6 +17,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from petkit.artifacts import atomic_write
+from petkit.artifacts.run_directory import is_unstarted
 from petkit.errors import ArtifactError, ConfigError, InputError
 
 MANIFEST = "cache.json"
@@ -150,6 +151,21 @@ def write_manifest(folder: Path, manifest: CacheManifest) -> None:
     """Write what a cache is, whole or not at all."""
     text = json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
     atomic_write(folder / MANIFEST, text.encode())
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder for a cache that holds something else.
+
+    Args:
+        folder: of the cache; it may be missing, or hold one.
+
+    Raises:
+        InputError: a file, or a folder with other content.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"output {folder} must be a folder, it is a file: choose another")
+    if folder.is_dir() and not (folder / MANIFEST).exists() and not is_unstarted(folder):
+        raise InputError(f"output folder {folder} is not empty and holds no cache: choose another")
 
 
 def begin(folder: Path, wanted: CacheManifest) -> CacheManifest:

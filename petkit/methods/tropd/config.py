@@ -224,6 +224,10 @@ class DistillTrainingConfig(TrainingConfig):
     min_learning_rate: float = Field(default=0.0, ge=0)
     """Learning rate at the end of the cosine."""
 
+    select: Literal["validation", "last"] = "last"
+    """last: keep the last step; validation: keep the step whose greedy answers to the prompts of
+    `data.validation` are right most often. Both learn from the prompts of `data.train` alone."""
+
     sharding: Literal["none", "fsdp2"] = "none"
     """fsdp2: several processes share the weights of a student with `tuning: full` out, with their gradients
     and AdamW's moments; each holds all weights while responses are drawn. none: each holds all of that."""

@@ -124,6 +124,7 @@ def _answers(step: DistillationStep, chosen: Sequence[Prompt]) -> list[_Answer]:
         step.writer.stops,
         greedy=True,
         vocab=step.head.vocab,
+        name=step.student,
     )
     rollout = Rollout(chosen, answers)
     rewards = [reward or 0.0 for reward in step.rewards(rollout)]

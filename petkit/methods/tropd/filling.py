@@ -16,6 +16,7 @@ from petkit.methods.tropd.cache import (
     CacheManifest,
     Writer,
     begin,
+    check_folder,
     chunked,
     log_tail,
     pack_rows,
@@ -52,11 +53,13 @@ def fill(
         JSON-ready values: numbers of responses and tokens.
 
     Raises:
+        InputError: the folder holds something else than a cache.
         ConfigError: the folder is a cache of other settings, or the recipe's teacher is one itself.
         PetkitError: whatever else stops it; shards that are finished stay.
     """
     if config.teacher.cache:
         raise ConfigError("teacher.model or teacher.domains must name who is asked, got teacher.cache")
+    check_folder(folder)
     # Nobody but the models here and the teacher writes.
     ready = prepare(config.model_copy(update={"rollout": RolloutConfig()}), context)
     vocab = ready.step.head.vocab
@@ -158,6 +161,7 @@ def _written(
             own.writer.padding,
             own.writer.stops,
             vocab=own.head.vocab,
+            name=own.student,
         )
     found: dict[int, Completion] = {}
     for dataset in dict.fromkeys(prompt.question.dataset for prompt in prompts):

@@ -13,7 +13,7 @@ from petkit.errors import InputError
 from petkit.losses.masked import blank
 from petkit.losses.policy import policy_gradient_terms
 from petkit.losses.top_k import check_log_probs, top_k_terms
-from petkit.methods.tropd.algorithm import LEAST_LOG_PROB, rewards, tropd_terms, trust_mask
+from petkit.methods.tropd.algorithm import LEAST_LOG_PROB, rewards, tropd_terms, trust_of
 from petkit.methods.tropd.config import Objective, ObjectiveConfig
 
 
@@ -53,6 +53,9 @@ class Tokens:
 
     divergence: Tensor | None = None
     """The generalised Jensen-Shannon divergence over all tokens, with a gradient."""
+
+    forward_kl: Tensor | None = None
+    """KL(teacher || student) over all tokens, without a gradient, for the record."""
 
     @property
     def own(self) -> Tensor:
@@ -220,7 +223,7 @@ def objective_sum(tokens: Tokens, config: ObjectiveConfig, progress: float) -> T
     Source:
         TrOPD, section 3, for the prefix.
     """
-    check_log_probs("teacher_log_probs", tokens.teacher_log_probs[tokens.mask])
+    check_log_probs("teacher_log_probs", tokens.teacher_log_probs, tokens.mask)
     tokens = tokens.blanked()
     terms = REGISTRY[config.kind](tokens, config, progress)
     if config.kind not in ("gkd", "fkl"):
@@ -247,7 +250,8 @@ def draw_trust(
         (batch, tokens) between 0 and 1.
     """
     mode = config.trust if config.kind == "tropd" else "expected"
-    return trust_mask(student_log_probs, teacher_log_probs, mode, generator, config.threshold)
+    # Nan of a student in training is told of as a loss that is not finite.
+    return trust_of(rewards(student_log_probs, teacher_log_probs), mode, generator, config.threshold)
 
 
 def most_uncertain(tokens: Tokens, part: float) -> Tensor:

@@ -67,6 +67,7 @@ def run(config: DistillConfig, context: RunContext) -> dict[str, Any] | None:
         Trust region on-policy distillation, arXiv:2606.01249; the baselines are named in objectives.py.
     """
     ready = prepare(config, context)
+    served = ready.step.served
     with claim_folder(context) as directory:
         # Before a checkpoint is loaded, so that a run that goes on has it too.
         before = ready.evaluate() if context.world.is_main else None
@@ -83,6 +84,7 @@ def run(config: DistillConfig, context: RunContext) -> dict[str, Any] | None:
             validate=ready.validate if _evaluates(config) else None,
             begin=ready.step.begin,
             measures=(*MEASURES, *DRIFTS),
+            tokens=True,
         )
         ready = ready.finished()
         if directory is None:
@@ -98,6 +100,8 @@ def run(config: DistillConfig, context: RunContext) -> dict[str, Any] | None:
             atomic_write(folder / "README.md", distilled_card(lineage, config, ready, result).encode())
             write_json(folder / "result.json", result)
     raise_failed([check], context)
+    if served is not None:
+        served.finished()
     return result
 
 
@@ -123,9 +127,7 @@ def plan(config: DistillConfig, context: RunContext) -> dict[str, Any]:
         "device": str(context.device),
         "processes": context.world.size,
         "student": {"id": ready.loaded.base_id, "sha256": ready.loaded.base_sha256},
-        "teachers": {
-            name: {"id": one.name, "sha256": one.sha256} for name, one in ready.teachers.teachers.items()
-        },
+        "teachers": ready.teachers.facts(),
         "objective": config.objective.kind,
         "prompts": {
             "train": len(ready.train),
@@ -335,6 +337,7 @@ def _summary(
         "task": "distillation",
         "objective": config.objective.kind,
         "tuning": config.student.tuning,
+        "teachers": ready.teachers.facts(),
         "evaluated": "artifact, reloaded",
         "before": before,
         "after": after,

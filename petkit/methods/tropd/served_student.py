@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -87,6 +88,11 @@ class ServedStudent:
                 self._write(whole, self._folder)
                 self._remote.load(self._folder)
         self._is_up_to_date = True
+
+    def finished(self) -> None:
+        """Remove the weights that were written beside the run's own folder, where nobody chose another."""
+        if self._world.is_main and self._remote is not None and self.config.folder is None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def draw(
         self, prompts: Sequence[Ids], seeds: Sequence[int], prefixes: Sequence[Ids] | None

@@ -17,6 +17,7 @@ from petkit.methods.tropd.objectives import Tokens, draw_trust, objective_sum
 from petkit.methods.tropd.prompts import Prompt
 from petkit.methods.tropd.served_student import ServedStudent, sampled_log_probs
 from petkit.methods.tropd.teachers import CachedTeacher, Teachers
+from petkit.ops.divergence import Divergence
 from petkit.rollout.sampling import Completion, context_length, sample
 from petkit.rollout.scoring import Head, Sequences, TeacherScores, pack, student_log_probs
 from petkit.rollout.stops import Stops
@@ -28,6 +29,7 @@ from petkit.training.sharding import Placement, Together
 # Means that metrics.jsonl has of every step; those that a run has no numbers for are left out.
 MEASURES = (
     "reward",
+    "unguided_reward",
     "outlier_ratio",
     "trusted",
     "reverse_kl",
@@ -91,6 +93,11 @@ class DistillationStep:
         self.total_steps, self.ends = total_steps, frozenset(ends)
         self.step = 0
 
+    @property
+    def student(self) -> str:
+        """What messages call it."""
+        return f"the student {self.config.student.model.name}"
+
     def of(self, model: nn.Module) -> DistillationStep:
         """The same for another model in the student's place, such as its reloaded artifact."""
         found = copy(self)
@@ -142,8 +149,17 @@ class DistillationStep:
         ids = [prompt.ids for prompt in prompts]
         if self.served is not None:
             return Rollout(prompts, self.served.draw(ids, seeds, prefixes))
-        own, stops, vocab = self.config.sampling, self.writer.stops, self.head.vocab
-        found = sample(model, ids, seeds, own, self.writer.padding, stops, prefixes=prefixes, vocab=vocab)
+        found = sample(
+            model,
+            ids,
+            seeds,
+            self.config.sampling,
+            self.writer.padding,
+            self.writer.stops,
+            prefixes=prefixes,
+            vocab=self.head.vocab,
+            name=self.student,
+        )
         return Rollout(prompts, found)
 
     def _taken(self, cached: CachedTeacher, batch: Sequence[tuple[int, Prompt]]) -> Rollout:
@@ -195,7 +211,8 @@ class DistillationStep:
             student_top_log_probs=top,
             top_log_probs=scores.top_log_probs,
             trust=draw_trust(own, scores.log_probs, objective, generator),
-            divergence=divergence,
+            divergence=None if divergence is None else divergence.loss,
+            forward_kl=None if divergence is None else divergence.forward_kl,
         )
         return tokens, scores
 
@@ -207,14 +224,14 @@ class DistillationStep:
 
     def _divergence(
         self, sequences: Sequences, datasets: Sequence[str], top_ids: Tensor | None
-    ) -> tuple[LogProbs, Tensor]:
-        """A divergence over all tokens, and the same log-probabilities for the record, from one pass."""
+    ) -> tuple[LogProbs, Divergence]:
+        """Divergences over all tokens, and the same log-probabilities for the record, from one pass."""
         states, temperature = self.head.states(sequences), self.config.sampling.temperature
         with torch.no_grad():
             sampled = student_log_probs(self.head, sequences, top_ids, temperature, states.detach())
         beta = self.config.objective.jsd_beta
         found = self.teachers.divergence(self.head, states, sequences, datasets, beta, temperature)
-        return sampled, found.loss
+        return sampled, found
 
     def _beginnings(self, batch: Sequence[tuple[int, Prompt]]) -> dict[int, list[int]]:
         """What the teacher gives of each prompt's response; empty where it gives nothing."""
@@ -282,12 +299,19 @@ class DistillationStep:
             found["teacher_entropy"] = mean(scores.entropy)
         if tokens.trust is not None and self.config.objective.kind == "tropd":
             found["trusted"] = mean(tokens.trust)
-        if tokens.student_top_log_probs is not None and tokens.top_log_probs is not None:
+        if tokens.forward_kl is not None:
+            found["forward_kl"] = mean(tokens.forward_kl)
+        elif tokens.student_top_log_probs is not None and tokens.top_log_probs is not None:
             found["forward_kl"] = mean(
                 top_k_terms(tokens.student_top_log_probs, tokens.top_log_probs, "bucket")
             )
-        scored = [reward for reward in self.rewards(rollout) if reward is not None]
-        return found | {"reward": (sum(scored), float(len(scored)))}
+        pairs = zip(self.rewards(rollout), rollout.completions, strict=True)
+        scored = [(reward, one.prefix) for reward, one in pairs if reward is not None]
+        found["reward"] = _total([reward for reward, _ in scored])
+        if self.config.guidance.responses == "live":
+            # What a teacher began may hold its answer.
+            found["unguided_reward"] = _total([reward for reward, prefix in scored if prefix == 0])
+        return found
 
     def rewards(self, rollout: Rollout) -> list[float | None]:
         """Whether each response holds the right answer; None where none is known."""
@@ -301,6 +325,11 @@ class DistillationStep:
         """A response without its end."""
         text = self.writer.decode(completion.tokens)
         return self.writer.stops.cut(text) if self.writer.stops else text
+
+
+def _total(values: Sequence[float]) -> tuple[float, float]:
+    """A sum and its number of terms."""
+    return sum(values), float(len(values))
 
 
 def _drift(differences: Tensor) -> dict[str, tuple[float, float]]:

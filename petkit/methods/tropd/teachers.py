@@ -26,7 +26,7 @@ from petkit.rollout.endpoint import api_key, is_endpoint, parse_endpoint
 from petkit.rollout.remote_sampling import RemoteSampler
 from petkit.rollout.sampler import end_tokens
 from petkit.rollout.sampling import Completion, context_length, sample
-from petkit.rollout.scoring import Head, Sequences, TeacherScores, teacher_scores
+from petkit.rollout.scoring import Head, Sequences, TeacherScores, not_finite, teacher_scores
 from petkit.rollout.stops import Stops
 
 Ids = Sequence[int]
@@ -75,13 +75,22 @@ class LocalTeacher:
 
     def scores(self, sequences: Sequences, top_k: int, temperature: float) -> TeacherScores:
         """What it says of responses, see `teacher_scores`."""
-        return teacher_scores(self.head, sequences, top_k, temperature)
+        return teacher_scores(self.head, sequences, top_k, temperature, self.name)
 
     def write(
         self, prompts: Sequence[Ids], seeds: Sequence[int], settings: SamplingConfig, stops: Stops | None
     ) -> list[Completion]:
         """Responses of its own, see `sample`."""
-        return sample(self.head.model, prompts, seeds, settings, self.padding, stops, vocab=self.head.vocab)
+        return sample(
+            self.head.model,
+            prompts,
+            seeds,
+            settings,
+            self.padding,
+            stops,
+            vocab=self.head.vocab,
+            name=f"the teacher {self.name}",
+        )
 
 
 @dataclass(frozen=True)
@@ -270,6 +279,10 @@ class Teachers:
         """Of the teachers, each once; of a cache the one that was asked."""
         return tuple(dict.fromkeys(one.name for one in self.teachers.values()))
 
+    def facts(self) -> dict[str, dict[str, str]]:
+        """Name and hash of each, by the data set, for plans and results."""
+        return {key: {"id": one.name, "sha256": one.sha256} for key, one in self.teachers.items()}
+
     @property
     def cached(self) -> CachedTeacher | None:
         """The cache, where responses are from one."""
@@ -343,6 +356,7 @@ class Teachers:
 
         Raises:
             InputError: a teacher whose whole distribution cannot be had.
+            PetkitError: a teacher's logits that are no distribution.
         """
         whole: list[Tensor] = [states.new_zeros(sequences.mask.shape, dtype=torch.float32)] * 3
         for teacher, rows in self._shares(datasets, states.device):
@@ -352,6 +366,9 @@ class Teachers:
             with torch.no_grad():
                 others = teacher.head.states(own)
             found = student.divergence(states[rows], teacher.head, others, own.mask, beta, temperature)
+            unknown = found.forward_kl.isnan()
+            if unknown.any() and not teacher.head.logits(others[unknown][:1]).amax().isfinite():
+                raise not_finite(f"the teacher {teacher.name}")
             whole = [all_.index_copy(0, rows, part) for all_, part in zip(whole, found, strict=True)]
         return Divergence(*whole)
 

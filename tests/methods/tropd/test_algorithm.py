@@ -257,6 +257,44 @@ def test_trust_masks_that_cannot_be_drawn_are_refused():
         trust_mask(ones, ones[:, :1])
 
 
+@pytest.mark.parametrize("mode", ["bernoulli", "expected", "hard"])
+@pytest.mark.parametrize("side", [0, 1])
+def test_trust_in_what_is_no_log_probability_is_refused(mode, side):
+    name = ("student_log_probs", "teacher_log_probs")[side]
+    for value, message in ((NAN, "got nan in 1 places"), (0.5, "of at most 0, got 0.5")):
+        sides = [torch.full((2, 3), -1.0) for _ in range(2)]
+        sides[side][1, 2] = value
+        with pytest.raises(InputError, match=f"{name} must be .*{message}, the first at batch 1, token 2"):
+            trust_mask(*sides, mode)
+
+
+def test_a_student_that_finds_the_teachers_tokens_impossible_is_refused():
+    _, sides, named = given(tokens(12))
+    named["mask"] = torch.ones(SHAPE)
+    own = named["student_top_log_probs"].detach().clone()
+    own[2, 3, 1] = -INF
+    named["student_top_log_probs"] = own
+    message = (
+        "student_top_log_probs must be finite where top_log_probs are, got -inf at batch 2, token 3, rank 1"
+    )
+    with pytest.raises(InputError, match=message):
+        tropd_loss(*sides, **named)
+    # Nothing is wrong where the teacher finds the token impossible too.
+    named["top_log_probs"] = named["top_log_probs"].clone()
+    named["top_log_probs"][2, 3, 1] = -INF
+    for tail in ("none", "renormalize", "bucket"):
+        assert tropd_loss(*sides, **named, tail=tail).isfinite()
+
+
+def test_a_prefix_is_whole():
+    _, sides, named = given(tokens(12))
+    named["mask"] = torch.ones(SHAPE)
+    named["prefix_mask"] = torch.zeros(SHAPE)
+    named["prefix_mask"][0, 1] = 0.5
+    with pytest.raises(InputError, match=r"prefix_mask must be bool .* got 0.5 at batch 0, token 1"):
+        tropd_loss(*sides, **named)
+
+
 def test_prefixes_have_the_lengths_of_the_paper():
     assert [prefix_length(step, 200, 8096) for step in (0, 100, 200)] == [8096, 4048, 0]
     assert prefix_length(500, 200, 8096) == 0

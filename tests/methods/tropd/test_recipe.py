@@ -70,7 +70,10 @@ def test_a_student_is_trained_and_comes_back(recipe, tmp_path, bits):
     if bits == 1:
         assert result["bytes"]["adapter"] < 512 * 4 / 8
     for row in tiny.records(folder):
-        assert set(MEASURES) <= set(row)
+        assert set(MEASURES) - {"unguided_reward"} <= set(row)
+        assert row["tokens_per_second"] / row["examples_per_second"] == pytest.approx(
+            row["response_length"] * 2
+        )
         assert all(0 <= row[name] <= 1 for name in ("reward", "outlier_ratio", "trusted", "finished"))
         assert (row["prefix_length"], row["response_length"] > 0) == (0, True)
     # The artifact measures as the run did.
@@ -113,7 +116,7 @@ def test_every_objective_runs(recipe, kind):
     assert len(rows) == 2
     assert all(row["gradient_norm"] > 0 for row in rows)
     assert all(("trusted" in row) == (kind == "tropd") for row in rows)
-    assert all(("forward_kl" in row) == (kind in ("tropd", "fkl", "eopd")) for row in rows)
+    assert all(("forward_kl" in row) == (kind in ("tropd", "fkl", "eopd", "gkd")) for row in rows)
     assert all(check.ok for check in verify(Path(config.output)))
 
 
@@ -160,13 +163,16 @@ def test_gkd_is_the_divergence_of_the_models_own_logits(recipe):
     config = recipe(objective={"kind": "gkd", "jsd_beta": 0.3})
     ready, batch, output = first_step(config)
     rollout = ready.step.roll_out(ready.model, batch)
-    total, teacher = 0.0, ready.teachers.of("").head.model
+    total, forward, teacher = 0.0, 0.0, ready.teachers.of("").head.model
     for prompt, completion in zip(rollout.prompts, rollout.completions, strict=True):
         ids = torch.tensor([[*prompt.ids, *completion.tokens]])
         with torch.no_grad():
             sides = [one(input_ids=ids).logits[0, len(prompt.ids) - 1 : -1] for one in (ready.model, teacher)]
         total += float(divergence(*(side.contiguous() for side in sides), 0.3).loss.sum())
+        own, other = (side.double().log_softmax(-1) for side in sides)
+        forward += float((other.exp() * (other - own)).sum())
     assert float(output.loss.detach()) == pytest.approx(total, rel=1e-4)
+    assert output.measures["forward_kl"] == pytest.approx((forward, output.count), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["opd", "gkd"])
@@ -210,7 +216,7 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(recipe, tmp_path):
 
     def told(folder):
         rows = tiny.records(folder)
-        return [{key: row[key] for key in row if key != "examples_per_second"} for row in rows]
+        return [{key: row[key] for key in row if not key.endswith("_per_second")} for row in rows]
 
     whole = tmp_path / "whole"
     go(recipe(output=whole, **changes))
@@ -257,6 +263,24 @@ def test_guidance_is_recorded_and_comes_to_its_end(recipe):
     assert all(0 <= length <= bound for length, bound in zip(lengths, bounds, strict=True))
     assert sum(lengths[:3]) > sum(lengths[3:])
     assert all(row["response_length"] >= row["prefix_length"] + 1 for row in rows)
+
+
+def test_responses_that_a_teacher_began_have_a_reward_of_their_own(recipe):
+    config = recipe(guidance__responses="live", sampling__max_new_tokens=12, seed=1)
+    ready, batch, _ = first_step(config)
+    # A token is given with some of the prompts, and nothing with the others.
+    ready.step.begin(3)
+    rollout = ready.step.roll_out(ready.model, batch)
+    measures = ready.step(ready.model, batch).measures
+    free = [one.prefix == 0 for one in rollout.completions]
+    assert 0 < sum(free) < len(free)
+    rewards = ready.step.rewards(rollout)
+    assert measures["reward"] == (sum(rewards), len(rewards))
+    assert measures["unguided_reward"] == (
+        sum(reward for reward, own in zip(rewards, free, strict=True) if own),
+        sum(free),
+    )
+    assert "unguided_reward" not in first_step(recipe())[2].measures
 
 
 def test_guidance_ends_after_its_steps(recipe):
@@ -540,7 +564,8 @@ def broken(models, tmp_path):
 def test_a_teacher_without_a_distribution_ends_the_run(recipe, broken, changes):
     config = recipe(from_teacher=broken, **changes)
     with pytest.raises(
-        PetkitError, match=r"(logits must be finite|must be a distribution), got nan"
+        PetkitError,
+        match=r"(logits of the teacher .* must be finite|of the teacher .* must be a distribution), got nan",
     ) as raised:
         go(config)
     assert raised.value.exit_code == 1

@@ -61,6 +61,8 @@ def test_a_served_student_learns_what_one_here_does(config, recipe, served, tmp_
     go(own)
     go(here)
     assert served.loads == 4
+    # What the server was given is in the artifact now.
+    assert not Path(f"{own.output}.served").exists()
     for one, other in zip(tiny.records(here.output), tiny.records(own.output), strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-3, abs=1e-5)
         assert other["response_length"] == one["response_length"]
