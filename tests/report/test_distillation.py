@@ -73,7 +73,7 @@ def test_data_sets_stand_beside_each_other(tmp_path):
     assert by_data_set({"after": measured(1.0, 4)}) is by_data_set({}) is None
     (tmp_path / "result.json").write_text(json.dumps(result))
     page = write_report(tmp_path).read_text()
-    assert page.count("words") == 2
+    assert page.count("words") == 3
     assert "datasets" not in page
 
 
