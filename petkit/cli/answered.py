@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from petkit.cli import common
 from petkit.cli.distill import measured_rows
 from petkit.errors import ConfigError, PetkitError
 
@@ -33,6 +34,7 @@ class Asked:
     base: str | None
     mode: Literal["packed", "dense"]
     precision: Precision
+    allow_code: bool
 
 
 def answers_questions(artifact: Path, kind: str | None, data: str | None, split: str) -> bool:
@@ -109,6 +111,7 @@ def evaluate(artifact: Path, asked: Asked, place: torch.device) -> dict[str, Any
         )
     flags = {"data.skip_bad": asked.skip_bad or None, "sampling.batch_size": asked.batch_size}
     config = measured_recipe(artifact, asked.data, asked.settings, flags)
+    common.check_code(config.reward.function, asked.allow_code)
     whole = config.student.tuning == "full"
     found = measure(artifact, config, place, mode=asked.mode, base=asked.base, precision=asked.precision)
     known = {name: value for name, value in found.payload().items() if not name.endswith("_kl")}

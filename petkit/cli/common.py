@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 
 from petkit.cli.shipped import shipped_recipe, shipped_recipes
-from petkit.errors import ConfigError
+from petkit.errors import ConfigError, SafetyError
 
 if TYPE_CHECKING:
     from petkit.training.config import Precision
@@ -32,6 +32,14 @@ class Dtype(str, Enum):
 
 
 JsonFlag: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+AllowCodeFlag: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code-exec",
+        help="Run the recipe's reward.function, in a child process with limits: no security boundary.",
+        rich_help_panel=DANGER_PANEL,
+    ),
+]
 ConfigArgument: TypeAlias = Annotated[
     list[str] | None,
     typer.Argument(metavar="RECIPE", help="Recipe files, or names of shipped recipes; a later one wins."),
@@ -119,3 +127,23 @@ def _recipe_file(text: str) -> Path:
     if near:
         raise ConfigError(f"recipe {text} does not exist; did you mean {near}? (see `petkit recipes ls`)")
     return path
+
+
+def check_code(function: str | None, allowed: bool) -> None:
+    """Refuse to run a recipe's own code unless that was allowed.
+
+    Args:
+        function: the recipe's reward.function.
+        allowed: whether --allow-code-exec was given.
+
+    Raises:
+        ConfigError: it was, and there is no such code.
+        SafetyError: it was not.
+    """
+    if function is None and allowed:
+        raise ConfigError("--allow-code-exec has no effect without reward.function: leave it out")
+    if function is not None and not allowed:
+        raise SafetyError(
+            f"reward.function {function} is code that would run here: read it, then pass --allow-code-exec "
+            "(a child process with limits, which is no security boundary), or --set reward.function=null"
+        )

@@ -21,20 +21,26 @@ WrittenBy = Literal["teacher", "student"]
 
 
 @grouped
-def command(surroundings: Surroundings, skip_bad: SkipBadFlag = False) -> None:
+def command(
+    surroundings: Surroundings, skip_bad: SkipBadFlag = False, allow_code: common.AllowCodeFlag = False
+) -> None:
     """Teach a student on its own responses, judged by a teacher, and write it as one artifact folder.
 
     A recipe with `kind: vision` teaches an image classifier the logits and features of another one.
     """
     files = common.recipe_files(surroundings.recipe, surroundings.config)
-    teach = _images if method_for("distill", files, surroundings.settings or ()).kind == "vision" else _text
-    teach(surroundings, skip_bad)
+    if method_for("distill", files, surroundings.settings or ()).kind == "vision":
+        common.check_code(None, allow_code)
+        _images(surroundings, skip_bad)
+    else:
+        _text(surroundings, skip_bad, allow_code)
 
 
-def _text(surroundings: Surroundings, skip_bad: bool) -> None:
+def _text(surroundings: Surroundings, skip_bad: bool, allow_code: bool) -> None:
     from petkit.methods.tropd.config import DistillConfig
 
     config = surroundings.resolve(DistillConfig, **{"data.skip_bad": skip_bad or None})
+    common.check_code(config.reward.function, allow_code)
     check_output(Path(config.output), surroundings.overwrite, surroundings.resume is not None)
 
     from petkit.methods.tropd import recipe

@@ -182,6 +182,7 @@ class Machine:
     device: common.DeviceOption = "auto"
     dtype: common.DtypeOption = common.Dtype.FLOAT32
     threads: common.ThreadsOption = None
+    allow_code: common.AllowCodeFlag = False
 
     @property
     def examples(self) -> int:
@@ -233,6 +234,8 @@ def command(
         raise ConfigError(
             "--min-reward is for the answers of distilled language models to questions: leave it out"
         )
+    if not asks:
+        common.check_code(None, machine.allow_code)
     if asks:
         result, rows = _measure_answers(artifact, examples, weights, limits, machine, place, mode)
     elif kind == "tagger":
@@ -271,6 +274,7 @@ def _measure_answers(
         base=machine.base,
         mode=mode.value,
         precision=machine.dtype.precision,
+        allow_code=machine.allow_code,
     )
     result = {**answered.evaluate(artifact, asked, place), "dtype": machine.dtype.value}
     return result, answered.evaluation_rows(result)

@@ -94,11 +94,11 @@ class Evaluation:
         }
 
 
-def wilson_interval(correct: int, n: int) -> tuple[float, float]:
+def wilson_interval(correct: float, n: int) -> tuple[float, float]:
     """Compute the 95 % interval of a proportion.
 
     Args:
-        correct: successes.
+        correct: successes, or a sum of numbers from 0 to 1, whose interval is then on the wide side.
         n: trials, at least 1.
 
     Returns:

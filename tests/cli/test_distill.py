@@ -390,3 +390,59 @@ def test_help_of_a_cache(petkit):
     for option in ("--by", "--top-k", "--output"):
         assert option in shown.out
     assert petkit("distill", "cache").code == 2
+
+
+OWN = """
+from pathlib import Path
+
+calls = []
+
+def score(question, response, **more):
+    calls.append(question)
+    if Path(__file__).with_name("broken").exists() and len(calls) > 4:
+        raise RuntimeError("no judge")
+    return 0.25
+"""
+
+
+@pytest.fixture
+def own_reward(tmp_path):
+    path = tmp_path / "rewards.py"
+    path.write_text(OWN)
+    return f"{path}:score"
+
+
+def test_a_reward_of_ones_own_needs_leave_and_counts(distill, petkit, own_reward, tmp_path):
+    questions = {"data__validation": str(tmp_path / "questions.jsonl"), "reward__function": own_reward}
+    refused = distill(DRY, **questions)
+    assert refused.code == 5
+    assert "rewards.py:score is code that would run here" in refused.err
+    assert "--allow-code-exec has no effect without reward.function" in distill("--allow-code-exec").err
+    result = distill("--allow-code-exec", **questions)
+    assert result.code == 0, result.err
+    found = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (found["before"]["reward"], found["after"]["reward"]) == (0.25, 0.25)
+    steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {step["reward"] for step in steps if "reward" in step} == {0.25}
+    lineage = json.loads((tmp_path / "run" / "petkit.json").read_text())["lineage"]
+    assert "reward" in lineage[0]["inputs"]
+    assert petkit("eval", tmp_path / "run").code == 5
+    again = petkit("eval", tmp_path / "run", "--allow-code-exec", "--json")
+    assert json.loads(again.out)["reward"] == 0.25
+    plain = petkit("eval", tmp_path / "run", "--set", "reward.function=null", "--json")
+    assert json.loads(plain.out)["reward"] != 0.25, plain.err
+
+
+def test_a_reward_that_fails_loses_nothing(distill, own_reward, tmp_path):
+    settings = {"reward__function": own_reward, "training__batch_size": 1, "training__max_steps": 8}
+    missing = distill("--allow-code-exec", DRY, **settings | {"reward__function": f"{own_reward}s"})
+    assert missing.code == 2
+    assert "cannot be used: ImportError: it has no function scores" in missing.err
+    (tmp_path / "broken").touch()
+    failed = distill("--allow-code-exec", **settings)
+    assert failed.code == 1
+    assert "rewards.py:score raised RuntimeError: no judge (rewards.py:9) for the response" in failed.err
+    (tmp_path / "broken").unlink()
+    # Of two responses a step.
+    assert "checkpoint-2: go on with --resume when the cause is mended" in failed.err
+    assert distill("--allow-code-exec", "--resume", **settings).code == 0

@@ -29,7 +29,7 @@ def distilled_card(
     """
     sizes, stopped = result["bytes"], f", stopped by {result['stopped']}" if result["stopped"] else ""
     whole, loaded = config.student.tuning == "full", ready.loaded
-    rows = []
+    rows, own_reward = [], config.reward.function
     for time in ("before", "after"):
         if result[time] is not None:
             rows.append((time, _measured(result[time])))
@@ -37,6 +37,7 @@ def distilled_card(
             rows += [(f"{time}, {name}", _measured(one)) for name, one in named.items()]
     rows += [
         ("objective", config.objective.kind),
+        ("reward", f"`{own_reward}`" if own_reward else "answers compared with the questions'"),
         ("teacher", ", ".join(f"`{name}`" for name in ready.teachers.names)),
         ("student before", f"`{loaded.base_id}`, sha256 `{loaded.base_sha256}`"),
         ("weights" if whole else "adapter", f"{sizes['bytes' if whole else 'adapter']:,} bytes"),

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from petkit.configuration import Config, applies_to
+from petkit.configuration import Config, applies_to, outside
 from petkit.models.config import AdapterConfig, ModelConfig
 from petkit.rollout.config import SamplingConfig, TokenServerConfig
 from petkit.training.config import TrainingConfig
@@ -186,6 +186,18 @@ class PromptsConfig(Config):
     """Leave faulty lines out, each named in the log, instead of stopping there."""
 
 
+class RewardConfig(Config):
+    """How responses are judged. The reward measures and selects; no objective learns from it."""
+
+    function: str | None = None
+    """FILE.py:NAME, a function of your own, called with question, choices, answer, dataset and response by
+    name; it returns a number from 0 to 1. It runs in a child process, after --allow-code-exec alone. null:
+    responses are compared with the questions' answers."""
+
+    timeout: float = Field(default=10.0, gt=0, json_schema_extra=applies_to(function=(outside(),)))
+    """Seconds that a call may take."""
+
+
 class DistillAdapterConfig(AdapterConfig):
     """Where adapters go in a frozen student, how wide they are and how many bits hold a weight."""
 
@@ -254,6 +266,7 @@ class DistillConfig(Config):
     guidance: GuidanceConfig = GuidanceConfig()
     data: PromptsConfig
     sampling: SamplingConfig = SamplingConfig()
+    reward: RewardConfig = RewardConfig()
     rollout: RolloutConfig = RolloutConfig()
 
     samples: int = Field(default=4, ge=1, le=1024)

@@ -20,10 +20,10 @@ class Measures:
     """Of greedy answers to prompts with known answers."""
 
     reward: float
-    """Part of the answers that are right."""
+    """Part of the answers that are right, or the mean of a reward from 0 to 1."""
 
     interval: tuple[float, float]
-    """95 % Wilson interval of it."""
+    """95 % Wilson interval of it: for a reward between 0 and 1 it is on the wide side."""
 
     forward_kl: float | None
     """Mean over the answers' tokens of KL(teacher || student) over all tokens, in nats."""
@@ -158,7 +158,7 @@ def _measures(answers: Sequence[_Answer]) -> Measures:
     n, right = len(answers), sum(answer.reward for answer in answers)
     tokens = sum(answer.tokens for answer in answers)
     forward, reverse = (_mean([answer.divergences for answer in answers], side, tokens) for side in (0, 1))
-    return Measures(right / n, wilson_interval(round(right), n), forward, reverse, n, tokens)
+    return Measures(right / n, wilson_interval(right, n), forward, reverse, n, tokens)
 
 
 def _mean(divergences: Sequence[tuple[float, float] | None], side: int, tokens: int) -> float | None:

@@ -18,7 +18,7 @@ from petkit.errors import ConfigError
 from petkit.methods.tropd.config import DistillConfig
 from petkit.methods.tropd.evaluation import RewardEvaluation, evaluate_student
 from petkit.methods.tropd.prompts import load_prompts
-from petkit.methods.tropd.recipe import writer_of
+from petkit.methods.tropd.recipe import judge_of, writer_of
 from petkit.methods.tropd.step import DistillationStep
 from petkit.methods.tropd.teachers import Teachers, known_tokens, vocabulary_size
 from petkit.models.config import ModelConfig
@@ -38,6 +38,8 @@ SETTABLE = (
     "sampling.max_new_tokens",
     "sampling.stop",
     "sampling.batch_size",
+    "reward.function",
+    "reward.timeout",
 )
 SIZE = "data.validation_size"
 
@@ -125,11 +127,12 @@ def measure(
     assert config.data.validation is not None
     longest = (context_length(model) or sys.maxsize) - 1
     size = config.data.validation_size
-    prompts = load_prompts(config.data.validation, size, config.data, tokenizer, longest, labelled=True)
+    labelled = config.reward.function is None
+    prompts = load_prompts(config.data.validation, size, config.data, tokenizer, longest, labelled)
     # Rows that fill a table up stand for nothing.
     vocab = min(vocabulary_size(model), known_tokens(tokenizer))
     writer, ends = writer_of(config, tokenizer), end_tokens(model)
-    step = DistillationStep(config, Head(model, vocab), Teachers({}), writer, 1, ends)
+    step = DistillationStep(config, Head(model, vocab), Teachers({}), writer, 1, ends, None, judge_of(config))
     with autocast(device, precision):
         return evaluate_student(step, prompts)
 

@@ -25,6 +25,7 @@ from petkit.methods.tropd.writing import check_served, load_student, sizes_of, w
 from petkit.models.inserts import Site, insert
 from petkit.models.loaded import LoadedModel
 from petkit.models.loading import load_model
+from petkit.rollout.own_reward import Judge, OwnReward, by_answers
 from petkit.rollout.sampler import end_tokens
 from petkit.rollout.sampling import context_length
 from petkit.rollout.scoring import Head, without_dropout
@@ -67,6 +68,7 @@ def run(config: DistillConfig, context: RunContext) -> dict[str, Any] | None:
         Trust region on-policy distillation, arXiv:2606.01249; the baselines are named in objectives.py.
     """
     ready = prepare(config, context)
+    _try_out(ready.step.judge)
     served = ready.step.served
     with claim_folder(context) as directory:
         # Before a checkpoint is loaded, so that a run that goes on has it too.
@@ -119,6 +121,7 @@ def plan(config: DistillConfig, context: RunContext) -> dict[str, Any]:
         PetkitError: what would stop the run, too.
     """
     ready = prepare(config, context)
+    _try_out(ready.step.judge)
     steps = planned_steps(config.training, len(ready.train), config.seed, context.world.size)
     responses = steps["total"] * config.training.batch_size * context.world.size * config.samples
     return {
@@ -235,7 +238,7 @@ def prepare(config: DistillConfig, context: RunContext) -> Ready:
     writer = writer_of(config, loaded.tokenizer)
     served = _served(config, context, loaded, vocab) if config.rollout.model else None
     head, ends = Head(model, vocab), end_tokens(model)
-    distillation = DistillationStep(config, head, teachers, writer, total, ends, served)
+    distillation = DistillationStep(config, head, teachers, writer, total, ends, served, judge_of(config))
     ready = Ready(loaded, teachers, train, validation, sites, distillation, full_model_bytes)
     if context.resume is not None:
         check_drift(context.resume, _identity(config, ready, context))
@@ -268,7 +271,12 @@ def _prompts(
     validation = None
     if data.validation is not None:
         validation = load_prompts(
-            data.validation, data.validation_size, data, loaded.tokenizer, longest, labelled=True
+            data.validation,
+            data.validation_size,
+            data,
+            loaded.tokenizer,
+            longest,
+            labelled=config.reward.function is None,
         )
     for prompts in (train, validation):
         for prompt in [] if prompts is None else prompts.prompts:
@@ -287,6 +295,20 @@ def _check_room(prompt: Prompt, student: nn.Module, teachers: Teachers, limit: i
             f"{len(prompt.ids)} tokens of {prompt.question.name}, got {limit}: the context of the teacher "
             f"{teacher.name} is {context} tokens"
         )
+
+
+def judge_of(config: DistillConfig) -> Judge:
+    """What judges the responses."""
+    own = config.reward
+    if own.function is None:
+        return by_answers
+    return OwnReward(own.function, own.timeout)
+
+
+def _try_out(judge: Judge) -> None:
+    """See that a function of the user's own can be had, before anything is trained."""
+    if isinstance(judge, OwnReward):
+        judge.check()
 
 
 def writer_of(config: DistillConfig, tokenizer: Any) -> Writer:
@@ -320,6 +342,8 @@ def _identity(config: DistillConfig, ready: Ready, context: RunContext) -> dict[
         "data.sha256": ready.train.sha256,
         "processes": context.world.size,
     }
+    if isinstance(ready.step.judge, OwnReward):
+        found["reward.sha256"] = ready.step.judge.sha256
     return lasting_settings(config) | found
 
 

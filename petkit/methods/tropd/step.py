@@ -18,10 +18,10 @@ from petkit.methods.tropd.prompts import Prompt
 from petkit.methods.tropd.served_student import ServedStudent, sampled_log_probs
 from petkit.methods.tropd.teachers import CachedTeacher, Teachers
 from petkit.ops.divergence import Divergence
+from petkit.rollout.own_reward import Judge, by_answers
 from petkit.rollout.sampling import Completion, context_length, sample
 from petkit.rollout.scoring import Head, Sequences, TeacherScores, pack, student_log_probs
 from petkit.rollout.stops import Stops
-from petkit.rollout.verifiers import score
 from petkit.training.evaluate import StepOutput
 from petkit.training.seeds import derive, stream
 from petkit.training.sharding import Placement, Together
@@ -75,6 +75,7 @@ class DistillationStep:
         total_steps: optimiser steps of the whole training.
         ends: ids that end a text.
         served: writes the responses, where that is not the student here.
+        judge: of the responses.
     """
 
     def __init__(
@@ -86,9 +87,10 @@ class DistillationStep:
         total_steps: int,
         ends: Sequence[int] = (),
         served: ServedStudent | None = None,
+        judge: Judge = by_answers,
     ) -> None:
         self.config, self.head, self.teachers, self.writer = config, head, teachers, writer
-        self.served = served
+        self.served, self.judge = served, judge
         self.placement: Placement = Together()
         self.total_steps, self.ends = total_steps, frozenset(ends)
         self.step = 0
@@ -314,12 +316,9 @@ class DistillationStep:
         return found
 
     def rewards(self, rollout: Rollout) -> list[float | None]:
-        """Whether each response holds the right answer; None where none is known."""
-        pairs = zip(rollout.prompts, rollout.completions, strict=True)
-        return [
-            None if prompt.question.answer is None else score(prompt.question, self.text(one))
-            for prompt, one in pairs
-        ]
+        """How good each response is, 0 to 1; None where its answer is not known."""
+        questions = [prompt.question for prompt in rollout.prompts]
+        return self.judge(questions, [self.text(one) for one in rollout.completions])
 
     def text(self, completion: Completion) -> str:
         """A response without its end."""
