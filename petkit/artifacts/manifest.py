@@ -16,13 +16,20 @@ from petkit.errors import ArtifactError
 
 SCHEMA_VERSION = 1
 MAX_MANIFEST = 4 * 2**20
-WHOLE = ("merged model", "distilled model")
 OTHER_KINDS = {
     "router": "router",
     "tagger": "tagger",
     "translator": "translator",
     "merged": "merged model",
     "distilled": "distilled model",
+}
+# What each of them is for.
+TAKEN_BY = {
+    "router": "petkit route takes it",
+    "tagger": "petkit eval and petkit predict take it",
+    "translator": "petkit decode and petkit eval take it",
+    "merged model": "transformers, petkit serve and petkit route take it",
+    "distilled model": "transformers, petkit eval, petkit serve and petkit route take it",
 }
 
 _Deviation = Annotated[float, Field(gt=0)]
@@ -190,8 +197,8 @@ def parse_manifest(raw: bytes, path: str) -> Manifest:
     _check_version(content, path)
     kind = OTHER_KINDS.get(str(content.get("kind")))
     if kind is not None:
-        hint = "; transformers, petkit serve and petkit route take it" if kind in WHOLE else ""
-        raise ArtifactError(f"{path} describes a {kind}, but an adapter is needed here{hint}")
+        taken = TAKEN_BY[kind]
+        raise ArtifactError(f"{path} describes a {kind}, but an adapter is needed here; {taken}")
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:

@@ -95,7 +95,7 @@ def test_a_file_of_translations_can_be_learned_from(decode, student, tmp_path):
     result = decode(source, "--output", file)
     assert result.code == 0, result.err
     texts = translated(student, FIRST, SECOND)
-    assert result.out.splitlines() == texts
+    assert result.out.splitlines() == [texts[0], "", texts[1]]
     assert read_pairs(file) == [
         SentencePair(FIRST, " ".join(texts[0].split()), "1"),
         SentencePair(SECOND, " ".join(texts[1].split()), "3"),

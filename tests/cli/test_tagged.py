@@ -208,8 +208,11 @@ def test_inspect_and_verify_know_taggers(petkit, tagger):
 
 
 def test_commands_for_adapters_say_what_it_is(petkit, tagger):
-    result = petkit("diff", tagger, tagger)
-    assert (result.code, "describes a tagger, but an adapter is needed here" in result.err) == (2, True)
+    result = petkit("export", tagger, "--format", "peft", "-o", tagger.parent / "peft")
+    assert result.code == 2
+    assert "describes a tagger, but an adapter is needed here; petkit eval and petkit predict take it" in (
+        result.err
+    )
 
 
 def test_a_dry_run_prints_the_plan(petkit, tmp_path):

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from petkit.artifacts.kinds import kind_of
-from petkit.artifacts.manifest import OTHER_KINDS, WHOLE
 from petkit.artifacts.reader import MANIFEST
+from petkit.artifacts.whole_model import is_whole
 from petkit.data.images import normalize
 from petkit.errors import ConfigError, InputError, PetkitError
 from petkit.methods.vision_distillation.config import TeacherConfig, VisionDistillationConfig
@@ -81,7 +80,7 @@ def load_teacher(config: VisionDistillationConfig, classes: Sequence[str], devic
     own = config.teacher
     folder = Path(own.model).expanduser()
     with _named_keys():
-        if (folder / MANIFEST).exists() and OTHER_KINDS.get(str(kind_of(folder))) not in WHOLE:
+        if (folder / MANIFEST).exists() and not is_whole(folder):
             found = _of_artifact(own, folder, classes, device)
         else:
             found = _published(own, config.distillation.alpha > 0, classes)
