@@ -96,6 +96,9 @@ ELSEWHERE = {
     "data.skip_bad",
     # How many are written together changes no draw.
     "sampling.batch_size",
+    # Of code of the user's own: tests/rollout/test_own_reward.py and tests/cli/test_distill.py.
+    "reward.function",
+    "reward.timeout",
     # Of several processes: tests/training/test_sharding.py.
     "training.sharding",
     # Of servers: test_served_student.py.
