@@ -80,12 +80,12 @@ def refuse(flags: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: names the flag.
     """
-    for name, value in flags.items():
-        if value is not None and value != []:
-            raise ConfigError(
-                f"{name} has no effect on the reward of a distilled language model: leave it out"
-                + (", or use --min-reward" if name.startswith(("--min", "--max")) else "")
-            )
+
+    def why(name: str) -> str:
+        instead = ", or use --min-reward" if name.startswith(("--min", "--max")) else ""
+        return f" on the reward of a distilled language model: leave it out{instead}"
+
+    common.refuse_flags(flags, why)
 
 
 def evaluate(artifact: Path, asked: Asked, place: torch.device) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -147,3 +147,18 @@ def check_code(function: str | None, allowed: bool) -> None:
             f"reward.function {function} is code that would run here: read it, then pass --allow-code-exec "
             "(a child process with limits, which is no security boundary), or --set reward.function=null"
         )
+
+
+def refuse_flags(flags: Mapping[str, Any], why: Callable[[str], str]) -> None:
+    """Refuse flags that are given and have no effect.
+
+    Args:
+        flags: values by name; None where a flag was not given.
+        why: what to say behind the name of a flag.
+
+    Raises:
+        ConfigError: names the flag.
+    """
+    for name, value in flags.items():
+        if value is not None and value != []:
+            raise ConfigError(f"{name} has no effect{why(name)}")

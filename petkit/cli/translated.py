@@ -72,9 +72,7 @@ def refuse(flags: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: names the flag.
     """
-    for name, value in flags.items():
-        if value is not None and value != []:
-            raise ConfigError(f"{name} has no effect, since the artifact is a translator: leave it out")
+    common.refuse_flags(flags, lambda _: ", since the artifact is a translator: leave it out")
 
 
 def evaluate(
