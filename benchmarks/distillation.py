@@ -26,6 +26,8 @@ STARTS = ("near", "far")
 SPIKE = 5.0
 # Of the curves: each point is a mean of so many steps; and what is drawn, with the axis's label.
 WINDOW = 10
+# What is measured before and after a run, along greedy answers to the validation's questions.
+MEASURES = ("reward", "forward_kl", "reverse_kl")
 PANELS = {
     "reward": "reward",
     "reverse_kl": "reverse KL to the teacher (nats)",
@@ -126,10 +128,8 @@ def summary(folder: Path) -> dict[str, Any]:
     norms = [row["gradient_norm"] for row in rows if "gradient_norm" in row]
     median = statistics.median(norms)
     return {
-        "reward_before": result["before"]["reward"],
-        "reward": result["after"]["reward"],
-        "forward_kl": result["after"]["forward_kl"],
-        "reverse_kl": result["after"]["reverse_kl"],
+        "before": {name: result["before"][name] for name in MEASURES},
+        **{name: result["after"][name] for name in MEASURES},
         "gradient_median": median,
         "gradient_largest": max(norms),
         "spikes": sum(norm > SPIKE * median for norm in norms),
@@ -147,12 +147,13 @@ def tables(work: Path, starts: Sequence[str], save: Path | None) -> None:
             if runs:
                 found.setdefault(start, {})[variant] = runs
     for start, rows in found.items():
-        print(f"\n{start}\n\n| objective | reward | forward KL | reverse KL | largest gradient | spikes |")
-        print("|---|---|---|---|---|---|")
+        print(f"\n{start}\n")
+        print("| objective | reward | forward KL | reverse KL | median gradient | largest | spikes |")
+        print("|---|---|---|---|---|---|---|")
+        begin = next(iter(rows.values()))[0]["before"]
+        print(f"| before | {' | '.join(f'{begin[name]:.3f}' for name in MEASURES)} | | | |")
         for variant, runs in rows.items():
-            cells = [
-                spread(runs, name) for name in ("reward", "forward_kl", "reverse_kl", "gradient_largest")
-            ]
+            cells = [spread(runs, name) for name in (*MEASURES, "gradient_median", "gradient_largest")]
             print(f"| {variant} | {' | '.join(cells)} | {sum(one['spikes'] for one in runs)} |")
     if save is not None:
         save.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
