@@ -197,6 +197,19 @@ class Machine:
         return devices.resolve_device(self.device)
 
 
+@dataclass(frozen=True)
+class Request:
+    """All that a measurement is made from."""
+
+    artifact: Path
+    examples: Examples
+    weights: Weights
+    limits: Limits
+    machine: Machine
+    place: torch.device
+    mode: Mode
+
+
 @grouped
 def command(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder of the artifact.")],
@@ -236,33 +249,21 @@ def command(
         )
     if not asks:
         common.check_code(None, machine.allow_code)
-    if asks:
-        result, rows = _measure_answers(artifact, examples, weights, limits, machine, place, mode)
-    elif kind == "tagger":
-        result, rows = _measure_tagger(artifact, examples, weights, limits, machine, place)
-    elif kind == "translator":
-        result, rows = _measure_translator(artifact, examples, weights, limits, machine, place)
-    else:
-        result, rows = _measure_adapter(artifact, examples, weights, limits, machine, place, mode)
+    measures = {"tagger": _measure_tagger, "translator": _measure_translator}
+    measure = _measure_answers if asks else measures.get(kind or "", _measure_adapter)
+    result, rows = measure(Request(artifact, examples, weights, limits, machine, place, mode))
     output.print_result(output.table(("", ""), rows), result, as_json)
     limits.check(result)
 
 
-def _measure_answers(
-    artifact: Path,
-    examples: Examples,
-    weights: Weights,
-    limits: Limits,
-    machine: Machine,
-    place: torch.device,
-    mode: Mode,
-) -> Measured:
+def _measure_answers(request: Request) -> Measured:
     from petkit.artifacts.kinds import kind_of
     from petkit.cli import answered
 
+    examples, weights, limits, machine = request.examples, request.weights, request.limits, request.machine
     flags: dict[str, Any] = {"--min-accuracy": limits.min_accuracy, "--min-f1": limits.min_f1}
     flags |= {"--max-loss": limits.max_loss, "--noise": weights.noise}
-    if kind_of(artifact) == answered.WHOLE:
+    if kind_of(request.artifact) == answered.WHOLE:
         flags |= {"--mode": weights.mode, "--base": machine.base}
     answered.refuse(flags)
     asked = answered.Asked(
@@ -272,85 +273,68 @@ def _measure_answers(
         skip_bad=examples.skip_bad,
         batch_size=machine.batch_size,
         base=machine.base,
-        mode=mode.value,
+        mode=request.mode.value,
         precision=machine.dtype.precision,
         allow_code=machine.allow_code,
     )
-    result = {**answered.evaluate(artifact, asked, place), "dtype": machine.dtype.value}
+    result = {**answered.evaluate(request.artifact, asked, request.place), "dtype": machine.dtype.value}
     return result, answered.evaluation_rows(result)
 
 
-def _measure_tagger(
-    artifact: Path,
-    examples: Examples,
-    weights: Weights,
-    limits: Limits,
-    machine: Machine,
-    place: torch.device,
-) -> Measured:
+def _measure_tagger(request: Request) -> Measured:
     from petkit.cli import tagged
 
+    examples, weights, limits, machine = request.examples, request.weights, request.limits, request.machine
     skip_bad = examples.skip_bad or None
     tagged.refuse({"--mode": weights.mode, "--noise": weights.noise, "--skip-bad": skip_bad})
     if limits.min_f1 is not None:
-        tagged.check_has_spans(artifact, "--min-f1")
-    wanted = tagged.Wanted(machine.examples, str(place), machine.dtype.precision, machine.base)
+        tagged.check_has_spans(request.artifact, "--min-f1")
+    wanted = tagged.Wanted(machine.examples, str(request.place), machine.dtype.precision, machine.base)
     settings = examples.settings or ()
-    result = tagged.evaluate(artifact, examples.data, examples.split.value, settings, wanted)
+    result = tagged.evaluate(request.artifact, examples.data, examples.split.value, settings, wanted)
     return result, tagged.evaluation_rows(result)
 
 
-def _measure_translator(
-    artifact: Path,
-    examples: Examples,
-    weights: Weights,
-    limits: Limits,
-    machine: Machine,
-    place: torch.device,
-) -> Measured:
+def _measure_translator(request: Request) -> Measured:
     from petkit.cli import translated
 
+    examples, weights, limits, machine = request.examples, request.weights, request.limits, request.machine
     skip_bad = examples.skip_bad or None
     flags: dict[str, Any] = {"--mode": weights.mode, "--noise": weights.noise, "--base": machine.base}
     flags |= {"--min-accuracy": limits.min_accuracy, "--min-f1": limits.min_f1}
     translated.refuse(flags)
     data = translated.Data(examples.data, examples.split.value, examples.settings or (), skip_bad)
-    result = translated.evaluate(artifact, data, machine.examples, place, machine.dtype.precision)
+    result = translated.evaluate(
+        request.artifact, data, machine.examples, request.place, machine.dtype.precision
+    )
     return result, translated.evaluation_rows(result)
 
 
-def _measure_adapter(
-    artifact: Path,
-    examples: Examples,
-    weights: Weights,
-    limits: Limits,
-    machine: Machine,
-    place: torch.device,
-    mode: Mode,
-) -> Measured:
+def _measure_adapter(request: Request) -> Measured:
     from petkit.methods.binary_adapter import evaluation
     from petkit.methods.binary_adapter.recorded import read_checked
     from petkit.models.loading import load_adapted
 
+    examples, weights, limits, machine = request.examples, request.weights, request.limits, request.machine
     split, dtype = examples.split, machine.dtype
     settings = examples.settings or ()
-    config = data_config(read_checked(artifact), examples.data, settings, examples.skip_bad, split)
+    config = data_config(read_checked(request.artifact), examples.data, settings, examples.skip_bad, split)
     if limits.min_f1 is not None:
         instead = "--max-loss" if config.task == "causal_lm" else "--min-accuracy"
         raise ConfigError(f"--min-f1 is for taggers, and this is for {config.task}: use {instead}")
     if limits.min_accuracy is not None and config.task == "causal_lm":
         raise ConfigError("--min-accuracy is for classifiers, and this is a language model: use --max-loss")
-    adapted = load_adapted(artifact, place, mode.value, machine.base)
+    adapted = load_adapted(request.artifact, request.place, request.mode.value, machine.base)
     dataset = evaluation.load_split(adapted, config.data, split.value, config.seed)
 
     def measure(relative: float = 0.0, seed: int = 0) -> dict[str, Any]:
         with evaluation.weight_noise(adapted.model, relative, seed):
             return evaluation.evaluate_adapted(
-                adapted, dataset, place, machine.examples, config.data.workers, dtype.precision
+                adapted, dataset, request.place, machine.examples, config.data.workers, dtype.precision
             ).payload()
 
-    settled = {"split": split.value, "mode": mode.value, "dtype": dtype.value}
-    result = {"artifact": str(artifact), **settled, **measure()}
+    settled = {"split": split.value, "mode": request.mode.value, "dtype": dtype.value}
+    result = {"artifact": str(request.artifact), **settled, **measure()}
     if weights.noise:
         seeds = range(weights.noise_seeds or NOISE_SEEDS)
         result["noise"] = [_under_noise(r, [measure(r, k) for k in seeds]) for r in weights.noise]
