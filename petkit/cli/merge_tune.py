@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from petkit.cli import common, output
+from petkit.cli.grouped import grouped
 from petkit.cli.process import SIGTERM_EXIT_CODE
 from petkit.errors import GateError
 
@@ -45,6 +47,63 @@ class Direction(str, Enum):
     MINIMIZE = "minimize"
 
 
+@dataclass(frozen=True)
+class Score:
+    """What is searched for."""
+
+    metric: MetricOption
+    key: Annotated[
+        str | None, typer.Option("--key", metavar="NAME", help="Of the score, where COMMAND prints JSON.")
+    ] = None
+    direction: Annotated[Direction, typer.Option("--direction", help="Of a better score.")] = (
+        Direction.MAXIMIZE
+    )
+    min_score: Annotated[
+        float | None,
+        typer.Option("--min-score", metavar="X", help="Exit with 3 when the best score is worse."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Effort:
+    """When the search ends."""
+
+    trials: Annotated[
+        int, typer.Option("--trials", metavar="N", min=1, help="Merges to try, earlier ones counted.")
+    ] = 30
+    time_limit: Annotated[
+        float | None,
+        typer.Option("--time-limit", metavar="SECONDS", min=0.001, help="After which no trial begins."),
+    ] = None
+    trial_timeout: Annotated[
+        float | None,
+        typer.Option("--trial-timeout", metavar="SECONDS", min=0.001, help="For one run of COMMAND."),
+    ] = None
+    max_failures: Annotated[
+        int, typer.Option("--max-failures", metavar="N", min=0, help="Trials in a row that may fail.")
+    ] = 3
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """What is tried where CONFIG has no ranges of its own."""
+
+    weights: Annotated[
+        tuple[float, float] | None,
+        typer.Option("--weights", metavar="LOW HIGH", help="Of every model, for a CONFIG without ranges."),
+    ] = None
+    densities: Annotated[
+        tuple[float, float] | None,
+        typer.Option("--densities", metavar="LOW HIGH", help="The same of densities."),
+    ] = None
+
+    def limits(self) -> dict[str, tuple[float, float]]:
+        """By the name of the parameter."""
+        named = (("weight", self.weights), ("density", self.densities))
+        return {name: one for name, one in named if one is not None}
+
+
+@grouped
 def command(
     config: Annotated[
         Path,
@@ -52,40 +111,10 @@ def command(
             metavar="CONFIG", help="A YAML file in mergekit's format, perhaps with {search: [LOW, HIGH]}."
         ),
     ],
-    metric: MetricOption,
     folder: common.OutputOption,
-    key: Annotated[
-        str | None, typer.Option("--key", metavar="NAME", help="Of the score, where COMMAND prints JSON.")
-    ] = None,
-    direction: Annotated[
-        Direction, typer.Option("--direction", help="Of a better score.")
-    ] = Direction.MAXIMIZE,
-    trials: Annotated[
-        int, typer.Option("--trials", metavar="N", min=1, help="Merges to try, earlier ones counted.")
-    ] = 30,
-    time_limit: Annotated[
-        float | None,
-        typer.Option("--time-limit", metavar="SECONDS", min=0.001, help="After which no trial begins."),
-    ] = None,
-    trial_timeout: Annotated[
-        float | None,
-        typer.Option("--trial-timeout", metavar="SECONDS", min=0.001, help="For one run of COMMAND."),
-    ] = None,
-    max_failures: Annotated[
-        int, typer.Option("--max-failures", metavar="N", min=0, help="Trials in a row that may fail.")
-    ] = 3,
-    weights: Annotated[
-        tuple[float, float] | None,
-        typer.Option("--weights", metavar="LOW HIGH", help="Of every model, for a CONFIG without ranges."),
-    ] = None,
-    densities: Annotated[
-        tuple[float, float] | None,
-        typer.Option("--densities", metavar="LOW HIGH", help="The same of densities."),
-    ] = None,
-    min_score: Annotated[
-        float | None,
-        typer.Option("--min-score", metavar="X", help="Exit with 3 when the best score is worse."),
-    ] = None,
+    score: Score,
+    effort: Effort,
+    ranges: Ranges,
     seed: Annotated[
         int, typer.Option("--seed", metavar="N", min=0, help="Of what is tried, and of the merges' draws.")
     ] = 0,
@@ -104,7 +133,7 @@ def command(
     from petkit.merging.study import check_optuna
 
     check_optuna()
-    checked = read_metric(metric, key, trial_timeout)
+    checked = read_metric(score.metric, score.key, effort.trial_timeout)
     data = load_yaml(config).data
 
     from petkit.merging.config import merge_config
@@ -112,20 +141,19 @@ def command(
     from petkit.merging.tuning import Budget, Search, check_search, search_space, tune
     from petkit.training import device as devices
 
-    limits = {name: one for name, one in (("weight", weights), ("density", densities)) if one is not None}
-    space = search_space(data, config.name, limits)
+    space = search_space(data, config.name, ranges.limits())
     check_apart(merge_config(space.filled(space.start), config.name), config, folder)
-    search = Search(config.name, space, checked, direction.value, seed, int(shard_gigabytes * 1e9))
+    search = Search(config.name, space, checked, score.direction.value, seed, int(shard_gigabytes * 1e9))
     devices.configure(threads, deterministic=False)
     nbytes = check_search(space, config.name, seed)
     if dry_run:
-        plan = _plan(search, trials, nbytes)
+        plan = _plan(search, effort.trials, nbytes)
         output.print_result(output.table(("", ""), _plan_rows(plan, folder)), plan, as_json)
         return
     _say_space(search, data)
     with _opened(folder, overwrite, resume) as run, _stopped(folder):
-        result = tune(search, Budget(trials, time_limit, max_failures), run)
-        faults = _gate(search, result, min_score, folder)
+        result = tune(search, Budget(effort.trials, effort.time_limit, effort.max_failures), run)
+        faults = _gate(search, result, score.min_score, folder)
         tried = _read_trials(folder)
         _draw(search, tried, folder)
     _print(search, result, tried, folder, as_json)
