@@ -24,14 +24,14 @@ from distillation_models import written
 
 RECIPE = Path(__file__).parent.parent / "petkit" / "recipes" / "chat-lora-1bit.yaml"
 TRAIN, TEST = 6_000, 100
-STEPS = {"teacher": 250, "student": 120}
+STEPS = {"teacher": 160, "student": 60}
 # Every third layer of the pruned copy goes.
 PRUNED = 3
 SETTINGS: dict[str, Any] = {
     "adapter.bits": 32,
     "adapter.dropout": 0.0,
     "data.max_length": 128,
-    "training.batch_size": 16,
+    "training.batch_size": 8,
     "training.gradient_accumulation": 1,
     "training.epochs": 1,
     "training.warmup_epochs": 0.02,
