@@ -18,6 +18,11 @@ template <class T, class Real> struct BeamGradient {
   const int64_t* targets;
   T* emissions;
   Real *left, *right, *dynamic;
+
+  // Whatever a row holds that does not count, nan too, adds nothing.
+  __device__ bool counts(int64_t row) const {
+    return of_log_z[row] != 0 || (targets && of_score[row] != 0);
+  }
 };
 
 // Gradients of the factors at the candidates on both sides of each transition of a segment, before
@@ -206,7 +211,8 @@ __global__ void __launch_bounds__(product_threads)
                         BeamFactorRows<Real> rows) {
   PETKIT_SHARED(Real, shared, product_numbers);
   const int64_t row = blockIdx.x / segment.steps, step = segment.first + blockIdx.x % segment.steps;
-  const int64_t before = in.rows.set(row, step) ? in.previous(row, step) : -1;
+  const bool counts = gradient.counts(row) && in.rows.set(row, step);
+  const int64_t before = counts ? in.previous(row, step) : -1;
   const int64_t first_row = int64_t(blockIdx.x) * rows.width, matrix = in.rank * in.rank;
   Real* of_matrix = in.dynamic && step > 0
                         ? gradient.dynamic + (row * (in.rows.time - 1) + step - 1) * matrix
@@ -345,7 +351,7 @@ __global__ void __launch_bounds__(path_threads)
   for (int64_t i = int64_t(threadIdx.x) * group; i < in.vocab; i += blockDim.x * group)
     store_group(of_emissions + i, in.vocab - i, aligned, nothing);
   __syncthreads();
-  if (!in.rows.set(row, step))
+  if (!gradient.counts(row) || !in.rows.set(row, step))
     return;
   const int64_t target = gradient.targets ? gradient.targets[blockIdx.x] : -1;
   for (int64_t i = threadIdx.x; i < in.beam; i += blockDim.x) {

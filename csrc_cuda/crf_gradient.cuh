@@ -26,6 +26,8 @@ template <class Real> struct CrfPairs {
   Real* parts;             // (parts, tags, tags)
 
   __device__ Real weight(int64_t place) const { return row_weights[place / time]; }
+  // Whether `later` is set.
+  __device__ bool counts(int64_t place) const { return mask[place] && weight(place) != 0; }
 };
 
 // Loads a chunk of both matrices; true where a weight of this thread is too large to be one.
@@ -38,7 +40,7 @@ __device__ inline bool crf_load_chunk(const CrfPairs<Real>& pairs, int64_t first
   for (int i = int(threadIdx.x); i < pair_chunk * pair_tile; i += pair_threads) {
     const int64_t place = first + i / pair_tile, from = from_tile + i % pair_tile,
                   to = to_tile + i % pair_tile;
-    const bool valid = place < last && pairs.mask[place];
+    const bool valid = place < last && pairs.counts(place);
     earlier[i] = valid && from < tags ? exp_of(pairs.alphas[place * tags + from]) : Real(0);
     const Real log = valid && to < tags ? pairs.later[place * tags + to] : Real(-INFINITY);
     const bool over = log > crf_largest_exponent<Real>();
@@ -57,7 +59,7 @@ __device__ inline void crf_exact_pair(const CrfPairs<Real>& pairs, int64_t first
   if (transition == -INFINITY)
     return;
   for (int64_t place = first; place < last; ++place) {
-    if (!pairs.mask[place] || !(pairs.later[place * tags + to] > crf_largest_exponent<Real>()))
+    if (!pairs.counts(place) || !(pairs.later[place * tags + to] > crf_largest_exponent<Real>()))
       continue;
     const Real onward = transition - pairs.model.peaks[to] + pairs.later[place * tags + to];
     *sum += pairs.weight(place) * exp_of(pairs.alphas[place * tags + from] + onward);

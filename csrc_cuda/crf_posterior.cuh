@@ -8,9 +8,10 @@ namespace petkit::cuda {
 // What is wanted of the backward recursion; null where nothing is.
 template <class Out, class Real> struct CrfPosterior {
   Out* marginals; // (batch, time, tags), times the weight of the row; 0 at masked positions
-  const Real* row_weights = nullptr; // (batch), 1 without
+  const Real* row_weights = nullptr; // (batch), 1 without; rows of 0 may hold anything
   // (batch, time, tags): logarithms of the weights with which the tags of the next position are
-  // the later ones of a pair; -infinity at the last position, unset at masked ones.
+  // the later ones of a pair; -infinity at the last position, unset at masked ones and in rows of
+  // weight 0.
   Real* later = nullptr;
   Real *first = nullptr, *last = nullptr; // (batch, tags), weighted marginals of the ends
   Real* scores = nullptr; // (batch), expected score of the transitions; needs the model's scored_t
@@ -143,9 +144,11 @@ __global__ void __launch_bounds__(crf_threads)
   while (first < batch.time && !batch.set(row, first))
     ++first;
   double score = 0;
+  // Whatever a row of weight 0 holds, nan too, adds nothing.
+  const bool counts = !result.row_weights || result.row_weights[row] != 0;
   for (int64_t step = batch.time - 1; step >= 0; --step) {
     const int64_t place = row * batch.time + step;
-    if (!batch.set(row, step)) {
+    if (!counts || !batch.set(row, step)) {
       crf_fill_zero(result.marginals + place * tags, tags);
       continue;
     }

@@ -119,6 +119,10 @@ private:
     char* target = static_cast<char*>(emissions.mutable_data_ptr()) +
                    b * in_.time * in_.vocab * element_bytes(emissions);
     std::memset(target, 0, size_t(in_.time * in_.vocab * element_bytes(emissions)));
+    rows.length = 0;
+    // Whatever a row holds that does not count, nan too, adds nothing.
+    if (of_log_z_[b] == 0 && (!in_.has_targets() || of_score_[b] == 0))
+      return;
     row.read(b, candidates_ + b * in_.time * in_.beam);
     rows.length = row.length();
     const size_t size = size_t(row.length() * in_.beam * factors_.rank_stride());

@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <numeric>
 #include <vector>
 
 #include "operator.h"
@@ -155,10 +154,11 @@ private:
   bool spoiled_ = false, with_scored_;
 };
 
-// The sequences of a batch without their masked positions, the longest first.
+// The sequences of a batch without their masked positions, the longest first. Rows of weight 0 are
+// left out: whatever they hold, nan too, adds nothing.
 template <class Real> class CrfBatch {
 public:
-  explicit CrfBatch(const CrfTensors& in) : order(size_t(in.batch)), sequences(size_t(in.batch)) {
+  explicit CrfBatch(const CrfTensors& in, const Real* weights = nullptr) {
     const DType dtype = crf_dtype<Real>(in.emissions, "emissions");
     const bool* set = static_cast<const bool*>(in.mask.const_data_ptr());
     positions_.resize(size_t(in.batch * in.time));
@@ -174,12 +174,14 @@ public:
                                  b * in.emissions.stride(0) * item,
                              in.emissions.stride(1) * item, dtype, positions, length};
     }
-    std::iota(order.begin(), order.end(), 0);
+    for (int64_t b = 0; b < in.batch; ++b)
+      if (!weights || weights[b] != 0)
+        order.push_back(b);
     std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
       return unsorted[size_t(a)].length > unsorted[size_t(b)].length;
     });
-    for (size_t i = 0; i < order.size(); ++i)
-      sequences[i] = unsorted[size_t(order[i])];
+    for (const int64_t b : order)
+      sequences.push_back(unsorted[size_t(b)]);
     // Side by side while the forward variables of a group stay small.
     const int64_t row = in.time * crf_stride(in.tags) * int64_t(sizeof(Real));
     width_ = row * crf_group > largest_group_bytes ? 1 : crf_group;

@@ -8,11 +8,11 @@ namespace petkit {
 template <class Real> class CrfPosterior {
 public:
   // Writes marginals times the weight of each row to `marginals` (batch, time, tags), and 0 at
-  // masked positions. Without weights they are 1. `with_scores` asks for the expected score of the
-  // transitions.
+  // masked positions and for rows of weight 0. Without weights they are 1. `with_scores` asks for
+  // the expected score of the transitions.
   CrfPosterior(const CrfTensors& in, const Tensor& marginals, const Real* weights, bool with_scores)
       : log_z(size_t(in.batch)), scores(size_t(in.batch)), tags_(in.tags),
-        stride_(crf_stride(in.tags)), parameters_(in, with_scores), batch_(in) {
+        stride_(crf_stride(in.tags)), parameters_(in, with_scores), batch_(in, weights) {
     parameters_.make_weights();
     parameters_.make_backward_weights();
     const int64_t row_bytes = in.tags * element_bytes(marginals);

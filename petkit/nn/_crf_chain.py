@@ -93,7 +93,7 @@ def entropy_by_recursion(emissions: Tensor, mask: Tensor, parameters: Parameters
         parameters: transitions, start and end.
 
     Returns:
-        (batch,) in nats.
+        (batch,) in nats; nan where no path is possible, in compiled code and on a GPU.
 
     Source:
         Hernando et al. 2005, here from the end: the entropy of what follows tag i is the mean over the next
@@ -101,14 +101,16 @@ def entropy_by_recursion(emissions: Tensor, mask: Tensor, parameters: Parameters
     """
     # Says by name what makes probabilities nan.
     with torch.no_grad():
-        crf_log_partition(emissions, mask, *parameters)
+        log_z = crf_log_partition(emissions, mask, *parameters)
     chain = compact(emissions, mask, parameters)
     batch, time, tags = chain.emissions.shape
     following = chain.emissions.new_zeros((batch, tags))
     for t, log_p in conditionals(chain):
         mean = (log_p.exp() * (following[:, None, :] - _finite(log_p))).sum(-1)
         following = torch.where((t < chain.lengths)[:, None], mean, following)
-    return following[:, 0] if time > 0 else following.sum(1)
+    found = following[:, 0] if time > 0 else following.sum(1)
+    # Where values are not looked at, a row without a path must not pass for one certain path.
+    return torch.where(log_z.isfinite(), found, torch.nan)
 
 
 def entropy(emissions: Tensor, mask: Tensor, parameters: Parameters) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from petkit.errors import InputError
 from petkit.nn import _crf_chain
 from petkit.nn._crf_checks import readable
-from petkit.ops import crf_log_partition
+from petkit.ops import _crf, crf_log_partition
 
 # Transitions (tags, tags), start (tags,) and end (tags,).
 Parameters = tuple[Tensor, Tensor, Tensor]
@@ -75,14 +75,16 @@ def partial_log_likelihood(
         parameters: transitions, start and end.
 
     Returns:
-        (batch,), at most 0 up to rounding.
+        (batch,), at most 0 up to rounding; -inf where no path leads through allowed tags.
 
     Source:
         Tsuboi et al. 2008, Training Conditional Random Fields Using Incomplete Annotations.
     """
     log_z = crf_log_partition(emissions, mask, *parameters)
     restricted = emissions.masked_fill(~allowed, -torch.inf)
-    return crf_log_partition(restricted, mask, *parameters) - log_z
+    # Labels without a path are an answer here, and no error as for log_z.
+    found: Tensor = torch.ops.petkit.crf_log_partition(*_crf.checked(restricted, mask, *parameters))
+    return found - log_z
 
 
 def weighted_log_likelihood(
@@ -131,24 +133,27 @@ def weights_of(tags: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
 def check_possible(
     found: Tensor, emissions: Tensor, mask: Tensor, tags: Tensor, parameters: Parameters
 ) -> None:
-    """Refuse a path whose log-likelihood is -inf, by the place that forbids it.
+    """Refuse labels whose log-likelihood is -inf, by the place that forbids them.
 
     Args:
         found: (batch,) log-likelihoods.
         emissions: as the next three arguments, see `path_score`.
         mask: bool (batch, time).
-        tags: integers (batch, time).
+        tags: integers (batch, time), or bool (batch, time, tags): those that are allowed.
         parameters: transitions, start and end.
 
     Raises:
-        InputError: names batch, time and what forbids the tag there.
+        InputError: names batch, time and what forbids the tags there.
     """
     if not readable(found) or not bool((found == -torch.inf).any()):
         return
     row = int((found == -torch.inf).nonzero()[0])
     at = mask[row].nonzero()[:, 0].tolist()
     scores = emissions[row].detach()
-    time, why = _forbidden(scores, at, tags[row].tolist(), parameters)
+    if tags.dim() == 3:
+        time, why = _forbidden_set(scores, at, tags[row], parameters)
+    else:
+        time, why = _forbidden(scores, at, tags[row].tolist(), parameters)
     raise InputError(
         f"tags of batch {row} are impossible, log-likelihood -inf: at time {time} {why}; correct the labels, "
         'loosen the constraints or scores, or take reduction="none" to get -inf'
@@ -169,3 +174,25 @@ def _forbidden(scores: Tensor, at: list[int], tags: list[int], parameters: Param
     if end[tags[at[-1]]] == -torch.inf:
         return at[-1], f"tag {tags[at[-1]]} may not be the last"
     return at[0], "the scores are too low for their dtype"
+
+
+def _forbidden_set(scores: Tensor, at: list[int], allowed: Tensor, parameters: Parameters) -> tuple[int, str]:
+    """Time at which the last path through allowed tags (time, tags) of a row breaks off, and why."""
+    follows, first, last = (part.detach() > -torch.inf for part in parameters)
+    reached, what = first, "may be the first"
+    for i, time in enumerate(at):
+        if i > 0:
+            reached, what = follows[reached].any(0), "may follow those that are possible before"
+        possible = allowed[time] & (scores[time] > -torch.inf)
+        if not bool((reached & possible).any()):
+            return time, f"none of the allowed tags {_listed(allowed[time])} {what}"
+        reached = reached & possible
+    if not bool((reached & last).any()):
+        return at[-1], f"none of the allowed tags {_listed(allowed[at[-1]])} may be the last"
+    return at[0], "the scores are too low for their dtype"
+
+
+def _listed(allowed: Tensor, most: int = 8) -> str:
+    """The tags of a set (tags,), the first of many."""
+    tags = allowed.nonzero()[:, 0].tolist()
+    return ", ".join(map(str, tags[:most])) + (", ..." if len(tags) > most else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ class Constraints(NamedTuple):
     """(tags,), as the last tag."""
 
     def __repr__(self) -> str:
-        if not all(type(part) is Tensor and not part.is_meta for part in self):
+        if not all(type(part) is Tensor and part.dtype == torch.bool and not part.is_meta for part in self):
             return f"{type(self).__name__}(...)"
         pairs, first, last = (f"{int(part.sum())} of {part.numel()}" for part in self)
         return f"{type(self).__name__}({pairs} transitions, {first} first tags, {last} last tags)"
@@ -65,7 +66,8 @@ def bio_constraints(labels: Sequence[str], scheme: str = "BIO") -> Constraints:
         Bool tensors of len(labels) tags, for `CRF(num_tags, constraints=...)`.
 
     Raises:
-        InputError: an unknown scheme, a label that the scheme does not know, no label, or one twice.
+        InputError: an unknown scheme, a label that the scheme does not know, no label, or one twice. Labels
+            that can be part of no sequence, such as I-PER in BIO without B-PER, give a UserWarning.
 
     Source:
         Ramshaw and Marcus 1995 (IOB1); Tjong Kim Sang and Veenstra 1999 (IOB2); Ratinov and Roth 2009
@@ -82,7 +84,30 @@ def bio_constraints(labels: Sequence[str], scheme: str = "BIO") -> Constraints:
     numbers = torch.tensor([types.index(kind) for kind in types])
     same_type = numbers[:, None] == numbers
     follows = (closes[:, None] & opens) | (carries[:, None] & continues & same_type)
-    return Constraints(follows, opens, closes)
+    found = Constraints(follows, opens, closes)
+    _warn_of_useless(labels, found, scheme)
+    return found
+
+
+def _warn_of_useless(labels: Sequence[str], constraints: Constraints, scheme: str) -> None:
+    """Name the labels that no allowed sequence holds: most often others, or the scheme, are wrong."""
+    useful = _reached(constraints.start, constraints.transitions)
+    useful &= _reached(constraints.end, constraints.transitions.T)
+    useless = [label for label, used in zip(labels, useful.tolist(), strict=True) if not used]
+    if useless:
+        warnings.warn(
+            f"no sequence of these labels can hold {', '.join(useless)} in the scheme {scheme}: is it "
+            "another scheme, or are labels missing?",
+            stacklevel=3,
+        )
+
+
+def _reached(first: Tensor, follows: Tensor) -> Tensor:
+    """Tags (tags,) that some walk from the first ones comes to."""
+    found = first.clone()
+    for _ in range(len(found)):
+        found |= follows[found].any(0)
+    return found
 
 
 def _parsed(labels: Sequence[str], scheme: str) -> tuple[list[str], list[str]]:

@@ -42,9 +42,10 @@ class CRF(nn.Module):
         transitions: (tags, tags) score of [from, to].
 
     Raises:
-        InputError: num_tags below 1, constraints of another size, another `constrain`. The methods raise it
-            for shapes, dtypes and values that do not fit and name batch and time of a wrong value; on a GPU
-            and in compiled code, where values are not looked at, they show as nan or -inf in the result.
+        InputError: num_tags below 1, constraints of another size, another `constrain`, or `decode` without
+            constraints. The methods raise it for shapes, dtypes and values that do not fit and name batch and
+            time of a wrong value; on a GPU and in compiled code, where values are not looked at, they show as
+            nan or -inf in the result.
 
     Source:
         Lafferty, McCallum and Pereira 2001.
@@ -64,6 +65,8 @@ class CRF(nn.Module):
         num_tags = whole_number("num_tags", num_tags, 1)
         if constrain not in ("both", "decode"):
             raise InputError(f"constrain must be both or decode, got {constrain!r}")
+        if constraints is None and constrain != "both":
+            raise InputError(f"constrain={constrain!r} has no effect without constraints: leave it out")
         super().__init__()
         self.num_tags = num_tags
         self.batch_first = batch_first
@@ -148,8 +151,8 @@ class CRF(nn.Module):
         if tags.dim() == 3:
             if weights is not None:
                 raise InputError("weights need one tag a position, but tags are bool: they allow several")
-            return _crf_likelihood.partial_log_likelihood(emissions, mask, tags, parameters)
-        if weights is None:
+            found = _crf_likelihood.partial_log_likelihood(emissions, mask, tags, parameters)
+        elif weights is None:
             found = _crf_likelihood.log_likelihood(emissions, mask, tags, parameters)
         else:
             found = _crf_likelihood.weighted_log_likelihood(emissions, mask, tags, parameters, weights)

@@ -97,7 +97,9 @@ def check_paths_exist(scores: Tensor, arguments: Arguments) -> None:
     for name, tensor in zip(("transitions", "start", "end"), parameters, strict=True):
         if bool(tensor.isnan().any()) or bool(tensor.isposinf().any()):
             place = (tensor.isnan() | tensor.isposinf()).nonzero()[0].tolist()
-            raise InputError(f"{name} must be finite or -inf, got {float(tensor[tuple(place)])} at {place}")
+            raise InputError(
+                f"{name} must be finite or -inf, got {float(tensor.detach()[tuple(place)])} at {place}"
+            )
     check_emissions(emissions, mask)
     row = int(scores.isfinite().logical_not().nonzero()[0])
     raise InputError(

@@ -106,6 +106,10 @@ def _backward_default(
     targets: Tensor,
     candidates: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # Whatever a row holds that does not count, nan too, adds nothing.
+    dead = grad_log_z == 0 if targets.dim() != 2 else (grad_log_z == 0) & (grad_score == 0)
+    emissions = emissions.masked_fill(dead[:, None, None], 0.0)
+    dynamic = dynamic.masked_fill(dead[:, None, None, None], 0.0) if dynamic.dim() == 4 else dynamic
     arguments = _beam_crf.Arguments(emissions, mask, left, right, dynamic)
     beam = _beam_crf.beam_of(arguments, candidates.long().clamp_min(0))
     found = _beam_crf.posterior(beam, grad_log_z)

@@ -27,7 +27,8 @@ def crf_log_partition(
 
     Returns:
         (batch,) in nats, float32, or float64 when an argument is. Differentiable, once, in the four float
-        arguments; the gradients are marginals of the tags and expected numbers of transitions.
+        arguments; the gradients are marginals of the tags and expected numbers of transitions. A row whose
+        gradient comes in as 0 adds nothing, whatever it holds.
 
     Raises:
         InputError: another shape or dtype, a row whose mask begins unset, nan or +inf (by batch and time), or
@@ -54,6 +55,8 @@ def _fake(emissions: Tensor, mask: Tensor, transitions: Tensor, start: Tensor, e
 def _backward_default(
     grad: Tensor, emissions: Tensor, mask: Tensor, transitions: Tensor, start: Tensor, end: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # Whatever a row holds that does not count, nan too, adds nothing.
+    emissions = emissions.masked_fill((grad == 0)[:, None, None], 0.0)
     chain = _crf.chains(emissions, mask)
     found = _crf.posterior(chain, grad, transitions, start, end)
     weighted = found.marginals * grad[:, None, None]

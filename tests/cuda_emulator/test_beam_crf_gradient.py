@@ -131,6 +131,22 @@ def test_masked_positions_may_hold_anything(cuda_beam):
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.parametrize("targets", [False, True])
+def test_rows_of_weight_zero_add_nothing(cuda_beam, targets):
+    arguments = inputs(4, 6, 30, 3, 7)
+    weights = np.array([1, 0, -2, 0], dtype=np.float32)
+
+    def differentiate(given):
+        more = (chosen_of(arguments, targets), weights, weights)
+        return run(cuda_beam, "beam_crf_log_partition_backward", given, *more, targets=targets)
+
+    emissions, dynamic = arguments.emissions.clone(), arguments.dynamic.clone()
+    emissions[1], dynamic[1], emissions[3, 0] = torch.nan, torch.nan, -torch.inf
+    spoiled = differentiate(arguments._replace(emissions=emissions, dynamic=dynamic))
+    for one, other in zip(spoiled, differentiate(arguments), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_rows_with_few_positions(cuda_beam):
     arguments = inputs(3, 5, 30, 4, 7)
     arguments.mask[1] = False

@@ -189,6 +189,16 @@ def test_gradients_of_many_steps(cuda_crf):
     check_gradients(cuda_crf, inputs(3, 400, 3), [1.0, 0.5, -0.5])
 
 
+def test_a_row_of_weight_zero_adds_nothing(cuda_crf):
+    arguments, weights = inputs(4, 7, 5), [1.0, 0.0, -2.0, 0.0]
+    expected = gradients(cuda_crf, arguments, weights)
+    arguments.emissions[1], arguments.emissions[3, 0] = torch.nan, -torch.inf
+    found = gradients(cuda_crf, arguments, weights)
+    assert not found[0][[1, 3]].any()
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_nan_shows_in_the_gradient_of_its_row(cuda_crf):
     arguments = inputs(2, 5, 4)
     arguments.mask[:] = True

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from petkit.errors import InputError
-from petkit.nn import Constraints, bio_constraints
+from petkit.nn import CRF, Constraints, bio_constraints
 from petkit.nn.constraints import checked
 
 TYPES = ("PER", "LOC")
@@ -92,7 +92,10 @@ def test_any_chunks_can_be_written(parts, scheme):
 
 
 def test_shapes_dtypes_and_an_example():
-    found = bio_constraints(["O", "B-PER", "I-PER", "I-LOC"])
+    with pytest.warns(
+        UserWarning, match="no sequence of these labels can hold I-LOC in the scheme BIO: is it"
+    ):
+        found = bio_constraints(["O", "B-PER", "I-PER", "I-LOC"])
     assert all(part.dtype == torch.bool for part in found)
     assert found.start.tolist() == [True, True, False, False]
     assert found.end.tolist() == [True] * 4
@@ -108,8 +111,29 @@ def test_letters_without_a_type_and_types_with_hyphens():
     words = bio_constraints(["B", "M", "E", "S"], "BMES")
     assert words.start.tolist() == [True, False, False, True]
     assert words.transitions[0].tolist() == [False, True, True, False]
-    parts = bio_constraints(["B-a-b", "I-a-b", "I-a"])
-    assert parts.transitions[0].tolist() == [True, True, False]
+    parts = bio_constraints(["B-a-b", "I-a-b", "B-a"])
+    assert parts.transitions[0].tolist() == [True, True, True]
+    assert parts.transitions[2].tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("labels", "scheme", "useless"),
+    [
+        (["O", "B-A", "I-A"], "BIOUL", "B-A, I-A"),
+        (["O", "I-A"], "BIO", "I-A"),
+        (["O", "B-A", "I-A", "E-A", "B-B", "S-B"], "BIOES", "B-B"),
+    ],
+)
+def test_labels_that_nothing_can_hold_are_named(labels, scheme, useless):
+    with pytest.warns(UserWarning, match=f"can hold {useless} in the scheme {scheme}: is it another"):
+        bio_constraints(labels, scheme)
+
+
+def test_constraints_of_another_dtype_are_shown_and_refused():
+    scores = Constraints(torch.zeros(2, 2), torch.full((2,), -torch.inf), torch.zeros(2))
+    assert repr(scores) == "Constraints(...)"
+    with pytest.raises(InputError, match=r"constraints\.transitions must be bool \(2, 2\)"):
+        CRF(2, constraints=scores)
 
 
 @pytest.mark.parametrize(

@@ -352,6 +352,34 @@ def test_compiled_code_shows_no_path_as_minus_one(wrong):
     assert all(torch.equal(part[keep], one) for part, one in zip(found, expected, strict=True))
 
 
+def test_rows_that_a_compiled_loss_leaves_out_leave_no_trace():
+    arguments, tags = case(3, 7, 5, torch.float32)
+    crf, keep = crf_of(arguments), torch.tensor([0, 2])
+    expected = with_gradients(crf, arguments.emissions[keep], tags[keep], arguments.mask[keep])
+    arguments.emissions[1, 3] = -torch.inf
+    emissions = arguments.emissions.requires_grad_()
+    torch._dynamo.reset()
+    compiled = torch.compile(crf, backend="eager", fullgraph=True)
+    found = compiled(emissions, tags, arguments.mask, "none")
+    assert found.isfinite().tolist() == [True, False, True]
+    crf.zero_grad()
+    found[keep].sum().backward()
+    assert not emissions.grad[1].any()
+    gradients = (emissions.grad[keep], *(part.grad for part in crf.parameters()))
+    for one, other in zip(gradients, expected[1:], strict=True):
+        close(one, other)
+
+
+def test_compiled_entropy_shows_no_path_as_nan():
+    arguments, _ = case(3, 7, 5, torch.float32)
+    crf = crf_of(arguments)
+    arguments.emissions[1, 3] = -torch.inf
+    torch._dynamo.reset()
+    found = torch.compile(crf.entropy, backend="eager", fullgraph=True)(arguments.emissions, arguments.mask)
+    assert found.requires_grad
+    assert found.isfinite().tolist() == [True, False, True]
+
+
 def test_copies_pickles_and_dtypes():
     crf = CRF(4, batch_first=True)
     emissions, tags = torch.randn(2, 3, 4), torch.randint(4, (2, 3))

@@ -171,6 +171,37 @@ def test_partial_labels_against_enumeration(constraints):
     )
 
 
+ONLY_I = torch.tensor([False, False, True])
+
+
+@pytest.mark.parametrize(
+    ("allowed", "end", "message"),
+    [
+        ([ONLY_I, ONLY_I], None, "at time 0 none of the allowed tags 2 may be the first"),
+        ([~ONLY_I, ONLY_I], -torch.inf, "at time 2 none of the allowed tags 2 may be the last"),
+        (
+            [torch.tensor([True, False, False]), torch.tensor([False, False, True])],
+            None,
+            "at time 2 none of the allowed tags 2 may follow those that are possible before",
+        ),
+    ],
+)
+def test_partial_labels_that_constraints_forbid_are_named(allowed, end, message):
+    crf, emissions = CRF(3, batch_first=True, constraints=BIO), torch.randn(2, 3, 3)
+    mask = torch.tensor([[True] * 3, [True, False, True]])
+    labels = torch.ones((2, 3, 3), dtype=torch.bool)
+    labels[1, 0], labels[1, 2] = allowed
+    if end is not None:
+        with torch.no_grad():
+            crf.end_transitions[2] = end
+    with pytest.raises(InputError, match=f"tags of batch 1 are impossible, log-likelihood -inf: {message}"):
+        crf(emissions, labels, mask)
+    found = crf(emissions, labels, mask, "none")
+    assert found.isneginf().tolist() == [False, True]
+    found[:1].sum().backward()
+    assert all(part.grad.isfinite().all() for part in crf.parameters())
+
+
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_labels_that_are_all_known_or_all_unknown(batch_first):
     arguments, tags = case(4, 6, 3, gaps=True)
@@ -380,6 +411,10 @@ def test_other_refusals():
     crf = CRF(4, batch_first=True)
     with pytest.raises(InputError, match="constrain must be both or decode, got 'train'"):
         CRF(3, constraints=BIO, constrain="train")
+    with pytest.raises(
+        InputError, match="constrain='decode' has no effect without constraints: leave it out"
+    ):
+        CRF(3, constrain="decode")
     with pytest.raises(InputError, match="k must be an integer of at least 1, got 0"):
         crf.kbest(E, 0)
     with pytest.raises(InputError, match="num_samples must be an integer of at least 0, got -1"):

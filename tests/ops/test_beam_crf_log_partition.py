@@ -145,6 +145,40 @@ def test_masked_positions_may_hold_anything(kernels):
     assert torch.equal(run(arguments._replace(emissions=emissions, targets=targets), True), expected)
 
 
+@pytest.mark.parametrize("with_targets", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_whose_gradients_are_zero_adds_nothing(kernels, dtype, with_targets):
+    emissions, mask, left, right, beam, dynamic, targets = inputs(4, 6, 30, 3, 7, dtype)
+    _, _, ids = torch.ops.petkit.beam_crf_log_partition(
+        emissions, mask, left, right, dynamic, targets if with_targets else targets.new_empty(0), beam
+    )
+    weights, kept = torch.tensor([1.0, 0, -2, 0], dtype=left.dtype), [0, 2]
+    spoiled, steps = emissions.clone(), dynamic.clone()
+    spoiled[1], steps[1], spoiled[3, 0] = torch.nan, torch.nan, -torch.inf
+
+    def backward(rows, emissions, dynamic):
+        of_score, wanted = weights.new_empty(0), targets.new_empty(0)
+        if with_targets:
+            of_score, wanted = weights[rows] / 2, targets[rows]
+        return torch.ops.petkit.beam_crf_log_partition_backward(
+            weights[rows],
+            of_score,
+            emissions[rows],
+            mask[rows],
+            left,
+            right,
+            dynamic[rows],
+            wanted,
+            ids[rows],
+        )
+
+    found, expected = backward(slice(None), spoiled, steps), backward(kept, emissions, dynamic)
+    for one, other in zip((found[0], found[3]), (expected[0], expected[3]), strict=True):
+        assert not one[[1, 3]].any()
+        torch.testing.assert_close(one[kept], other)
+    torch.testing.assert_close(found[1:3], expected[1:3])
+
+
 def test_impossible_entries(kernels):
     arguments = inputs(3, 6, 30, 3, 16)
     arguments.emissions[:, :, 5:] = -torch.inf

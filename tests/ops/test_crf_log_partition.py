@@ -96,6 +96,21 @@ def test_masked_positions_may_hold_anything(kernels):
     assert torch.isfinite(emissions).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_whose_gradient_is_zero_adds_nothing(kernels, dtype):
+    arguments = inputs(4, 6, 5, dtype)
+    spoiled = arguments.emissions.clone()
+    spoiled[1], spoiled[3, 0] = torch.nan, -torch.inf
+    weights, kept = torch.tensor([1.0, 0, -2, 0]).to(arguments.start.dtype), [0, 2]
+    backward = torch.ops.petkit.crf_log_partition_backward
+    emissions, *parameters = backward(weights, spoiled, *arguments[1:])
+    few = (arguments.emissions[kept], arguments.mask[kept], *arguments[2:])
+    expected, *sums = backward(weights[kept], *few)
+    assert not emissions[[1, 3]].any()
+    torch.testing.assert_close(emissions[kept], expected)
+    torch.testing.assert_close(parameters, sums)
+
+
 def test_an_empty_time_axis_has_one_empty_path(kernels):
     arguments = inputs(3, 0, 2)
     assert crf_log_partition(*arguments).tolist() == [0, 0, 0]
