@@ -13,6 +13,7 @@ import typer
 
 from petkit.cli import common, output
 from petkit.cli.grouped import grouped
+from petkit.cli.sentences import words_of
 from petkit.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from petkit.methods.nart_crf.timing import Latency
 
 ROWS, LINES = ".jsonl", ".txt"
+KINDS = f"{ROWS} (rows) or {LINES} (a sentence a line)"
 
 
 @dataclass(frozen=True)
@@ -173,12 +175,9 @@ def _read(name: str, skip_bad: bool) -> Iterator[SentencePair]:
         yield from (SentencePair(" ".join(line.split()), "", str(i)) for i, line in enumerate(lines, 1))
     # Unlike a Path's own method, it also takes a sentence that is too long to be a file's name.
     elif os.path.isfile(name):
-        ending = path.suffix or "no ending"
-        raise ConfigError(f"{name} must end in {ROWS} (rows) or {LINES} (a sentence a line), got {ending}")
-    elif name.strip():
-        yield SentencePair(" ".join(name.split()), "")
+        raise ConfigError(f"{name} must end in {KINDS}, got {path.suffix or 'no ending'}")
     else:
-        raise ConfigError("an INPUT must hold at least one word, got blanks")
+        yield SentencePair(" ".join(words_of(name, KINDS).split()), "")
 
 
 def _check_file(file: Path, overwrite: bool) -> None:

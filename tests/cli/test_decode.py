@@ -210,6 +210,10 @@ def test_a_rescorer_must_be_a_teacher(decode, student, tmp_path):
         ("none.txt", "none.txt is missing: expected a file of UTF-8 text"),
         ("none.jsonl", "none.jsonl is missing: expected a file of UTF-8 text"),
         ("latin.txt", "latin.txt cannot be read as UTF-8 text"),
+        ("./corpus.de", "./corpus.de does not exist: expected a file, .jsonl (rows) or .txt"),
+        ("nowhere/file.en", "nowhere/file.en does not exist"),
+        ("folder", "folder is a folder: expected a file"),
+        ("-", "an INPUT must be a file or a sentence, got -: name a file, .jsonl (rows) or .txt"),
     ],
 )
 def test_inputs_that_hold_no_sentence_are_refused(decode, tmp_path, monkeypatch, argument, message):
@@ -219,6 +223,7 @@ def test_inputs_that_hold_no_sentence_are_refused(decode, tmp_path, monkeypatch,
     for name in ("empty.txt", "empty.jsonl"):
         Path(name).write_text("\n \n")
     Path("latin.txt").write_bytes(b"caf\xe9\n")
+    Path("folder").mkdir()
     result = decode(argument)
     assert (result.code, result.out) == (2, "")
     assert message in result.err

@@ -133,6 +133,10 @@ def test_predict_gives_every_word_a_tag(petkit, tagger, tmp_path):
     rows = petkit("predict", tagger, lines, "--jsonl").out.splitlines()
     assert [json.loads(row)["words"] for row in rows] == words[:2]
     assert petkit("predict", tagger, tmp_path / "no.conll").code == 2
+    for name in (tmp_path / "no.en", tmp_path, "-"):
+        refused = petkit("predict", tagger, name)
+        assert (refused.code, refused.out) == (2, "")
+        assert ".txt (a sentence a line) or .conll" in refused.err
 
 
 def test_predict_reads_columns_as_it_is_told(petkit, tagger, tmp_path):
