@@ -123,7 +123,7 @@ def evaluate(
 
     loaded = load_tagger(artifact, wanted.device, wanted.base)
     sentences = _sentences(loaded, data, split, settings)
-    check_known(sentences, loaded.labels)
+    check_known(sentences, loaded.labels, is_trained=True)
     warn_of_divided(data or split, [sentence.words for sentence in sentences], loaded.reader)
     evaluation = evaluate_tagger(
         loaded.model,

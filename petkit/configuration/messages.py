@@ -156,7 +156,7 @@ def no_effect(
     needed = ", or ".join(
         " and ".join(f"{name} {one_of(values)}" for name, values in one.items()) for one in alternatives
     )
-    return f"{dotted(path)} has no effect with {now}; it needs {needed}{place(origin)}; remove it"
+    return f"{dotted(path)} has no effect with {now}; it needs {needed}{place(origin)}"
 
 
 def unused(path: KeyPath, why: str, origin: str) -> str:
