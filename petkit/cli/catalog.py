@@ -13,6 +13,9 @@ from petkit.errors import ConfigError
 if TYPE_CHECKING:
     from petkit.configuration import Config
 
+# Of the letters of two commands: they share their verbs, so that `train x` is as near as 0.75 to `train nat`.
+NEAR_COMMAND = 0.8
+
 
 @dataclass(frozen=True)
 class Method:
@@ -125,9 +128,29 @@ def method_for(
 def _methods_of(command: str) -> list[Method]:
     found = [method for method in METHODS if method.command == command]
     if not found:
-        known = ", ".join(dict.fromkeys(method.command for method in METHODS))
-        raise ConfigError(f"no command {command!r} reads a recipe; there are: {known}")
+        raise ConfigError(unknown_command(command))
     return found
+
+
+def unknown_command(command: str, origin: str = "") -> str:
+    """What is said of a command that reads no recipe.
+
+    Args:
+        command: the words after `petkit`.
+        origin: who named it, such as `names.yaml`; empty for the command line.
+    """
+    from petkit.configuration.messages import nearest, place
+
+    known = list(dict.fromkeys(method.command for method in METHODS))
+    near = nearest(command, known, NEAR_COMMAND)
+    if near:
+        return f"unknown command {command!r}{place(origin)}; did you mean {near!r}?"
+    return f"no command {command!r} reads a recipe{place(origin)}; there are: {', '.join(known)}"
+
+
+def is_command(command: str) -> bool:
+    """Whether a command reads a recipe."""
+    return any(method.command == command for method in METHODS)
 
 
 def _of_kind(methods: Sequence[Method], kind: object, origin: str) -> Method:

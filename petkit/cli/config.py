@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from petkit.cli import output
-from petkit.cli.catalog import METHODS, configuration_of, load_configuration, method_for, whole_command
+from petkit.cli.catalog import (
+    METHODS,
+    configuration_of,
+    is_command,
+    load_configuration,
+    method_for,
+    unknown_command,
+    whole_command,
+)
 from petkit.cli.common import ConfigArgument, ConfigOption, JsonFlag, SetOption, recipe_files
 from petkit.cli.shipped import header
 from petkit.errors import ConfigError
@@ -82,14 +90,24 @@ def schema(
 def _resolve(
     files: list[Path], overrides: list[str] | None, command: str | None
 ) -> tuple[str, Resolved[Any]]:
-    headers = [header(file) for file in files if file.is_file()]
-    named = [command] if command else [lines["command"] for lines in headers if "command" in lines]
+    named = [command] if command else _named_by(files)
     if len(set(named)) > 1:
         raise ConfigError(f"the recipes are for different commands ({', '.join(named)}); pass --command")
     name, resolved = _as(named[0], files, overrides) if named else _guessed(files, overrides)
     for note in resolved.dropped:
         output.log(f"dropped: {note}")
     return name, resolved
+
+
+def _named_by(files: list[Path]) -> list[str]:
+    """The commands that the recipes' `# command:` lines name."""
+    found = []
+    for file in files:
+        command = header(file).get("command") if file.is_file() else None
+        if command is not None and not is_command(command):
+            raise ConfigError(unknown_command(command, f"the `# command:` line of {file.name}"))
+        found += [] if command is None else [command]
+    return found
 
 
 def _as(command: str, files: list[Path], overrides: list[str] | None) -> tuple[str, Resolved[Any]]:
@@ -101,6 +119,14 @@ def _as(command: str, files: list[Path], overrides: list[str] | None) -> tuple[s
 
 def _guessed(files: list[Path], overrides: list[str] | None) -> tuple[str, Resolved[Any]]:
     """The recipe as that of the one command that takes it; of several the first."""
+    from petkit.configuration import load_yaml
+
+    # A command whose keys all have defaults takes a recipe without any, which no one means to have written.
+    if not overrides and not any(load_yaml(file).data for file in files):
+        raise ConfigError(
+            f"{', '.join(map(str, files))} is empty: expected the keys of a recipe, such as "
+            "`output: runs/x`, or --command to see what one without keys comes to"
+        )
     commands = list(dict.fromkeys(method.command for method in METHODS))
     errors = {}
     for command in commands:

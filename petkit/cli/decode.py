@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,16 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from petkit.cli import common, output
+from petkit.cli.decode_inputs import LINES, ROWS, is_file, read_sentences, without_long
 from petkit.cli.grouped import grouped
 from petkit.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
-    from petkit.data.parallel import SentencePair
     from petkit.methods.nart_crf.config import DecodeConfig
     from petkit.methods.nart_crf.decoding import Found, Translator
     from petkit.methods.nart_crf.timing import Latency
-
-ROWS, LINES = ".jsonl", ".txt"
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,13 @@ def command(
     latency: Annotated[
         bool, typer.Option("--latency", help="Translate one sentence at a time, and say how long each takes.")
     ] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave faulty rows out, naming each.")] = False,
+    skip_bad: Annotated[
+        bool,
+        typer.Option(
+            "--skip-bad",
+            help="Leave faulty rows out, and sentences too long for the model: of a .txt as empty lines.",
+        ),
+    ] = False,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -112,26 +115,27 @@ def command(
         _check_file(file, overwrite)
     elif overwrite:
         raise ConfigError("--overwrite has no effect without --output: leave it out")
-    if skip_bad and not any(Path(name).suffix.lower() == ROWS for name in inputs):
-        raise ConfigError(f"--skip-bad has no effect without a {ROWS} file: leave it out")
-    given = [pair for name in inputs for pair in _read(name, skip_bad)]
-    pairs = [pair for pair in given if pair.source]
+    if skip_bad and not any(map(is_file, inputs)):
+        raise ConfigError(f"--skip-bad has no effect without a {ROWS} or {LINES} file: leave it out")
+    given = read_sentences(inputs, skip_bad)
     devices.configure(threads, deterministic=False)
     place = devices.resolve_device(device)
     stored = load_translator(artifact, place)
     decode = search.settings(stored.config.decode, stored.config.is_teacher)
-    translator = translator_of(stored, decode, place)
-    done = _translate(translator, [pair.source for pair in pairs], batch_size or 32, latency)
+    translator = translator_of(stored, decode, place, rescore_key="--rescore" if search.rescore else None)
+    given = without_long(given, translator, skip_bad)
+    asked = [one for one in given if one.source]
+    done = _translate(translator, [one.source for one in asked], batch_size or 32, latency)
     rows = [
-        {"id": pair.id, "source": pair.source, "target": text}
-        for pair, text in zip(pairs, done.texts, strict=True)
+        {"id": one.id, "source": one.source, "target": text}
+        for one, text in zip(asked, done.texts, strict=True)
     ]
     if file is not None:
         _write(file, rows)
         _warn_of_empty(rows)
     # A line for each line that came, blank ones too: files stay parallel.
     texts = iter(done.texts)
-    lines = [next(texts) if pair.source else "" for pair in given]
+    lines = [next(texts) if one.source else "" for one in given]
     _print(rows, lines, done, as_json)
 
 
@@ -159,28 +163,6 @@ def _translate(translator: Translator, sources: Sequence[str], batch_size: int, 
     return _Done(found, translator.texts(found), time.perf_counter() - started, times)
 
 
-def _read(name: str, skip_bad: bool) -> Iterator[SentencePair]:
-    """The sentences of a file, or of a text that is no file's name; blank lines are sentences of nothing."""
-    from petkit.data.parallel import SentencePair, read_lines, read_pairs
-
-    path = Path(name)
-    if path.suffix.lower() == ROWS:
-        yield from read_pairs(path, skip_bad, translated=False)
-    elif path.suffix.lower() == LINES:
-        lines = read_lines(path)
-        if not any(line.strip() for line in lines):
-            raise InputError(f"{path} must hold at least one sentence, got none")
-        yield from (SentencePair(" ".join(line.split()), "", str(i)) for i, line in enumerate(lines, 1))
-    # Unlike a Path's own method, it also takes a sentence that is too long to be a file's name.
-    elif os.path.isfile(name):
-        ending = path.suffix or "no ending"
-        raise ConfigError(f"{name} must end in {ROWS} (rows) or {LINES} (a sentence a line), got {ending}")
-    elif name.strip():
-        yield SentencePair(" ".join(name.split()), "")
-    else:
-        raise ConfigError("an INPUT must hold at least one word, got blanks")
-
-
 def _check_file(file: Path, overwrite: bool) -> None:
     from petkit.artifacts.run_directory import refuse_unwritable
 
@@ -204,7 +186,8 @@ def _write(file: Path, rows: Sequence[dict[str, Any]]) -> None:
 def _warn_of_empty(rows: Sequence[dict[str, Any]]) -> None:
     empty = sum(not row["target"] for row in rows)
     if empty:
-        output.warn(f"{empty} translations are empty: to learn from the file, set data.skip_bad")
+        many = "1 translation is" if empty == 1 else f"{empty} translations are"
+        output.warn(f"{many} empty: to learn from the file, set data.skip_bad in the recipe")
 
 
 def _print(rows: Sequence[dict[str, Any]], lines: Sequence[str], done: _Done, as_json: bool) -> None:
@@ -212,7 +195,8 @@ def _print(rows: Sequence[dict[str, Any]], lines: Sequence[str], done: _Done, as
 
     # Alone, without the sentences that warmed up.
     rate = len(rows) / done.seconds if done.latency is None else 1000 / done.latency.mean
-    speed = f"{len(rows):,} sentences, {significant(rate)} sentences/s"
+    count = "1 sentence" if len(rows) == 1 else f"{len(rows):,} sentences"
+    speed = f"{count}, {significant(rate)} sentences/s"
     if done.latency is not None:
         times = done.latency
         speed += f"; a sentence alone {significant(times.median)} ms in the median, 90 % below"

@@ -102,8 +102,7 @@ def cache(
             "petkit distill asks the teacher of pictures once and needs no cache"
         )
     resolved = resolve(DistillConfig, files, settings or (), {})
-    for note in resolved.dropped:
-        output.log(note)
+    output.log_notes(resolved.dropped)
 
     from petkit.methods.tropd.filling import fill
     from petkit.training import device as devices

@@ -35,8 +35,7 @@ def command(
 
     write = export_peft if target is Target.peft else export_petl_vit
     exported = write(read_checked(artifact), out, overwrite)
-    for note in exported.notes:
-        output.log(f"note: {note}")
+    output.log_notes(exported.notes)
     paths = [str(path) for path in exported.paths]
     payload = {"files": paths, "notes": list(exported.notes), **checks_json(exported.checks)}
     output.print_result("\n".join(f"wrote {path}" for path in paths), payload, as_json)

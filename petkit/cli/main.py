@@ -23,10 +23,8 @@ from petkit.cli import output, process, reference
 from petkit.errors import PetkitError
 
 GLOBAL_FLAGS = frozenset({"--offline", "--quiet", "-q", "--verbose", "-v"})
-EPILOG = (
-    "Exit codes: 0 done, 1 failed, 2 usage or recipe, 3 a check of the result failed, 4 something missing, \
-5 unsafe, 6 offline, 130 and 143 stopped."
-)
+EPILOG = "Exit codes: 0 done, 1 failed, 2 usage, recipe or damaged artifact, 3 a check of the result failed, \
+4 something missing, 5 unsafe, 6 offline, 130 and 143 stopped."
 USAGE_EXIT_CODE = 2
 MISSING_EXIT_CODE = 4
 INTERRUPT_EXIT_CODE = 130

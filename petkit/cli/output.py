@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
@@ -56,6 +56,12 @@ def is_verbose() -> bool:
 def log(message: str) -> None:
     """Say something to the person at the terminal, on stderr; silent with `--quiet`."""
     _LOGGER.info("%s", message)
+
+
+def log_notes(notes: Iterable[str]) -> None:
+    """Like `log`, for each of what a person may want to know and need not act on."""
+    for note in notes:
+        log(f"note: {note}")
 
 
 def warn(message: str) -> None:

@@ -106,8 +106,7 @@ class Surroundings:
         }
         files = common.recipe_files(self.recipe, self.config)
         resolved = resolve(model, files, self.settings or (), flags)
-        for note in resolved.dropped:
-            output.log(note)
+        output.log_notes(resolved.dropped)
         return resolved.config
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 NEEDS_NOTHING = "nothing"
+KEYS = ("command", "needs")
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,20 @@ def shipped_recipe(name: str) -> Recipe | None:
 
 
 def header(path: Path) -> dict[str, str]:
-    """The comment lines at the top of a recipe: the first as `summary`, then each `# key: value`."""
+    """The comment lines at the top of a recipe: `# command: value`, `# needs: value`, and a `summary`.
+
+    The summary is the first of the other lines; blank lines between them count as nothing.
+    """
     found: dict[str, str] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        if not line.startswith("#"):
+        if line.strip() and not line.startswith("#"):
             break
-        key, colon, value = line.lstrip("# ").partition(": ")
-        if not found:
-            found["summary"] = line.lstrip("# ")
-        elif colon and key.isidentifier():
-            found[key] = value.strip()
+        text = line.lstrip("# ")
+        key, colon, value = text.partition(":")
+        if colon and key.strip() in KEYS:
+            found[key.strip()] = value.strip()
+        elif text:
+            found.setdefault("summary", text)
     return found
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petkit.cli import common, output
+from petkit.cli.sentences import words_of
 from petkit.errors import ArtifactError, ConfigError, InputError, PetkitError
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def evaluate(
 
     loaded = load_tagger(artifact, wanted.device, wanted.base)
     sentences = _sentences(loaded, data, split, settings)
-    check_known(sentences, loaded.labels)
+    check_known(sentences, loaded.labels, is_trained=True)
     warn_of_divided(data or split, [sentence.words for sentence in sentences], loaded.reader)
     evaluation = evaluate_tagger(
         loaded.model,
@@ -258,21 +259,19 @@ def _words(name: str, columns: Columns) -> Sequence[tuple[tuple[str, ...], int |
     """The sentences of a file with their lines, or of a text that is no file's name."""
     from petkit.data.conll import read_word_column, read_words
 
+    kinds = f"{LINES} (a sentence a line) or in {', '.join(COLUMNS)} (one word a line)"
     path = Path(name)
     if path.suffix.lower() == LINES:
         return read_words(path)
     if path.suffix.lower() in COLUMNS:
         return read_word_column(path, columns)
-    if path.is_file():
+    # Unlike a Path's own method, it also takes a sentence that is too long to be a file's name.
+    if os.path.isfile(name):
         # Sentences read as columns would lose all but their first words.
         raise ConfigError(
-            f"{name} must end in {LINES} (a sentence a line) or in {', '.join(COLUMNS)} (one word a line), "
-            f"got {path.suffix or 'no ending'}: rename it by what it holds"
+            f"{name} must end in {kinds}, got {path.suffix or 'no ending'}: rename it by what it holds"
         )
-    words = tuple(re.findall(r"[^ \t\r\n]+", name))
-    if not words:
-        raise ConfigError("an INPUT must hold at least one word, got blanks")
-    return [(words, None)]
+    return [(tuple(words_of(name, kinds.replace(" or in ", " or ")).split(" ")), None)]
 
 
 def print_predictions(found: Iterator[Tagged], as_json: bool, as_lines: bool) -> None:

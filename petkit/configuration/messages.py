@@ -76,9 +76,9 @@ def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that a wrong one is most like, or None when none is like it."""
-    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=_CLOSE)), None)
+def nearest(name: str, known: Iterable[str], likeness: float = _CLOSE) -> str | None:
+    """The known name that a wrong one is most like, or None when none is as like it as that, of 0 to 1."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=likeness)), None)
 
 
 def one_of(values: Sequence[Any]) -> str:
@@ -156,7 +156,7 @@ def no_effect(
     needed = ", or ".join(
         " and ".join(f"{name} {one_of(values)}" for name, values in one.items()) for one in alternatives
     )
-    return f"{dotted(path)} has no effect with {now}; it needs {needed}{place(origin)}; remove it"
+    return f"{dotted(path)} has no effect with {now}; it needs {needed}{place(origin)}"
 
 
 def unused(path: KeyPath, why: str, origin: str) -> str:

@@ -100,7 +100,7 @@ def resolve(
     dropped = []
     for path, idle in _idle(model, settings, set(invalid)).items():
         if idle.is_error and _why_ignored(path, ignored or {}) is None:
-            errors.append(idle.message)
+            errors.append(f"{idle.message}; remove it")
         else:
             dropped.append(idle.message)
             del settings[path]

@@ -70,7 +70,7 @@ def read_conll(path: Path, columns: Columns) -> list[TaggedSentence]:
 
     Raises:
         InputError: the file holds no sentence, or a line has other columns than the first, fewer than are
-            asked for, or an empty word or tag; the message names file and line.
+            asked for, an empty word or tag, or one column for both; the message names file and line.
     """
     sentences = [_tagged(str(path), rows, columns) for rows in _blocks(path, columns)]
     if not sentences:
@@ -184,7 +184,19 @@ def _check_width(place: str, width: int, first: tuple[int, int]) -> None:
 def _tagged(file: str, rows: Sequence[tuple[int, list[str]]], columns: Columns) -> TaggedSentence:
     words = tuple(_cell(f"{file}:{n}", cells, columns.word, "data.word_column") for n, cells in rows)
     tags = tuple(_cell(f"{file}:{n}", cells, columns.tag, "data.tag_column") for n, cells in rows)
+    if columns.word != columns.tag:
+        _check_apart(f"{file}:{rows[0][0]}", len(rows[0][1]), columns)
     return TaggedSentence(words, tags, file, tuple(number for number, _ in rows))
+
+
+def _check_apart(place: str, width: int, columns: Columns) -> None:
+    """Refuse two numbers of one column, such as 0 and -1 of a line that has no other."""
+    if columns.word % width == columns.tag % width:
+        count = "only 1 column" if width == 1 else f"{width} columns"
+        raise InputError(
+            f"{place} has {count}, so that word and tag would be the same column: give each word its tag, or "
+            "set data.separator, data.word_column or data.tag_column"
+        )
 
 
 def _cell(place: str, cells: Sequence[str], column: int, key: str) -> str:

@@ -38,6 +38,26 @@ def read_pairs(path: Path, skip_bad: bool = False, translated: bool = True) -> l
     Raises:
         InputError: the file cannot be read, holds no row, or lines are faulty; the message names them.
     """
+    return [
+        SentencePair(pair.source, pair.target, pair.id or place.rpartition(":")[2])
+        for place, pair in placed_pairs(path, skip_bad, translated)
+    ]
+
+
+def placed_pairs(
+    path: Path, skip_bad: bool = False, translated: bool = True
+) -> list[tuple[str, SentencePair]]:
+    """Like `read_pairs`, each pair with its place, and without an id where the row gives none.
+
+    Args:
+        path, skip_bad, translated: as in `read_pairs`.
+
+    Returns:
+        Pairs of `path:line` and sentence pair.
+
+    Raises:
+        InputError: as `read_pairs`.
+    """
 
     def parse(row: dict[str, Any]) -> SentencePair:
         return _parse(row, translated)
@@ -45,9 +65,7 @@ def read_pairs(path: Path, skip_bad: bool = False, translated: bool = True) -> l
     found = placed_rows(path, parse, skip_bad)
     if not found:
         raise InputError(f"{path} must hold at least one row of source and target, got none")
-    return [
-        SentencePair(pair.source, pair.target, pair.id or place.rpartition(":")[2]) for place, pair in found
-    ]
+    return found
 
 
 def read_line_pairs(source: Path, target: Path, skip_bad: bool = False) -> list[SentencePair]:

@@ -61,7 +61,7 @@ def train_subwords(texts: Iterable[str], vocab_size: int) -> Subwords:
     least = len(SPECIAL) + 256
     if vocab_size < least:
         raise InputError(
-            f"vocab_size must be at least {least}: 256 bytes and {len(SPECIAL)}, got {vocab_size}"
+            f"vocabulary.size must be at least {least}: 256 bytes and {len(SPECIAL)}, got {vocab_size}"
         )
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -76,7 +76,8 @@ def train_subwords(texts: Iterable[str], vocab_size: int) -> Subwords:
     made = Subwords(tokenizer)
     if len(made) < vocab_size:
         raise InputError(
-            f"the texts give {len(made)} subwords, fewer than vocab_size {vocab_size}: lower it or add text"
+            f"the texts give {len(made)} subwords, fewer than vocabulary.size {vocab_size}: lower it or add "
+            "text"
         )
     return made
 

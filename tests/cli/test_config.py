@@ -214,8 +214,10 @@ def test_schema_of_nothing(petkit):
 
 def test_recipes_of_two_commands_need_the_command(petkit, tmp_path):
     other = tmp_path / "other.yaml"
-    other.write_text("# Another.\n# command: train other\n" + dump_yaml({"seed": 1}))
-    assert petkit("config", "validate", "adapter-smoke", other).code == 2
+    other.write_text("# Another.\n# command: train nat\n" + dump_yaml({"seed": 1}))
+    refused = petkit("config", "validate", "adapter-smoke", other)
+    assert refused.code == 2
+    assert "the recipes are for different commands (train adapter, train nat); pass --command" in refused.err
     assert petkit("config", "validate", "adapter-smoke", other, "--command", "train adapter").code == 0
 
 
@@ -228,3 +230,48 @@ def test_a_recipe_without_a_command_line_is_that_of_the_command_that_takes_it(pe
     assert wrong.code == 2
     assert "unknown key model.siz (names.yaml:2)" in wrong.err
     assert "(taken as a recipe of `petkit train tagger`: if it is another's, pass --command" in wrong.err
+
+
+NAMES = "output: x\nmodel: {encoder: bilstm}\ndata: {train: a.conll, test: b.conll}\n"
+
+
+@pytest.mark.parametrize(
+    "head",
+    ["# command: train tagger\n", "# Names.\n# command: train tagger\n", "\n#command:train tagger\n\n"],
+)
+def test_the_command_line_is_believed_wherever_it_stands_on_top(petkit, tmp_path, head):
+    recipe = tmp_path / "names.yaml"
+    recipe.write_text(head + NAMES)
+    assert petkit("config", "validate", recipe).out.endswith("valid for `petkit train tagger`\n")
+    recipe.write_text(head + "output: x\nmodel: bilstm\ndata: {train: a.conll, test: b.conll}\n")
+    number = recipe.read_text().count("\n") - 1
+    assert petkit("config", "validate", recipe).err == (
+        f"error: model must be a section with keys of its own, got 'bilstm' (names.yaml:{number})\n"
+    )
+
+
+def test_a_wrong_command_line_is_the_error(petkit, tmp_path):
+    recipe = tmp_path / "names.yaml"
+    recipe.write_text("# command: train tager\n" + NAMES)
+    result = petkit("config", "validate", recipe)
+    assert (result.code, result.out) == (2, "")
+    assert result.err == (
+        "error: unknown command 'train tager' (the `# command:` line of names.yaml); did you mean "
+        "'train tagger'?\n"
+    )
+    assert petkit("config", "validate", recipe, "--command", "train tagger").code == 0
+    wrong = petkit("config", "validate", recipe, "--command", "train taggr")
+    assert wrong.err == "error: unknown command 'train taggr'; did you mean 'train tagger'?\n"
+    recipe.write_text("# command: fly\n" + NAMES)
+    err = petkit("config", "show", recipe).err
+    assert err.startswith("error: no command 'fly' reads a recipe (the `# command:` line of names.yaml)")
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "# Nothing.\n", "---\n", "{}\n"])
+def test_an_empty_recipe_is_none(petkit, tmp_path, text):
+    recipe = tmp_path / "empty.yaml"
+    recipe.write_text(text)
+    result = petkit("config", "validate", recipe)
+    assert (result.code, result.out) == (2, "")
+    assert f"error: {recipe} is empty: expected the keys of a recipe" in result.err
+    assert petkit("config", "show", recipe, "--command", "route run").code == 0

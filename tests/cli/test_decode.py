@@ -1,6 +1,7 @@
 """`petkit decode`: translations of sentences and files, and what it refuses."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,8 @@ def test_faulty_rows_are_named_or_left_out(decode, tmp_path):
     assert (refused.code, refused.out) == (2, "")
     assert "a.jsonl:2: source must be a text that is not empty" in refused.err
     assert "a.jsonl:3: unknown key 'sourc'" in refused.err
+    assert "repair the 2 lines or pass --skip-bad" in refused.err
+    assert "data.skip_bad" not in refused.err
     kept = decode(file, "--skip-bad", "--json")
     assert [one["id"] for one in items(kept)] == ["1"]
     assert "2 of 3 lines are faulty and left out" in kept.err
@@ -190,8 +193,8 @@ def test_flags_without_effect_are_refused(decode, request, name, flags, message)
 
 def test_a_rescorer_must_be_a_teacher(decode, student, tmp_path):
     for folder, message in (
-        (student, "decode.rescore must be an autoregressive translator"),
-        (tmp_path / "none", "none is missing: train it with"),
+        (student, "error: --rescore must be an autoregressive translator"),
+        (tmp_path / "none", f"error: --rescore {tmp_path / 'none'} is missing: train it with"),
     ):
         result = decode(FIRST, "--candidates", "2", "--rescore", folder)
         assert (result.code, result.out) == (2, "")
@@ -210,6 +213,10 @@ def test_a_rescorer_must_be_a_teacher(decode, student, tmp_path):
         ("none.txt", "none.txt is missing: expected a file of UTF-8 text"),
         ("none.jsonl", "none.jsonl is missing: expected a file of UTF-8 text"),
         ("latin.txt", "latin.txt cannot be read as UTF-8 text"),
+        ("./corpus.de", "./corpus.de does not exist: expected a file, .jsonl (rows) or .txt"),
+        ("nowhere/file.en", "nowhere/file.en does not exist"),
+        ("folder", "folder is a folder: expected a file"),
+        ("-", "an INPUT must be a file or a sentence, got -: name a file, .jsonl (rows) or .txt"),
     ],
 )
 def test_inputs_that_hold_no_sentence_are_refused(decode, tmp_path, monkeypatch, argument, message):
@@ -219,6 +226,7 @@ def test_inputs_that_hold_no_sentence_are_refused(decode, tmp_path, monkeypatch,
     for name in ("empty.txt", "empty.jsonl"):
         Path(name).write_text("\n \n")
     Path("latin.txt").write_bytes(b"caf\xe9\n")
+    Path("folder").mkdir()
     result = decode(argument)
     assert (result.code, result.out) == (2, "")
     assert message in result.err
@@ -229,7 +237,77 @@ def test_a_sentence_may_be_longer_than_a_files_name(decode):
     result = decode("dog sees cat " * 30)
     assert (result.code, result.out) == (2, "")
     assert "sentence 1 has" in result.err
-    assert "the model reads 16 at most: divide it" in result.err
+    assert result.err.endswith("the model reads 16 at most: divide it\n")
+
+
+LONG = "dog sees cat " * 30
+
+
+def test_a_sentence_that_is_too_long_is_named_by_its_line(decode, tmp_path):
+    short, text, rows = tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "c.jsonl"
+    short.write_text(f"{FIRST}\n")
+    text.write_text(f"\n{FIRST}\n{LONG}\n")
+    result = decode(short, text)
+    assert (result.code, result.out) == (2, "")
+    count = re.search(rf"^error: {re.escape(str(text))}:3 has (\d+) subwords with its end", result.err)
+    assert count is not None
+    assert int(count[1]) > 16
+    assert result.err.endswith("the model reads 16 at most: divide it, or pass --skip-bad\n")
+    rows.write_text(json.dumps({"source": FIRST, "id": "x"}) + "\n" + json.dumps({"source": LONG, "id": "y"}))
+    assert f"{rows}:2 has {count[1]} subwords" in decode(rows).err
+    result = decode(rows, text, FIRST, LONG)
+    assert f"{rows}:2 has {count[1]} subwords" in result.err
+    assert "at most (2 more are too long): divide them, or pass --skip-bad" in result.err
+    assert f"sentence 2 has {count[1]} subwords" in decode(FIRST, LONG).err
+
+
+def test_sentences_that_are_too_long_are_left_out(decode, student, tmp_path):
+    text, rows = tmp_path / "b.txt", tmp_path / "c.jsonl"
+    text.write_text(f"{FIRST}\n{LONG}\n\n{SECOND}\n{LONG}\n")
+    rows.write_text("".join(json.dumps({"source": one}) + "\n" for one in (LONG, FIRST)))
+    first, second = translated(student, FIRST, SECOND)
+    result = decode(text, "--skip-bad", "-o", tmp_path / "out.jsonl")
+    assert result.code == 0, result.err
+    # Empty lines stand for them, so that the output stays parallel to the file.
+    assert result.out == f"{first}\n\n\n{second}\n\n"
+    assert (
+        "warning: 2 of 4 sentences left out, with more subwords than the 16 that the model reads: the first "
+        f"is {text}:2\n"
+    ) in result.err
+    assert [pair.id for pair in read_pairs(tmp_path / "out.jsonl")] == ["1", "4"]
+    # Rows have ids of their own, and need no line.
+    result = decode(rows, "--skip-bad")
+    assert result.out == f"{first}\n"
+    assert "1 of 2 sentences left out, " in result.err
+    assert f"the model reads: the first is {rows}:1\n" in result.err
+    found = items(decode(rows, text, "--skip-bad", "--json"))
+    assert [one["id"] for one in found] == [f"{rows}:2", f"{text}:1", f"{text}:4"]
+
+
+def test_something_must_be_left(decode, tmp_path):
+    text = tmp_path / "b.txt"
+    text.write_text(f"\n{LONG}\n")
+    result = decode(text, "--skip-bad", "--latency")
+    assert (result.code, result.out) == (2, "")
+    assert "error: each sentence has more subwords than the 16 that the model reads" in result.err
+    assert f"the first is {text}:2: divide them" in result.err
+
+
+def test_ids_of_several_files_are_apart(decode, tmp_path):
+    names = [tmp_path / name for name in ("a.txt", "b.txt", "c.jsonl", "d.jsonl")]
+    for name in names[:2]:
+        name.write_text(f"{FIRST}\n{SECOND}\n")
+    names[2].write_text(json.dumps({"source": FIRST}) + "\n" + json.dumps({"source": FIRST, "id": "x"}))
+    names[3].write_text(json.dumps({"source": SECOND}))
+    found = [one["id"] for one in items(decode(*names, "--json"))]
+    a, b, c, d = names
+    assert found == [f"{a}:1", f"{a}:2", f"{b}:1", f"{b}:2", f"{c}:1", "x", f"{d}:1"]
+    # A sentence of the command line is no file.
+    assert [one["id"] for one in items(decode(a, FIRST, "--json"))] == ["1", "2", ""]
+
+
+def test_one_sentence_is_not_several(decode):
+    assert "1 sentence, " in decode(FIRST).err
 
 
 def test_what_is_no_translator_is_refused(decode, tmp_path):

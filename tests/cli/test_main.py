@@ -102,7 +102,7 @@ def test_help_groups_the_verbs(petkit):
 
 def test_help_names_the_exit_codes(petkit):
     out = " ".join(petkit("--help").out.split())
-    assert "Exit codes: 0 done, 1 failed, 2 usage or recipe, 3 a check of the result failed" in out
+    assert "Exit codes: 0 done, 1 failed, 2 usage, recipe or damaged artifact, 3 a check of the result" in out
 
 
 def test_an_unknown_variable_is_warned_about_once(petkit, monkeypatch):

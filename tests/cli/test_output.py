@@ -136,3 +136,12 @@ def test_the_end_is_told_once(capsys):
         for count in (3, 0, 1, 0, 0):
             advance(count)
     assert [line.split(" (")[0] for line in capsys.readouterr().err.splitlines()] == ["every mode 4/4"]
+
+
+def test_notes_are_told_from_errors(capsys):
+    output.configure_logging()
+    output.log_notes(("one is out", "so is another"))
+    assert capsys.readouterr() == ("", "note: one is out\nnote: so is another\n")
+    output.configure_logging(quiet=True)
+    output.log_notes(["silent"])
+    assert capsys.readouterr().err == ""

@@ -50,7 +50,8 @@ def test_eval_measures_the_recipes_split_and_files(petkit, tagger, tmp_path):
     ("text", "message"),
     [
         ("Anna X\n", "a.conll:1: tag 'X' must be O or B, I with -TYPE in the scheme BIO"),
-        ("Anna B-ORG\n", "a.conll:1: tag 'B-ORG' must be one of the 5 that training has"),
+        ("Anna B-ORG\n", "a.conll:1: tag 'B-ORG' is none that the tagger knows (O, B-LOC, I-LOC, B-PER, "),
+        ("Anna\n", "a.conll:1 has only 1 column, so that word and tag would be the same column"),
         ("Anna O\nB O O\n", "a.conll:2 must have 2 columns as line 1 has, got 3"),
         ("", "a.conll must hold at least one sentence"),
     ],
@@ -133,6 +134,10 @@ def test_predict_gives_every_word_a_tag(petkit, tagger, tmp_path):
     rows = petkit("predict", tagger, lines, "--jsonl").out.splitlines()
     assert [json.loads(row)["words"] for row in rows] == words[:2]
     assert petkit("predict", tagger, tmp_path / "no.conll").code == 2
+    for name in (tmp_path / "no.en", tmp_path, "-"):
+        refused = petkit("predict", tagger, name)
+        assert (refused.code, refused.out) == (2, "")
+        assert ".txt (a sentence a line) or .conll" in refused.err
 
 
 def test_predict_reads_columns_as_it_is_told(petkit, tagger, tmp_path):

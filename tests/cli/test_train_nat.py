@@ -141,12 +141,19 @@ def test_a_stopped_run_goes_on(train, tmp_path):
     assert "loss.nar: 0.5 -> 1" in drifted.err
 
 
+def test_a_key_that_a_setting_switches_off_is_noted(train):
+    result = train("--set", "model.kind=nart", "--dry-run")
+    assert result.code == 0, result.err
+    assert "note: crf.rank has no effect with model.kind nart; it needs model.kind nart-crf or" in result.err
+    assert "remove it" not in result.err
+
+
 BAD = [
     ({"model__kind": "nart", "crf__beam": 4}, "crf.beam"),
     ({"model__heads": 3}, "model.heads must divide model.hidden 16, got 3"),
     ({"model__hiden": 16}, "did you mean model.hidden?"),
     ({"decode__rescore": "x"}, "decode.rescore"),
-    ({"vocabulary__size": 5000}, "fewer than vocab_size 5000: lower it or add text"),
+    ({"vocabulary__size": 5000}, "fewer than vocabulary.size 5000: lower it or add text"),
     (
         {"data": {"format": "sample", "sample": "phrases", "max_length": 15}},
         "data.sample must be one of made-phrases, got 'phrases'",

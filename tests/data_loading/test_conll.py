@@ -39,6 +39,13 @@ def test_blanks_other_than_space_and_tab_stay_in_a_word(tmp_path):
         ("a O\n", Columns(word=-3), r"column -3 \(data.word_column\)"),
         ("a\t\tO\n", Columns(1, 2, "\t"), r"f.conll:1 must have text in column 1 \(data.word_column\)"),
         ("a\t\n", Columns(0, 1, "\t"), r"f.conll:1 must have text in column 1 \(data.tag_column\)"),
+        (
+            "\na\nb\n",
+            Columns(),
+            r"f.conll:2 has only 1 column, so that word and tag would be the same",
+        ),
+        ("a O\n", Columns(1, -1), r"f.conll:1 has 2 columns, so that word and tag would be the same column"),
+        ("a\tO\n", Columns(separator=";"), r"has only 1 column, .* give each word its tag, or set data.sep"),
     ],
 )
 def test_a_faulty_file_is_refused_by_line(tmp_path, text, columns, message):

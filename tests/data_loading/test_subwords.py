@@ -49,9 +49,9 @@ def test_a_text_that_looks_like_a_special_token_is_a_text(subwords):
 
 
 def test_sizes_that_cannot_be_are_refused():
-    with pytest.raises(InputError, match="vocab_size must be at least 260: 256 bytes and 4, got 100"):
+    with pytest.raises(InputError, match=r"vocabulary.size must be at least 260: 256 bytes and 4, got 100"):
         train_subwords(TEXTS, 100)
-    with pytest.raises(InputError, match=r"give \d+ subwords, fewer than vocab_size 5000"):
+    with pytest.raises(InputError, match=r"give \d+ subwords, fewer than vocabulary.size 5000"):
         train_subwords(TEXTS, 5000)
 
 

@@ -18,6 +18,8 @@ from petkit.training.subset import seeded_subset
 log = logging.getLogger(__name__)
 
 Sentences = list[TaggedSentence]
+# Of a tagger's labels, in a message.
+SHOWN_LABELS = 20
 
 
 @dataclass(frozen=True)
@@ -140,12 +142,13 @@ def labels_of(sentences: Iterable[TaggedSentence]) -> tuple[str, ...]:
     return tuple(sorted(found, key=lambda tag: (tag != "O", tag.partition("-")[2], tag)))
 
 
-def check_known(sentences: Iterable[TaggedSentence], labels: Sequence[str]) -> None:
+def check_known(sentences: Iterable[TaggedSentence], labels: Sequence[str], is_trained: bool = False) -> None:
     """Refuse a tag that a tagger does not know.
 
     Args:
         sentences: that are measured.
         labels: the tagger's.
+        is_trained: whether the tagger is there already, so that moving sentences to its training is too late.
 
     Raises:
         InputError: names file and line.
@@ -154,10 +157,18 @@ def check_known(sentences: Iterable[TaggedSentence], labels: Sequence[str]) -> N
     for sentence in sentences:
         for position, tag in enumerate(sentence.tags):
             if tag not in known:
-                raise InputError(
-                    f"{sentence.place(position)}: tag {tag!r} must be one of the {len(known)} that training "
-                    "has: correct it, or move such a sentence to data.train"
-                )
+                raise InputError(f"{sentence.place(position)}: tag {tag!r} {_unknown(labels, is_trained)}")
+
+
+def _unknown(labels: Sequence[str], is_trained: bool) -> str:
+    if not is_trained:
+        return (
+            f"must be one of the {len(labels)} that training has: correct it, or move such a sentence to "
+            "data.train"
+        )
+    more = len(labels) - SHOWN_LABELS
+    shown = ", ".join(labels[:SHOWN_LABELS]) + (f" and {more} more" if more > 0 else "")
+    return f"is none that the tagger knows ({shown}): correct it, or train a tagger that learns it"
 
 
 def _hint_at_spans(data: TaggedDataConfig, sentences: Sentences) -> None:

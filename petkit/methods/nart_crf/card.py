@@ -24,7 +24,7 @@ def measured(result: Mapping[str, Any]) -> str:
         value, interval = result[name]["value"], result[name]["interval"]
         between = "" if interval is None else f" ({interval[0]:.1f} to {interval[1]:.1f})"
         scores.append(f"{title} {value:.1f}{between}")
-    return f"{', '.join(scores)}, {result['n']:,} sentences"
+    return f"{', '.join(scores)}, {result['n']:,} sentence{'' if result['n'] == 1 else 's'}"
 
 
 def translator_card(manifest: TranslatorManifest, config: TranslatorConfig, result: Mapping[str, Any]) -> str:

@@ -79,14 +79,22 @@ class Translator:
         """What translations say."""
         return [text.strip() for text in self.vocabulary.decode([one.ids for one in found])]
 
+    @property
+    def most(self) -> int:
+        """Subwords that a sentence may have, its end included."""
+        return self.model.config.model.max_positions
+
+    def lengths(self, sources: Sequence[str]) -> list[int]:
+        """How many subwords each sentence has, its end included."""
+        return [len(ids) + 1 for ids in self.vocabulary.encode(sources)]
+
     def _rows(self, sources: Sequence[str]) -> list[list[int]]:
-        most = self.model.config.model.max_positions
         rows = [[*ids, self.vocabulary.eos_id] for ids in self.vocabulary.encode(sources)]
         for place, row in enumerate(rows):
-            if len(row) > most:
+            if len(row) > self.most:
                 raise InputError(
                     f"sentence {place + 1} has {len(row)} subwords with its end, the model reads "
-                    f"{most} at most: divide it"
+                    f"{self.most} at most: divide it"
                 )
         return rows
 

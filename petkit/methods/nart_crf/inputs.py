@@ -97,13 +97,16 @@ def padded(rows: Sequence[Sequence[int]], value: int) -> Ids:
     return Ids(ids, torch.arange(time) < lengths[:, None])
 
 
-def short_enough(pairs: Sequence[SentencePair], vocabulary: Subwords, max_length: int) -> list[SentencePair]:
+def short_enough(
+    pairs: Sequence[SentencePair], vocabulary: Subwords, max_length: int, distilled: str | None = None
+) -> list[SentencePair]:
     """The pairs of which no side has more subwords than are allowed.
 
     Args:
         pairs: of the training split.
         vocabulary: counts.
         max_length: the most subwords, the end not counted.
+        distilled: the file of the teacher's translations, where the targets are these.
 
     Returns:
         The pairs that are kept; the log says how many are not.
@@ -115,10 +118,7 @@ def short_enough(pairs: Sequence[SentencePair], vocabulary: Subwords, max_length
     longest = [max(len(own), len(other)) for own, other in zip(*both, strict=True)]
     kept = [pair for pair, length in zip(pairs, longest, strict=True) if length <= max_length]
     if not kept:
-        raise InputError(
-            f"data.max_length {max_length} leaves no training pair, since the shortest has {min(longest)} "
-            "subwords: raise it"
-        )
+        raise InputError(_none_left(max_length, min(longest), distilled))
     if len(kept) < len(pairs):
         left = len(pairs) - len(kept)
         log.info(
@@ -128,3 +128,14 @@ def short_enough(pairs: Sequence[SentencePair], vocabulary: Subwords, max_length
             len(pairs),
         )
     return kept
+
+
+def _none_left(max_length: int, shortest: int, distilled: str | None) -> str:
+    text = f"data.max_length {max_length} leaves no training pair, since the shortest has {shortest} subwords"
+    if distilled is None:
+        return f"{text}: raise it"
+    # The sources are short enough, or they would not have been translated.
+    return (
+        f"{text}: the targets are the teacher's translations ({distilled}), and one that never ends its "
+        "sentences is of no use: train it for longer, or learn from the data's own with teacher.distill=false"
+    )

@@ -275,7 +275,7 @@ def _training_pairs(ready: Ready, context: RunContext) -> list[SentencePair]:
     teacher = Translator(ready.teacher.model, ready.vocabulary, decode)
     with context.stage("distilling", len(missing)) as advance:
         made = distil(ready.train, teacher, ready.distilled, config.training.batch_size, advance)
-    return short_enough(made, ready.vocabulary, config.data.max_length)
+    return short_enough(made, ready.vocabulary, config.data.max_length, str(ready.distilled.path))
 
 
 def _sources(pairs: Sequence[SentencePair]) -> list[str]:

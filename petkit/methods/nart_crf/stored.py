@@ -23,6 +23,7 @@ from petkit.training.seeds import derive
 
 # Settings that a model shares with the one it begins as.
 SIZES = ("hidden", "feed_forward", "encoder_layers", "decoder_layers", "heads", "max_positions")
+RESCORE_KEY = "decode.rescore"
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,10 @@ def load_teacher(folder: Path, device: torch.device | str, vocabulary: Subwords 
 
 
 def translator_of(
-    stored: Stored, decode: DecodeConfig | None = None, device: torch.device | str = "cpu"
+    stored: Stored,
+    decode: DecodeConfig | None = None,
+    device: torch.device | str = "cpu",
+    rescore_key: str | None = None,
 ) -> Translator:
     """A stored model, ready to translate.
 
@@ -125,22 +129,24 @@ def translator_of(
         stored: the model.
         decode: how it is asked; None for its own recipe's.
         device: where the model that rescores goes.
+        rescore_key: what named that model, for messages; default: the recipe's key.
 
     Raises:
         ConfigError: the model that rescores does not fit.
         PetkitError: it cannot be read.
     """
     chosen = decode or stored.config.decode
-    return Translator(stored.model, stored.vocabulary, chosen, rescorer_of(chosen, stored, device))
+    rescorer = rescorer_of(chosen, stored, device, rescore_key or RESCORE_KEY)
+    return Translator(stored.model, stored.vocabulary, chosen, rescorer)
 
 
 def rescorer_of(
-    decode: DecodeConfig, stored: Stored | Translator, device: torch.device | str
+    decode: DecodeConfig, stored: Stored | Translator, device: torch.device | str, key: str = RESCORE_KEY
 ) -> Teacher | None:
     """The model that chooses among candidates; None where the student chooses by itself."""
     if decode.rescore is None or decode.candidates == 1 or isinstance(stored.model, Teacher):
         return None
-    found = load_teacher(Path(decode.rescore), device, stored.vocabulary, "decode.rescore").model
+    found = load_teacher(Path(decode.rescore), device, stored.vocabulary, key).model
     assert isinstance(found, Teacher)
     return found
 

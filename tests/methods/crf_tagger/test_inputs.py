@@ -145,3 +145,13 @@ def test_labels_are_in_an_order_of_their_own():
     sentence = TaggedSentence(("w",) * 4, ("I-Y", "B-Y", "O", "B-X"), "f", (1, 2, 3, 4))
     assert labels_of([sentence]) == ("O", "B-X", "B-Y", "I-Y")
     check_known([sentence], labels_of([sentence]))
+
+
+def test_a_trained_tagger_says_which_tags_it_knows():
+    sentence = TaggedSentence(("a", "b"), ("O", "B-Y"), "f", (1, 2))
+    message = r"^f:2: tag 'B-Y' is none that the tagger knows \(O, B-X\): correct it, or train a tagger that"
+    with pytest.raises(InputError, match=message):
+        check_known([sentence], ("O", "B-X"), is_trained=True)
+    many = ("O", *(f"B-{number}" for number in range(30)))
+    with pytest.raises(InputError, match=r"\(O, B-0, .*, B-18 and 11 more\)"):
+        check_known([sentence], many, is_trained=True)

@@ -45,6 +45,11 @@ def test_long_pairs_are_left_out_and_counted(subwords, caplog):
         InputError, match=r"data.max_length 1 leaves no training pair, since the shortest has \d"
     ):
         short_enough([turned], subwords, 1)
+    with pytest.raises(
+        InputError,
+        match=r"the targets are the teacher's translations \(t\.jsonl\), .*: train it for longer, or learn",
+    ):
+        short_enough([turned], subwords, 1, "t.jsonl")
 
 
 def test_sentences_beyond_the_positions_are_refused(subwords):

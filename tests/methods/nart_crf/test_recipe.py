@@ -201,6 +201,16 @@ def test_translations_that_are_too_long_are_left_out_of_the_plan_too(recipe, tea
     assert planned["steps"]["total"] == run(config, tiny.context(config))["steps"] == 5
 
 
+def test_a_useless_teacher_is_blamed_and_not_the_data(recipe, teacher, tmp_path):
+    own = tmp_path / "own.jsonl"
+    config = recipe(model__kind="nart", teacher={"model": str(teacher), "distilled": str(own)})
+    ready = prepare(config, tiny.context(config))
+    sources = [pair.source for pair in ready.train]
+    ready.distilled.append(sources, ["x" * 60] * len(sources))
+    with pytest.raises(InputError, match=rf"the targets are the teacher's translations \({own}\)"):
+        plan(config, tiny.context(config))
+
+
 def test_a_teacher_is_named_where_it_cannot_be_used(recipe, nart, tmp_path):
     for name, message in (
         (nart, "teacher.model must be an autoregressive translator"),
