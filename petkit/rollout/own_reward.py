@@ -55,6 +55,9 @@ class OwnReward:
             and returns a number from 0 to 1.
         timeout: seconds that a call may take.
 
+    Attributes:
+        sha256: of the file; what it imports is not part of it.
+
     Raises:
         ConfigError: `function` is not of that form.
         InputError: there is no such file.
@@ -69,11 +72,8 @@ class OwnReward:
         if not self._path.is_file():
             raise InputError(f"reward.function {function}: there is no file {file}")
         self._child: _Child | None = None
-
-    @property
-    def sha256(self) -> str:
-        """Of the file; what it imports is not part of it."""
-        return hashlib.sha256(self._path.read_bytes()).hexdigest()
+        # Once, since the process goes on with what it has read, whatever becomes of the file.
+        self.sha256 = hashlib.sha256(self._path.read_bytes()).hexdigest()
 
     def check(self) -> None:
         """Start the process.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -446,3 +447,60 @@ def test_a_reward_that_fails_loses_nothing(distill, own_reward, tmp_path):
     # Of two responses a step.
     assert "checkpoint-2: go on with --resume when the cause is mended" in failed.err
     assert distill("--allow-code-exec", "--resume", **settings).code == 0
+
+
+def _resumed(distill, tmp_path, **more):
+    """A run whose reward function raises at its second step, mended and gone on with."""
+    path = tmp_path / "rewards.py"
+    path.write_text(
+        "calls = []\n"
+        "def score(response, **more):\n"
+        "    calls.append(response)\n"
+        "    assert len(calls) <= MOST, 'no judge'\n"
+        "    return 0.25\n"
+    )
+    settings = {"reward__function": f"{path}:score", "training__batch_size": 1, "training__max_steps": 3}
+    path.write_text(path.read_text().replace("MOST", "2" if not more else "12"))
+    failed = distill("--allow-code-exec", **settings | more)
+    assert failed.code == 1
+    assert "raised AssertionError: no judge" in failed.err
+    assert "checkpoint-1: go on with --resume when the cause is mended" in failed.err
+    old = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.write_text("def score(response, **more):\n    return 0.5\n\n\nother = score\n")
+    new = hashlib.sha256(path.read_bytes()).hexdigest()
+    return path, settings | more, old, new
+
+
+@pytest.mark.parametrize("name", ["score", "other"])
+def test_a_mended_reward_goes_on(distill, tmp_path, name):
+    path, settings, old, new = _resumed(distill, tmp_path)
+    settings |= {"reward__function": f"{path}:{name}", "reward__timeout": 30}
+    done = distill("--allow-code-exec", "--resume", **settings)
+    assert done.code == 0, done.err
+    told = [line for line in done.err.splitlines() if line.startswith("reward.function changed: ")]
+    assert told == [
+        f"reward.function changed: {path}:score (sha256 {old[:12]}) -> {path}:{name} (sha256 {new[:12]}); "
+        f"the old one gave the rewards of the steps up to {tmp_path / 'run' / 'checkpoint-1'}"
+    ]
+    folder = tmp_path / "run"
+    rewards = [row["reward"] for row in tiny.records(folder) if "reward" in row]
+    assert rewards == [0.25, 0.5, 0.5]
+    lineage = json.loads((folder / "petkit.json").read_text())["lineage"]
+    assert lineage[0]["inputs"]["reward"] == new
+    result = json.loads((folder / "result.json").read_text())
+    assert result["reward"] == {"function": f"{path}:{name}", "sha256": new}
+    assert yaml.safe_load((folder / "config.yaml").read_text())["reward"]["function"] == f"{path}:{name}"
+    # Nothing has changed since.
+    again = distill("--allow-code-exec", "--resume", **settings)
+    assert (again.code, "reward.function changed" in again.err) == (0, False)
+
+
+def test_a_reward_that_chose_is_not_exchanged(distill, tmp_path):
+    held = tiny.write_questions(tmp_path / "held.jsonl", tiny.QUESTIONS[:5])
+    more = {"data__validation": held, "training__select": "validation", "training__evaluate_every_steps": 1}
+    _, settings, old, new = _resumed(distill, tmp_path, **more)
+    refused = distill("--allow-code-exec", "--resume", **settings)
+    assert (refused.code, refused.out) == (2, "")
+    assert f"(sha256 {old[:12]}) -> " in refused.err
+    assert f"(sha256 {new[:12]})): restore it or start a new output folder" in refused.err
+    assert "by which training.select validation compares steps, got another" in refused.err

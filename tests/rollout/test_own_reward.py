@@ -1,6 +1,7 @@
 """A reward of the user's own counts, and one that raises, hangs, dies or answers nonsense is told of."""
 
 import gc
+import hashlib
 import json
 import os
 import time
@@ -123,6 +124,14 @@ def test_names_of_functions(code):
             OwnReward(wrong, 1.0)
     with pytest.raises(InputError, match=r"there is no file gone\.py"):
         OwnReward("gone.py:score", 1.0)
+
+
+def test_the_hash_is_that_of_the_code_that_judges(reward, code):
+    known = hashlib.sha256(code.read_bytes()).hexdigest()
+    assert reward(QUESTIONS[:1], ["2"]) == [0.5]
+    code.write_text("def score(**more):\n    return 1")
+    assert reward(QUESTIONS[:1], ["2"]) == [0.5]
+    assert reward.sha256 == known
 
 
 def test_the_process_ends_with_the_object(code):

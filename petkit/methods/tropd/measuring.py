@@ -17,8 +17,9 @@ from petkit.configuration.sections import leaves
 from petkit.errors import ConfigError
 from petkit.methods.tropd.config import DistillConfig
 from petkit.methods.tropd.evaluation import RewardEvaluation, evaluate_student
+from petkit.methods.tropd.judging import judge_of
 from petkit.methods.tropd.prompts import load_prompts
-from petkit.methods.tropd.recipe import judge_of, writer_of
+from petkit.methods.tropd.recipe import writer_of
 from petkit.methods.tropd.step import DistillationStep
 from petkit.methods.tropd.teachers import Teachers, known_tokens, vocabulary_size
 from petkit.models.config import ModelConfig
