@@ -237,6 +237,9 @@ def test_a_file_of_examples_is_pointed_to_its_folder(petkit: Petkit, trained: Pa
     result = petkit("eval", trained, "--data", "chats/test.jsonl")
     assert result.code == 2
     assert result.err.endswith("got the file chats/test.jsonl: --data chats\n")
+    result = petkit("eval", trained, "--data", "mine/some.csv")
+    assert result.code == 2
+    assert result.err.endswith("got the file mine/some.csv: such a folder holds train.csv and test.csv\n")
 
 
 def test_the_base_may_be_a_weight_file_but_only_with_the_same_weights(petkit: Petkit, trained: Path) -> None:
