@@ -53,7 +53,7 @@ class OwnReward:
     Args:
         function: `FILE.py:NAME`. It is called with question, choices, answer, dataset and response by name,
             and returns a number from 0 to 1.
-        timeout: seconds that a call may take.
+        timeout: seconds that a call may take; the import may take START_SECONDS.
 
     Attributes:
         sha256: of the file; what it imports is not part of it.
@@ -88,7 +88,8 @@ class OwnReward:
             answer = child.ask(None, START_SECONDS)
         except TimeoutError:
             raise InputError(
-                f"reward.function {self.function}: importing it took more than {START_SECONDS:g} s"
+                f"reward.function {self.function}: importing it took more than {START_SECONDS:g} s, the bound "
+                "whatever reward.timeout is"
             ) from None
         if "error" in answer:
             child.close()

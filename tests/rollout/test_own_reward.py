@@ -11,6 +11,8 @@ import pytest
 
 from petkit.data.questions import Question
 from petkit.errors import ConfigError, InputError, PetkitError
+from petkit.methods.tropd.config import RewardConfig
+from petkit.rollout import own_reward
 from petkit.rollout.own_reward import OwnReward, by_answers
 
 QUESTIONS = [Question("1", "one and one", answer="2", dataset="sums"), Question("2", "why")]
@@ -116,6 +118,15 @@ def test_what_is_no_function_is_told_of_at_once(code, text, message):
     code.write_text(text)
     with pytest.raises(InputError, match=message):
         OwnReward(f"{code}:score", 1.0).check()
+
+
+def test_the_import_has_a_bound_of_its_own(code, monkeypatch):
+    assert f"{own_reward.START_SECONDS:g} s" in RewardConfig.model_fields["timeout"].description
+    monkeypatch.setattr(own_reward, "START_SECONDS", 0.5)
+    code.write_text("import time; time.sleep(60)")
+    reward = OwnReward(f"{code}:score", 0.01)
+    with pytest.raises(InputError, match=r"took more than 0\.5 s, the bound whatever reward\.timeout is"):
+        reward.check()
 
 
 def test_names_of_functions(code):
