@@ -187,6 +187,7 @@ def _plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("student", f"{plan['student']['id']} (sha256 {plan['student']['sha256'][:12]})"),
         ("teacher", "\n".join(teachers)),
         ("objective", plan["objective"]),
+        *_reward_row(plan["reward"]),
         ("device", f"{plan['device']}, {plan['processes']} process(es)"),
         ("prompts", f"{prompts['train']:,} to learn from{held}"),
         ("adapters", "\n".join(patterns_of(plan["adapters"])) or "none: all weights learn"),
@@ -195,6 +196,10 @@ def _plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("steps", f"{steps['total']:,} ({steps['per_epoch']:,} an epoch, {steps['warmup']:,} of warm-up)"),
         ("responses", f"{plan['responses']:,}, {plan['most_tokens']:,} tokens at most"),
     ]
+
+
+def _reward_row(reward: Mapping[str, str] | None) -> list[tuple[str, str]]:
+    return [] if reward is None else [("reward", f"{reward['function']} (sha256 {reward['sha256'][:12]})")]
 
 
 app = app_with_default(

@@ -88,8 +88,8 @@ class OwnReward:
             answer = child.ask(None, START_SECONDS)
         except TimeoutError:
             raise InputError(
-                f"reward.function {self.function}: importing it took more than {START_SECONDS:g} s, the bound "
-                "whatever reward.timeout is"
+                f"reward.function {self.function}: importing it took more than {START_SECONDS:g} s, the "
+                "bound whatever reward.timeout is"
             ) from None
         if "error" in answer:
             child.close()

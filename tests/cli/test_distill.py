@@ -426,12 +426,29 @@ def test_a_reward_of_ones_own_needs_leave_and_counts(distill, petkit, own_reward
     steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {step["reward"] for step in steps if "reward" in step} == {0.25}
     lineage = json.loads((tmp_path / "run" / "petkit.json").read_text())["lineage"]
-    assert "reward" in lineage[0]["inputs"]
+    assert f"sha256 `{lineage[0]['inputs']['reward']}`" in (tmp_path / "run" / "README.md").read_text()
     assert petkit("eval", tmp_path / "run").code == 5
     again = petkit("eval", tmp_path / "run", "--allow-code-exec", "--json")
     assert json.loads(again.out)["reward"] == 0.25
     plain = petkit("eval", tmp_path / "run", "--set", "reward.function=null", "--json")
     assert json.loads(plain.out)["reward"] != 0.25, plain.err
+
+
+def test_a_dry_run_names_and_loads_the_reward(distill, own_reward, tmp_path):
+    settings = {"reward__function": own_reward}
+    sha256 = hashlib.sha256((tmp_path / "rewards.py").read_bytes()).hexdigest()
+    assert rows(distill(DRY, "--allow-code-exec", **settings))["reward"] == (
+        f"{own_reward} (sha256 {sha256[:12]})"
+    )
+    plan = json.loads(distill(DRY, "--allow-code-exec", "--json", **settings).out)
+    assert plan["reward"] == {"function": own_reward, "sha256": sha256}
+    assert json.loads(distill(DRY, "--json").out)["reward"] is None
+    assert "reward" not in rows(distill(DRY))
+    (tmp_path / "rewards.py").write_text("import nothing_of_this_name")
+    for flags in ([DRY], []):
+        broken = distill(*flags, "--allow-code-exec", **settings)
+        assert (broken.code, broken.out) == (2, "")
+        assert "cannot be used: ModuleNotFoundError" in broken.err
 
 
 def test_a_reward_that_fails_loses_nothing(distill, own_reward, tmp_path):
