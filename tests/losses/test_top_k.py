@@ -204,6 +204,22 @@ def test_an_id_twice_is_refused_where_it_counts():
     assert topk_forward_kl(student, ids, top, mask).isfinite()
 
 
+@pytest.mark.parametrize("tail", TAILS)
+def test_a_teacher_without_any_likely_token_is_refused_where_it_counts(tail):
+    student, _, ids, top = both(9, 4)
+    top[1, 3, 1:] = -INF
+    assert topk_forward_kl(student, ids, top, tail=tail).isfinite()
+    top[1, 3] = -INF
+    with pytest.raises(
+        InputError,
+        match=r"top_log_probs must be finite, .* got nothing but -inf at batch 1, token 3",
+    ):
+        topk_forward_kl(student, ids, top, tail=tail)
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    mask[1, 3] = False
+    assert topk_forward_kl(student, ids, top, mask, tail).isfinite()
+
+
 def test_a_student_without_a_distribution_is_named():
     student, _, ids, top = both(9, 4)
     student = student.clone()
