@@ -100,45 +100,32 @@ class Limits:
 
     min_accuracy: Annotated[
         float | None,
-        typer.Option(
-            "--min-accuracy",
-            metavar="X",
-            min=0.0,
-            max=1.0,
-            help="Exit with 3 below this; of a tagger the accuracy of words.",
+        common.limit(
+            "--min-accuracy", 0.0, 1.0, "Exit with 3 below this; of a tagger the accuracy of words."
         ),
     ] = None
     min_f1: Annotated[
         float | None,
-        typer.Option(
-            "--min-f1",
-            metavar="X",
-            min=0.0,
-            max=1.0,
-            help="Taggers of spans: exit with 3 where the F1 of spans is below this.",
+        common.limit(
+            "--min-f1", 0.0, 1.0, "Taggers of spans: exit with 3 where the F1 of spans is below this."
         ),
     ] = None
     min_bleu: Annotated[
         float | None,
-        typer.Option(
-            "--min-bleu", metavar="X", min=0.0, max=100.0, help="Translators: exit with 3 below this BLEU."
-        ),
+        common.limit("--min-bleu", 0.0, 100.0, "Translators: exit with 3 below this BLEU."),
     ] = None
     min_reward: Annotated[
         float | None,
-        typer.Option(
+        common.limit(
             "--min-reward",
-            metavar="X",
-            min=0.0,
-            max=1.0,
-            help="Language models on questions: exit with 3 where fewer answers are right.",
+            0.0,
+            1.0,
+            "Language models on questions: exit with 3 below this reward.",
         ),
     ] = None
     max_loss: Annotated[
         float | None,
-        typer.Option(
-            "--max-loss", metavar="X", min=0.0, help="Nats an example, token or word; exit with 3 above."
-        ),
+        common.limit("--max-loss", 0.0, None, "Nats an example, token or word; exit with 3 above."),
     ] = None
 
     def check(self, result: Mapping[str, Any]) -> None:

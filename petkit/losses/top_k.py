@@ -56,6 +56,7 @@ def topk_forward_kl(
         raise InputError(
             f"top_log_probs must be {tuple(top_ids.shape)} as top_ids are, got {tuple(top_log_probs.shape)}"
         )
+    _check_ids(top_ids, student_logits, kept)
     found = selected_log_probs(student_logits, top_ids, mask, temperature, overwrite)
     own = found.log_probs
     check_logits(found.entropy, kept, {"student_logits": student_logits})
@@ -151,6 +152,24 @@ def check_possible(name: str, values: Tensor, kept: Tensor) -> None:
         raise InputError(
             f"{name} must be finite, or -inf for some tokens, got nothing but -inf at "
             f"{first_place(impossible)}"
+        )
+
+
+def _check_ids(ids: Tensor, logits: Tensor, kept: Tensor) -> None:
+    """Refuse what names no tokens; their range is looked at on the CPU alone."""
+    is_integer = not ids.is_floating_point() and ids.dtype != torch.bool
+    if not is_integer or ids.dim() != logits.dim() or ids.shape[:-1] != logits.shape[:-1]:
+        raise InputError(
+            f"top_ids must be integers {tuple(logits.shape[:-1])} and one dimension more for student_logits "
+            f"{tuple(logits.shape)}, got {ids.dtype} {tuple(ids.shape)}"
+        )
+    if not can_look(ids):
+        return
+    odd = kept[..., None] & ((ids < 0) | (ids >= logits.shape[-1]))
+    if odd.any():
+        found = int(ids[odd][0])
+        raise InputError(
+            f"top_ids must lie between 0 and {logits.shape[-1] - 1}, got {found} at {first_place(odd)}"
         )
 
 

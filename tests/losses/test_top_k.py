@@ -171,8 +171,12 @@ def test_what_cannot_be_used_is_refused():
         ({"top_log_probs": top[..., :3]}, r"top_log_probs must be \(2, 5, 4\) as top_ids are"),
         ({"top_log_probs": top + 20}, "top_log_probs must be log-probabilities of at most 0, got "),
         ({"top_log_probs": top * NAN}, "top_log_probs must be log-probabilities, got nan in 40 places"),
-        ({"top_ids": ids + 29}, "token_ids must lie between 0 and 28"),
-        ({"top_ids": ids[:1], "top_log_probs": top[:1]}, "token_ids must be integers"),
+        ({"top_ids": ids + 29}, r"top_ids must lie between 0 and 28, got \d+ at batch 0, token 0, rank 0"),
+        (
+            {"top_ids": ids.float()},
+            r"top_ids must be integers \(2, 5\) and one dimension more for student_logits",
+        ),
+        ({"top_ids": ids[:1], "top_log_probs": top[:1]}, "top_ids must be integers"),
     ):
         arguments = {"student_logits": student, "top_ids": ids, "top_log_probs": top} | changes
         with pytest.raises(InputError, match=message):
