@@ -460,6 +460,9 @@ def test_a_reward_that_fails_loses_nothing(distill, own_reward, tmp_path):
     failed = distill("--allow-code-exec", **settings)
     assert failed.code == 1
     assert "rewards.py:score raised RuntimeError: no judge (rewards.py:9) for the response" in failed.err
+    held = {"data__validation": str(tmp_path / "questions.jsonl")}
+    measured = distill("--allow-code-exec", "-o", tmp_path / "other", **settings | held)
+    assert (measured.code, measured.err.endswith("to question 5 of data.validation\n")) == (1, True)
     (tmp_path / "broken").unlink()
     # Of two responses a step.
     assert "checkpoint-2: go on with --resume when the cause is mended" in failed.err
@@ -481,6 +484,7 @@ def _resumed(distill, tmp_path, **more):
     failed = distill("--allow-code-exec", **settings | more)
     assert failed.code == 1
     assert "raised AssertionError: no judge" in failed.err
+    assert re.search(r"to question \d of data\.train$", failed.err, re.MULTILINE)
     assert "checkpoint-1: go on with --resume when the cause is mended" in failed.err
     old = hashlib.sha256(path.read_bytes()).hexdigest()
     path.write_text("def score(response, **more):\n    return 0.5\n\n\nother = score\n")

@@ -13,7 +13,7 @@ from petkit.data.questions import Question
 from petkit.errors import ConfigError, InputError, PetkitError
 from petkit.methods.tropd.config import RewardConfig
 from petkit.rollout import own_reward
-from petkit.rollout.own_reward import OwnReward, by_answers
+from petkit.rollout.own_reward import OwnReward, by_answers, printable
 
 QUESTIONS = [Question("1", "one and one", answer="2", dataset="sums"), Question("2", "why")]
 
@@ -33,6 +33,8 @@ def score(question, choices, answer, dataset, response):
         sys.exit(3)
     if response == "say":
         return json.loads(question)
+    if response == "colour":
+        raise ValueError("\\x1b[31mred\\x1b[0m\\nand more")
     if response == "where":
         return float(os.getcwd() == os.environ["HOME"] and "SECRET_TOKEN" not in os.environ)
     return BONUS * (answer == response)
@@ -75,6 +77,20 @@ def test_a_function_that_fails_is_told_of_and_called_again(reward, response, mes
         reward(QUESTIONS[:1], [response])
     assert caught.value.exit_code == 1
     assert reward(QUESTIONS[:1], ["2"]) == [0.5]
+
+
+def test_control_characters_are_shown_and_not_obeyed(reward, code):
+    odd = Question("\x1b[2J", "one and one")
+    with pytest.raises(PetkitError) as caught:
+        reward([odd], ["colour"], "data.train")
+    assert str(caught.value).endswith(
+        "raised ValueError: \\x1b[31mred\\x1b[0m\\nand more (rewards.py:18) for the response 'colour' to "
+        "question \\x1b[2J of data.train"
+    )
+    assert printable("größer, 大") == "größer, 大"
+    code.write_text("raise ValueError('\\x1b[31mred')")
+    with pytest.raises(InputError, match=r"cannot be used: ValueError: \\x1b\[31mred"):
+        OwnReward(f"{code}:score", 1.0).check()
 
 
 def test_a_function_that_hangs_is_ended_with_all_that_it_started(code, tmp_path):

@@ -280,13 +280,13 @@ def _prompts(
             longest,
             labelled=config.reward.function is None,
         )
-    for prompts in (train, validation):
+    for key, prompts in (("data.train", train), ("data.validation", validation)):
         for prompt in [] if prompts is None else prompts.prompts:
-            _check_room(prompt, loaded.model, teachers, config.sampling.max_new_tokens)
+            _check_room(prompt, key, loaded.model, teachers, config.sampling.max_new_tokens)
     return train, validation
 
 
-def _check_room(prompt: Prompt, student: nn.Module, teachers: Teachers, limit: int) -> None:
+def _check_room(prompt: Prompt, key: str, student: nn.Module, teachers: Teachers, limit: int) -> None:
     """Refuse a prompt without a teacher, or whose response may grow beyond its teacher's context."""
     teacher = teachers.of(prompt.question.dataset)
     context = teacher.context or sys.maxsize
@@ -294,8 +294,8 @@ def _check_room(prompt: Prompt, student: nn.Module, teachers: Teachers, limit: i
     if longest > context:
         raise InputError(
             f"sampling.max_new_tokens must be at most {context - len(prompt.ids)} behind the "
-            f"{len(prompt.ids)} tokens of {prompt.question.name}, got {limit}: the context of the teacher "
-            f"{teacher.name} is {context} tokens"
+            f"{len(prompt.ids)} tokens of {prompt.question.name} of {key}, got {limit}: the context of the "
+            f"teacher {teacher.name} is {context} tokens"
         )
 
 
