@@ -219,9 +219,9 @@ def command(
 
     A language model gets the reward of its greedy answers, with the interval, in all and for each
     data set, where --data is a .jsonl file of questions with answers: a distilled one, a merged one
-    and any adapter. A distilled one is asked as in its run, without --data what that was validated
-    by. --set takes data.validation_size, the keys of how questions are put (data.suffix,
-    data.system, data.chat_template), sampling.max_new_tokens and sampling.stop.
+    and any adapter. A distilled one is asked as in its run, and without --data the questions that
+    the run was validated by. --set takes data.validation_size, the keys of how questions are put
+    (data.suffix, data.system, data.chat_template), sampling.max_new_tokens and sampling.stop.
     """
     from petkit.artifacts.kinds import kind_of
     from petkit.cli import answered
