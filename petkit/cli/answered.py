@@ -1,10 +1,11 @@
-"""Distilled language models on the command line: `petkit eval` lets them answer questions."""
+"""Language models on the command line: `petkit eval` lets them answer questions."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,9 +18,12 @@ if TYPE_CHECKING:
 
     from petkit.training.config import Precision
 
-WHOLE = "distilled"
+MERGED = "merged"
+WHOLE = ("distilled", MERGED)
 RECIPES = (".yaml", ".yml")
 ROWS = ".jsonl"
+# Rows to look at for a question: the first ones may be faulty.
+LOOKED_AT = 20
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Asked:
 
 
 def answers_questions(artifact: Path, kind: str | None, data: str | None, split: str) -> bool:
-    """Whether an artifact is a distilled language model that is to be measured on questions.
+    """Whether an artifact is a language model that is to be measured on questions.
 
     Args:
         artifact: its folder.
@@ -50,25 +54,52 @@ def answers_questions(artifact: Path, kind: str | None, data: str | None, split:
         Whether it is.
 
     Raises:
-        ConfigError: the data holds questions, but not as a file of them.
+        ConfigError: the data holds questions, but not as a file of them; or it does not hold what such an
+            artifact is measured on.
     """
-    whole = kind == WHOLE
+    whole = kind in WHOLE
     if not (whole or _is_adapter(artifact)):
         return False
-    if data is None or (Path(data).suffix == ROWS and not Path(data).is_dir()):
-        return True
-    if Path(data).is_dir():
-        file = Path(data) / f"{split}{ROWS}"
+    if data is not None:
+        return _holds(artifact, whole, Path(data), split)
+    if kind == MERGED:
+        raise ConfigError(
+            f"{artifact} is a merged model, which records no data: pass --data QUESTIONS.jsonl for the "
+            "reward of a language model's answers"
+        )
+    return whole or _has_student(artifact)
+
+
+def _holds(artifact: Path, whole: bool, data: Path, split: str) -> bool:
+    """Whether the data are questions, to be answered; other data are for adapters alone."""
+    if data.is_dir():
+        file = data / f"{split}{ROWS}"
         if whole or _holds_questions(file):
             raise ConfigError(
                 f"--data takes a {ROWS} file of questions, got the folder {data}: --data {file}"
             )
-    elif whole or (Path(data).suffix in RECIPES and _is_distillation(Path(data))):
+        return False
+    if data.suffix == ROWS:
+        # Whose recipe is one of questions is told of faulty ones by their lines.
+        if whole or _has_student(artifact) or _holds_questions(data):
+            return True
+        raise ConfigError(_no_questions(data, split))
+    if whole or (data.suffix in RECIPES and _is_distillation(data)):
         raise ConfigError(
             f"--data takes a {ROWS} file of questions, got {data}: pass the file that a recipe names as "
             "data.validation"
         )
     return False
+
+
+def _no_questions(file: Path, split: str) -> str:
+    takes = "--data takes a recipe, a folder of conversations or a .jsonl file of questions with answers"
+    if not file.is_file():
+        return f"{takes}, and there is no file {file}"
+    found = f"{takes}, got {file}, whose rows have no question"
+    if file.name == f"{split}{ROWS}":
+        return f"{found}: for conversations --data {file.parent}"
+    return f"{found}: conversations go into a folder as train{ROWS} and test{ROWS}"
 
 
 def refuse(flags: Mapping[str, Any]) -> None:
@@ -83,13 +114,13 @@ def refuse(flags: Mapping[str, Any]) -> None:
 
     def why(name: str) -> str:
         instead = ", or use --min-reward" if name.startswith(("--min", "--max")) else ""
-        return f" on the reward of a distilled language model: leave it out{instead}"
+        return f" on the reward of answers to questions: leave it out{instead}"
 
     common.refuse_flags(flags, why)
 
 
 def evaluate(artifact: Path, asked: Asked, place: torch.device) -> dict[str, Any]:
-    """Measure the reward of a distilled language model.
+    """Measure the reward of a language model.
 
     Args:
         artifact: its folder.
@@ -144,21 +175,34 @@ def evaluation_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _is_adapter(artifact: Path) -> bool:
-    """Whether the folder holds a language model's adapter that was distilled; a broken one is none."""
-    from petkit.artifacts.reader import read_config, read_manifest
+    """Whether the folder holds a language model's adapter; a broken one is none."""
+    from petkit.artifacts.reader import read_manifest
 
     try:
         task = read_manifest(artifact).task
-        return task is not None and task.type == "causal_lm" and "student" in read_config(artifact)
     except PetkitError:
         return False
+    return task is not None and task.type == "causal_lm"
+
+
+def _has_student(artifact: Path) -> bool:
+    from petkit.methods.tropd.measuring import has_student
+
+    return has_student(artifact)
 
 
 def _holds_questions(file: Path) -> bool:
     try:
         with file.open(encoding="utf-8") as lines:
-            row = json.loads(next(lines, ""))
+            return any(_is_question(line) for line in islice(lines, LOOKED_AT))
     except (OSError, ValueError):
+        return False
+
+
+def _is_question(line: str) -> bool:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
         return False
     return isinstance(row, dict) and "question" in row
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -93,6 +95,37 @@ OverwriteFlag: TypeAlias = Annotated[
     bool,
     typer.Option("--overwrite", help="Replace what is in the output folder.", rich_help_panel=DANGER_PANEL),
 ]
+
+
+def limit(name: str, least: float, most: float | None, text: str, metavar: str = "X") -> Any:
+    """An option that takes a number within bounds, nan being none.
+
+    Args:
+        name: of the option.
+        least: smallest number.
+        most: largest one; None for no bound.
+        text: what the help says.
+        metavar: what it calls the value.
+
+    Returns:
+        What typer wants beside the type.
+    """
+    parser = partial(_number, least, most)
+    return typer.Option(name, metavar=metavar, min=least, max=most, parser=parser, help=text)
+
+
+def _number(least: float, most: float | None, text: str) -> float:
+    wanted = f"a number of at least {least:g}" if most is None else f"a number from {least:g} to {most:g}"
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if least <= value and (most is None or value <= most):
+        return value
+    # What typer shows of any other error begins with its kind.
+    from pydantic_core import PydanticCustomError
+
+    raise PydanticCustomError("number", "must be {wanted}, got {found}", {"wanted": wanted, "found": text})
 
 
 def recipe_files(arguments: Sequence[str] | None, options: Sequence[str] | None) -> list[Path]:

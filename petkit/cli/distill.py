@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ def command(
     files = common.recipe_files(surroundings.recipe, surroundings.config)
     if method_for("distill", files, surroundings.settings or ()).kind == "vision":
         common.check_code(None, allow_code)
-        _images(surroundings, skip_bad)
+        _images(surroundings, skip_bad, files)
     else:
         _text(surroundings, skip_bad, allow_code)
 
@@ -52,13 +52,14 @@ def _text(surroundings: Surroundings, skip_bad: bool, allow_code: bool) -> None:
         finish(rows, result, Path(config.output), surroundings)
 
 
-def _images(surroundings: Surroundings, skip_bad: bool) -> None:
+def _images(surroundings: Surroundings, skip_bad: bool, files: Sequence[Path]) -> None:
     from petkit.cli import distilled_images
     from petkit.methods.vision_distillation.config import VisionDistillationConfig
 
     config = surroundings.resolve(VisionDistillationConfig, **{"data.skip_bad": skip_bad or None})
     folder = Path(config.output)
     check_output(folder, surroundings.overwrite, surroundings.resume is not None)
+    distilled_images.check_teacher(config.teacher.model, files)
 
     from petkit.methods.vision_distillation import recipe
 
@@ -186,6 +187,7 @@ def _plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("student", f"{plan['student']['id']} (sha256 {plan['student']['sha256'][:12]})"),
         ("teacher", "\n".join(teachers)),
         ("objective", plan["objective"]),
+        *_reward_row(plan["reward"]),
         ("device", f"{plan['device']}, {plan['processes']} process(es)"),
         ("prompts", f"{prompts['train']:,} to learn from{held}"),
         ("adapters", "\n".join(patterns_of(plan["adapters"])) or "none: all weights learn"),
@@ -194,6 +196,10 @@ def _plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("steps", f"{steps['total']:,} ({steps['per_epoch']:,} an epoch, {steps['warmup']:,} of warm-up)"),
         ("responses", f"{plan['responses']:,}, {plan['most_tokens']:,} tokens at most"),
     ]
+
+
+def _reward_row(reward: Mapping[str, str] | None) -> list[tuple[str, str]]:
+    return [] if reward is None else [("reward", f"{reward['function']} (sha256 {reward['sha256'][:12]})")]
 
 
 app = app_with_default(

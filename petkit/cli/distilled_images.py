@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from petkit.cli import train
+from petkit.cli.shipped import header
+from petkit.errors import InputError
+
+
+def check_teacher(model: str, files: Sequence[Path]) -> None:
+    """Refuse a teacher that is not there, with what the recipe says of where it comes from.
+
+    Args:
+        model: `teacher.model`.
+        files: the recipe's, whose comment `# needs: ...` may name it.
+
+    Raises:
+        InputError: it is a folder that does not exist.
+    """
+    from petkit.methods.vision_distillation.config import missing_folder
+
+    missing = missing_folder(model)
+    if missing is None:
+        return
+    needs = [text for text in (header(file).get("needs", "") for file in files) if model in text]
+    raise InputError("; ".join([missing, *(f"{files[0].name} needs {text}" for text in needs[:1])]))
 
 
 def result_rows(result: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:

@@ -100,45 +100,32 @@ class Limits:
 
     min_accuracy: Annotated[
         float | None,
-        typer.Option(
-            "--min-accuracy",
-            metavar="X",
-            min=0.0,
-            max=1.0,
-            help="Exit with 3 below this; of a tagger the accuracy of words.",
+        common.limit(
+            "--min-accuracy", 0.0, 1.0, "Exit with 3 below this; of a tagger the accuracy of words."
         ),
     ] = None
     min_f1: Annotated[
         float | None,
-        typer.Option(
-            "--min-f1",
-            metavar="X",
-            min=0.0,
-            max=1.0,
-            help="Taggers of spans: exit with 3 where the F1 of spans is below this.",
+        common.limit(
+            "--min-f1", 0.0, 1.0, "Taggers of spans: exit with 3 where the F1 of spans is below this."
         ),
     ] = None
     min_bleu: Annotated[
         float | None,
-        typer.Option(
-            "--min-bleu", metavar="X", min=0.0, max=100.0, help="Translators: exit with 3 below this BLEU."
-        ),
+        common.limit("--min-bleu", 0.0, 100.0, "Translators: exit with 3 below this BLEU."),
     ] = None
     min_reward: Annotated[
         float | None,
-        typer.Option(
+        common.limit(
             "--min-reward",
-            metavar="X",
-            min=0.0,
-            max=1.0,
-            help="Distilled language models: exit with 3 where fewer answers are right.",
+            0.0,
+            1.0,
+            "Language models on questions: exit with 3 below this reward.",
         ),
     ] = None
     max_loss: Annotated[
         float | None,
-        typer.Option(
-            "--max-loss", metavar="X", min=0.0, help="Nats an example, token or word; exit with 3 above."
-        ),
+        common.limit("--max-loss", 0.0, None, "Nats an example, token or word; exit with 3 above."),
     ] = None
 
     def check(self, result: Mapping[str, Any]) -> None:
@@ -230,8 +217,9 @@ def command(
     A translator gets BLEU and chrF. Its --data is a recipe, or a .jsonl file of source and target;
     --set also says how it translates: decode.candidates=9, decode.rescore=TEACHER, decode.beam=1.
 
-    A distilled language model gets the reward of its greedy answers, with the interval, in all and
-    for each data set. Its --data is a .jsonl file of questions with answers; without it those that
+    A language model gets the reward of its greedy answers, with the interval, in all and for each
+    data set, where --data is a .jsonl file of questions with answers: a distilled one, a merged one
+    and any adapter. A distilled one is asked as in its run, and without --data the questions that
     the run was validated by. --set takes data.validation_size, the keys of how questions are put
     (data.suffix, data.system, data.chat_template), sampling.max_new_tokens and sampling.stop.
     """
@@ -245,7 +233,8 @@ def command(
     asks = answered.answers_questions(artifact, kind, examples.data, examples.split.value)
     if limits.min_reward is not None and not asks:
         raise ConfigError(
-            "--min-reward is for the answers of distilled language models to questions: leave it out"
+            "--min-reward is for the answers of language models to questions: name a file of them by --data, "
+            "or leave it out"
         )
     if not asks:
         common.check_code(None, machine.allow_code)
@@ -263,7 +252,7 @@ def _measure_answers(request: Request) -> Measured:
     examples, weights, limits, machine = request.examples, request.weights, request.limits, request.machine
     flags: dict[str, Any] = {"--min-accuracy": limits.min_accuracy, "--min-f1": limits.min_f1}
     flags |= {"--max-loss": limits.max_loss, "--noise": weights.noise}
-    if kind_of(request.artifact) == answered.WHOLE:
+    if kind_of(request.artifact) in answered.WHOLE:
         flags |= {"--mode": weights.mode, "--base": machine.base}
     answered.refuse(flags)
     asked = answered.Asked(
@@ -385,11 +374,18 @@ def data_config(
     elif Path(data).suffix in EXAMPLES:
         raise ConfigError(
             f"--data takes a recipe or the folder of the examples, got the file {data}: "
-            f"--data {Path(data).parent}"
+            f"{_folder_of(Path(data))}"
         )
     else:
         files = common.recipe_files([data], None)
     return resolve(BinaryAdapterConfig, files, settings, flags, ignored=_ignored(artifact, split)).config
+
+
+def _folder_of(file: Path) -> str:
+    """What to pass instead of a file of examples: its folder, where such a folder has a file of that name."""
+    if file.stem in [split.value for split in Split]:
+        return f"--data {file.parent}"
+    return f"such a folder holds train{file.suffix} and test{file.suffix}"
 
 
 def _ignored(artifact: Artifact, split: Split | None) -> dict[str, str]:

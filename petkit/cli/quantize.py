@@ -61,11 +61,11 @@ def command(
     seed: common.SeedOption = None,
     max_error: Annotated[
         float | None,
-        typer.Option(
+        common.limit(
             "--max-error",
-            metavar="X",
-            min=0.0,
-            help="Exit with 3 when a matrix has a larger relative error (of its outputs, with --data).",
+            0.0,
+            None,
+            "Exit with 3 when a matrix has a larger relative error (of its outputs, with --data).",
         ),
     ] = None,
     device: common.DeviceOption = "auto",

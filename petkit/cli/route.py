@@ -260,19 +260,16 @@ def calibrate(
     labelled: Labelled,
     max_tokens: Annotated[
         float | None,
-        typer.Option("--max-tokens", metavar="X", min=1, help="Most accuracy within X tokens a question."),
+        common.limit("--max-tokens", 1, None, "Most accuracy within X tokens a question."),
     ] = None,
     min_accuracy: Annotated[
         float | None,
-        typer.Option("--min-accuracy", metavar="X", min=0, max=1, help="Fewest tokens with X right."),
+        common.limit("--min-accuracy", 0, 1, "Fewest tokens with X right."),
     ] = None,
     token_weight: Annotated[
         float | None,
-        typer.Option(
-            "--token-weight",
-            metavar="K",
-            min=0,
-            help="Accuracy that a decade of tokens costs (default 0.07).",
+        common.limit(
+            "--token-weight", 0, None, "Accuracy that a decade of tokens costs (default 0.07).", metavar="K"
         ),
     ] = None,
     learned: Annotated[

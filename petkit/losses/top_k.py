@@ -45,7 +45,8 @@ def topk_forward_kl(
 
     Raises:
         InputError: shapes, ids or tail are wrong; log-probabilities that are none; nothing that counts; on
-            the CPU, an id twice at a token that counts, or logits of one that are no distribution.
+            the CPU, an id twice at a token that counts, logits of one that are no distribution, or nothing
+            but -inf among its log-probabilities.
 
     Source:
         `top_k_terms`.
@@ -55,6 +56,7 @@ def topk_forward_kl(
         raise InputError(
             f"top_log_probs must be {tuple(top_ids.shape)} as top_ids are, got {tuple(top_log_probs.shape)}"
         )
+    _check_ids(top_ids, student_logits, kept)
     found = selected_log_probs(student_logits, top_ids, mask, temperature, overwrite)
     own = found.log_probs
     check_logits(found.entropy, kept, {"student_logits": student_logits})
@@ -62,6 +64,7 @@ def topk_forward_kl(
     # Of masked tokens nothing is asked, neither of their log-probabilities.
     teacher = torch.where(kept[..., None], top_log_probs, 0.0)
     check_log_probs("top_log_probs", top_log_probs, kept)
+    check_possible("top_log_probs", top_log_probs, kept)
     return masked_mean(top_k_terms(own, teacher, tail), mask)
 
 
@@ -129,6 +132,45 @@ def check_log_probs(name: str, values: Tensor, kept: Tensor | None = None) -> No
         )
     place = first_place(values > MOST_LOG_PROB)
     raise InputError(f"{name} must be log-probabilities of at most 0, got {largest:g}, the first at {place}")
+
+
+def check_possible(name: str, values: Tensor, kept: Tensor) -> None:
+    """Refuse a token whose likeliest tokens are all impossible; looked for on the CPU alone.
+
+    Args:
+        name: of the values, for the message.
+        values: (..., k) log-probabilities.
+        kept: bool (...): tokens that count.
+
+    Raises:
+        InputError: nothing but -inf at a token that counts; the message has the place of the first.
+    """
+    if not can_look(values) or not values.numel():
+        return
+    impossible = kept & (values.detach().amax(-1) == -torch.inf)
+    if impossible.any():
+        raise InputError(
+            f"{name} must be finite, or -inf for some tokens, got nothing but -inf at "
+            f"{first_place(impossible)}"
+        )
+
+
+def _check_ids(ids: Tensor, logits: Tensor, kept: Tensor) -> None:
+    """Refuse what names no tokens; their range is looked at on the CPU alone."""
+    is_integer = not ids.is_floating_point() and ids.dtype != torch.bool
+    if not is_integer or ids.dim() != logits.dim() or ids.shape[:-1] != logits.shape[:-1]:
+        raise InputError(
+            f"top_ids must be integers {tuple(logits.shape[:-1])} and one dimension more for student_logits "
+            f"{tuple(logits.shape)}, got {ids.dtype} {tuple(ids.shape)}"
+        )
+    if not can_look(ids):
+        return
+    odd = kept[..., None] & ((ids < 0) | (ids >= logits.shape[-1]))
+    if odd.any():
+        found = int(ids[odd][0])
+        raise InputError(
+            f"top_ids must lie between 0 and {logits.shape[-1] - 1}, got {found} at {first_place(odd)}"
+        )
 
 
 def _check_different(ids: Tensor, kept: Tensor) -> None:

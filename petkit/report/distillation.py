@@ -169,13 +169,17 @@ def captions(rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> di
         "and says nothing of how well the student does. The KL to the teacher and the reward do."
     )
     where = "all tokens" if result.get("objective") == "gkd" else "the teacher's likeliest, the others as one"
-    return found | {"learning.png": _learning_caption(curves, where), "tokens.png": _tokens_caption(curves)}
+    return found | {
+        "learning.png": _learning_caption(curves, where, result.get("reward") is not None),
+        "tokens.png": _tokens_caption(curves),
+    }
 
 
-def _learning_caption(curves: Mapping[str, Any], where: str) -> str:
+def _learning_caption(curves: Mapping[str, Any], where: str, own_reward: bool) -> str:
     parts = []
     if "reward" in curves:
-        parts.append("the part of the responses of each step that are right")
+        plain = "the part of the responses of each step that are right"
+        parts.append("the mean reward of the responses of each step" if own_reward else plain)
     if "eval_reward" in curves:
         parts.append("of greedy answers to the validation prompts")
     text = f"Reward: {', and '.join(parts)}. " if parts else ""

@@ -12,10 +12,10 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from petkit.data.questions import Question
 from petkit.errors import ConfigError, InputError, PetkitError
@@ -26,16 +26,23 @@ CHILD = Path(__file__).with_name("reward_child.py")
 START_SECONDS = 120.0
 SHOWN = 80
 
-# Rewards of responses to questions; None where nothing is known of a question's answer.
-Judge = Callable[[Sequence[Question], Sequence[str]], list[float | None]]
+
+class Judge(Protocol):
+    """Rewards of responses to questions; None where nothing is known of a question's answer."""
+
+    def __call__(
+        self, questions: Sequence[Question], texts: Sequence[str], source: str = ""
+    ) -> list[float | None]:
+        """Judge the responses; `source` says in messages where the questions are from."""
 
 
-def by_answers(questions: Sequence[Question], texts: Sequence[str]) -> list[float | None]:
+def by_answers(questions: Sequence[Question], texts: Sequence[str], source: str = "") -> list[float | None]:
     """Judge responses by the questions' own answers.
 
     Args:
         questions: one for each text.
         texts: responses.
+        source: where the questions are from; nothing is said of it.
 
     Returns:
         1.0 or 0.0, see `petkit.rollout.verifiers.score`; None for a question without an answer.
@@ -53,7 +60,10 @@ class OwnReward:
     Args:
         function: `FILE.py:NAME`. It is called with question, choices, answer, dataset and response by name,
             and returns a number from 0 to 1.
-        timeout: seconds that a call may take.
+        timeout: seconds that a call may take; the import may take START_SECONDS.
+
+    Attributes:
+        sha256: of the file; what it imports is not part of it.
 
     Raises:
         ConfigError: `function` is not of that form.
@@ -69,11 +79,8 @@ class OwnReward:
         if not self._path.is_file():
             raise InputError(f"reward.function {function}: there is no file {file}")
         self._child: _Child | None = None
-
-    @property
-    def sha256(self) -> str:
-        """Of the file; what it imports is not part of it."""
-        return hashlib.sha256(self._path.read_bytes()).hexdigest()
+        # Once, since the process goes on with what it has read, whatever becomes of the file.
+        self.sha256 = hashlib.sha256(self._path.read_bytes()).hexdigest()
 
     def check(self) -> None:
         """Start the process.
@@ -88,20 +95,24 @@ class OwnReward:
             answer = child.ask(None, START_SECONDS)
         except TimeoutError:
             raise InputError(
-                f"reward.function {self.function}: importing it took more than {START_SECONDS:g} s"
+                f"reward.function {self.function}: importing it took more than {START_SECONDS:g} s, the "
+                "bound whatever reward.timeout is"
             ) from None
         if "error" in answer:
             child.close()
             why = answer.get("ended") or answer["error"]
-            raise InputError(f"reward.function {self.function} cannot be used: {why}")
+            raise InputError(f"reward.function {self.function} cannot be used: {printable(why)}")
         self._child = child
 
-    def __call__(self, questions: Sequence[Question], texts: Sequence[str]) -> list[float | None]:
+    def __call__(
+        self, questions: Sequence[Question], texts: Sequence[str], source: str = ""
+    ) -> list[float | None]:
         """Judge responses.
 
         Args:
             questions: one for each text.
             texts: responses.
+            source: where the questions are from, for messages.
 
         Returns:
             Numbers from 0 to 1.
@@ -111,9 +122,10 @@ class OwnReward:
             PetkitError: the function raised, took too long, ended its process, or returned no such number;
                 the message names the question and shows the response.
         """
-        return [self._one(question, text) for question, text in zip(questions, texts, strict=True)]
+        pairs = zip(questions, texts, strict=True)
+        return [self._one(question, text, source) for question, text in pairs]
 
-    def _one(self, question: Question, text: str) -> float:
+    def _one(self, question: Question, text: str, source: str) -> float:
         self.check()
         assert self._child is not None
         asked = {
@@ -123,7 +135,8 @@ class OwnReward:
             "dataset": question.dataset,
             "response": text,
         }
-        where = f"for the response {text[:SHOWN]!r} to {question.name}"
+        of = f" of {source}" if source else ""
+        where = f"for the response {text[:SHOWN]!r} to {printable(question.name)}{of}"
         try:
             answer = self._child.ask(asked, self.timeout)
         except TimeoutError:
@@ -138,14 +151,20 @@ class OwnReward:
                 f"reward.function {self.function} ended its process ({answer['ended']}) {where}"
             )
         if "error" in answer:
-            raise PetkitError(f"reward.function {self.function} raised {answer['error']} {where}")
+            raise PetkitError(f"reward.function {self.function} raised {printable(answer['error'])} {where}")
         value = answer["value"]
         # Whatever is nan is not between anything.
         if not isinstance(value, float) or not 0 <= value <= 1:
             raise PetkitError(
-                f"reward.function {self.function} must return a number from 0 to 1, got {value} {where}"
+                f"reward.function {self.function} must return a number from 0 to 1, got "
+                f"{printable(str(value))} {where}"
             )
         return value
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal would obey, line ends too."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 class _Child:

@@ -51,6 +51,9 @@ MAY_DRIFT = (
     "training.sharding",
     "training.tensorboard",
 )
+# Kept in a checkpoint and not compared with it: rewards are no part of any loss. Whether they chose between
+# steps is for the recipe to look at.
+NOTED = ("reward.function", "reward.sha256", "reward.timeout")
 
 
 @dataclass
@@ -258,11 +261,11 @@ def check_drift(path: Path, now: Mapping[str, Any]) -> None:
         ArtifactError: the checkpoint is damaged.
         ConfigError: lists every key that differs, with both values.
     """
-    saved = _read_state(path)["identity"]
+    saved = saved_settings(path)
     absent = "(absent)"
     changed = [
         f"{key}: {saved.get(key, absent)!r} -> {now.get(key, absent)!r}"
-        for key in sorted(set(saved) | set(now))
+        for key in sorted({*saved, *now}.difference(NOTED))
         if saved.get(key, absent) != now.get(key, absent)
     ]
     if changed:
@@ -270,6 +273,21 @@ def check_drift(path: Path, now: Mapping[str, Any]) -> None:
             f"--resume needs the settings of {path}, got {len(changed)} changed ({'; '.join(changed)}): "
             "restore them or start a new output folder"
         )
+
+
+def saved_settings(path: Path) -> dict[str, Any]:
+    """Read the settings that a checkpoint was made with.
+
+    Args:
+        path: the checkpoint.
+
+    Returns:
+        Dotted key -> JSON value.
+
+    Raises:
+        ArtifactError: the checkpoint is damaged.
+    """
+    return dict(_read_state(path)["identity"])
 
 
 def lasting_settings(config: Config) -> dict[str, Any]:

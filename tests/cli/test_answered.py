@@ -106,7 +106,7 @@ def test_faulty_lines_are_named_or_left_out(petkit, root, tmp_path):
 
 
 REFUSED = [
-    (("--min-accuracy", 0.5), "--min-accuracy has no effect on the reward of a distilled language model"),
+    (("--min-accuracy", 0.5), "--min-accuracy has no effect on the reward of answers to questions"),
     (("--max-loss", 1), "or use --min-reward"),
     (("--min-f1", 1), "--min-f1 has no effect"),
     (("--min-bleu", 1), "--min-bleu is for translators"),
@@ -155,6 +155,70 @@ def test_the_loss_of_conversations_is_still_asked_of_adapters(petkit, root, tmp_
     assert (result.code, "chat template" in result.err) == (2, True)
     result = petkit("eval", root / "adapter", "--data", folder, "--min-reward", 0.5)
     assert (result.code, "--min-reward is for the answers" in result.err) == (2, True)
+
+
+@pytest.fixture(scope="module")
+def merged(root):
+    """Merges of the two students: `adapter` of 1 bit, `full`; and `trained`, as of `petkit train`."""
+    folder = root / "merged"
+    for name, flags in (("adapter", ("--rank", "4", "--bits", "1")), ("full", ())):
+        recipe = root / f"merge-{name}.yaml"
+        both = [{"model": str(root / name), "parameters": {"weight": weight}} for weight in (0.4, 0.6)]
+        recipe.write_text(yaml.safe_dump({"merge_method": "linear", "models": both}))
+        assert run(["merge", str(recipe), "-o", str(folder / name), "--quiet", *flags]) == 0
+    copy = shutil.copytree(root / "adapter", folder / "trained")
+    content = {"data": {"format": "chat", "path": "none"}, "task": "causal_lm"}
+    (copy / "config.yaml").write_text(yaml.safe_dump(content))
+    return folder
+
+
+@pytest.mark.parametrize(("name", "mode"), [("adapter", "packed"), ("full", "whole"), ("trained", "packed")])
+def test_what_has_no_recipe_is_asked_by_the_defaults(petkit, root, merged, name, mode):
+    questions = root / "data" / "test.jsonl"
+    length = ("--set", "sampling.max_new_tokens=5")
+    result = petkit("eval", merged / name, "--data", questions, "--json", *length)
+    assert (result.code, result.err) == (0, "")
+    found = json.loads(result.out)
+    assert (found["mode"], found["n"], found["data"]) == (mode, 8, str(questions))
+    assert {one: measured["n"] for one, measured in found["datasets"].items()} == {"code": 3, "math": 5}
+    if name != "adapter":
+        # The same weights as the student's, and the same prompts.
+        student = "full" if name == "full" else "adapter"
+        known = json.loads((root / student / "result.json").read_text())["after"]
+        assert (found["reward"], found["tokens"]) == (known["reward"], known["tokens"])
+    suffix = json.loads(
+        petkit("eval", merged / name, "--data", questions, "--json", *length, "--set", "data.suffix= cat").out
+    )
+    assert suffix["n"] == 8
+    few = petkit("eval", merged / name, "--data", questions, "--set", "data.validation_size=2", *length)
+    assert "n 2" in few.out
+    gate = petkit("eval", merged / name, "--data", questions, "--min-reward", 1, *length)
+    assert (gate.code, "error: reward must be at least 1" in gate.err) == (3, True)
+
+
+def test_what_is_no_question_is_told_without_a_folder_of_something_else(petkit, root, merged, tmp_path):
+    file = tmp_path / "some.jsonl"
+    file.write_text('{"messages": []}\n')
+    result = petkit("eval", merged / "adapter", "--data", file)
+    assert (result.code, result.out) == (2, "")
+    assert f"got {file}, whose rows have no question: conversations go into a folder as train" in result.err
+    other = file.rename(tmp_path / "test.jsonl")
+    result = petkit("eval", merged / "adapter", "--data", other)
+    assert f"whose rows have no question: for conversations --data {tmp_path}\n" in result.err
+    result = petkit("eval", merged / "trained", "--data", "gone.jsonl")
+    assert (result.code, "and there is no file gone.jsonl" in result.err) == (2, True)
+    for name in ("adapter", "full"):
+        result = petkit("eval", merged / name, "--data", root / "data")
+        assert (result.code, f"--data {root / 'data' / 'test.jsonl'}" in result.err) == (2, True)
+    result = petkit("eval", merged / "full", "--data", other)
+    assert (result.code, "test.jsonl:1" in result.err) == (2, True)
+    for flags in ((), ("--min-reward", 0.5)):
+        result = petkit("eval", merged / "full", *flags)
+        assert (result.code, "pass --data QUESTIONS.jsonl for the reward" in result.err) == (2, True)
+    result = petkit("eval", merged / "adapter", "--min-reward", 0.5)
+    assert (result.code, "name a file of them by --data" in result.err) == (2, True)
+    result = petkit("eval", merged / "full", "--data", root / "math.jsonl", "--mode", "dense")
+    assert (result.code, "--mode has no effect on the reward of answers" in result.err) == (2, True)
 
 
 def test_help_names_the_reward(petkit):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -425,12 +426,29 @@ def test_a_reward_of_ones_own_needs_leave_and_counts(distill, petkit, own_reward
     steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {step["reward"] for step in steps if "reward" in step} == {0.25}
     lineage = json.loads((tmp_path / "run" / "petkit.json").read_text())["lineage"]
-    assert "reward" in lineage[0]["inputs"]
+    assert f"sha256 `{lineage[0]['inputs']['reward']}`" in (tmp_path / "run" / "README.md").read_text()
     assert petkit("eval", tmp_path / "run").code == 5
     again = petkit("eval", tmp_path / "run", "--allow-code-exec", "--json")
     assert json.loads(again.out)["reward"] == 0.25
     plain = petkit("eval", tmp_path / "run", "--set", "reward.function=null", "--json")
     assert json.loads(plain.out)["reward"] != 0.25, plain.err
+
+
+def test_a_dry_run_names_and_loads_the_reward(distill, own_reward, tmp_path):
+    settings = {"reward__function": own_reward}
+    sha256 = hashlib.sha256((tmp_path / "rewards.py").read_bytes()).hexdigest()
+    assert rows(distill(DRY, "--allow-code-exec", **settings))["reward"] == (
+        f"{own_reward} (sha256 {sha256[:12]})"
+    )
+    plan = json.loads(distill(DRY, "--allow-code-exec", "--json", **settings).out)
+    assert plan["reward"] == {"function": own_reward, "sha256": sha256}
+    assert json.loads(distill(DRY, "--json").out)["reward"] is None
+    assert "reward" not in rows(distill(DRY))
+    (tmp_path / "rewards.py").write_text("import nothing_of_this_name")
+    for flags in ([DRY], []):
+        broken = distill(*flags, "--allow-code-exec", **settings)
+        assert (broken.code, broken.out) == (2, "")
+        assert "cannot be used: ModuleNotFoundError" in broken.err
 
 
 def test_a_reward_that_fails_loses_nothing(distill, own_reward, tmp_path):
@@ -442,7 +460,68 @@ def test_a_reward_that_fails_loses_nothing(distill, own_reward, tmp_path):
     failed = distill("--allow-code-exec", **settings)
     assert failed.code == 1
     assert "rewards.py:score raised RuntimeError: no judge (rewards.py:9) for the response" in failed.err
+    held = {"data__validation": str(tmp_path / "questions.jsonl")}
+    measured = distill("--allow-code-exec", "-o", tmp_path / "other", **settings | held)
+    assert (measured.code, measured.err.endswith("to question 5 of data.validation\n")) == (1, True)
     (tmp_path / "broken").unlink()
     # Of two responses a step.
     assert "checkpoint-2: go on with --resume when the cause is mended" in failed.err
     assert distill("--allow-code-exec", "--resume", **settings).code == 0
+
+
+def _resumed(distill, tmp_path, **more):
+    """A run whose reward function raises at its second step, mended and gone on with."""
+    path = tmp_path / "rewards.py"
+    path.write_text(
+        "calls = []\n"
+        "def score(response, **more):\n"
+        "    calls.append(response)\n"
+        "    assert len(calls) <= MOST, 'no judge'\n"
+        "    return 0.25\n"
+    )
+    settings = {"reward__function": f"{path}:score", "training__batch_size": 1, "training__max_steps": 3}
+    path.write_text(path.read_text().replace("MOST", "2" if not more else "12"))
+    failed = distill("--allow-code-exec", **settings | more)
+    assert failed.code == 1
+    assert "raised AssertionError: no judge" in failed.err
+    assert re.search(r"to question \d of data\.train$", failed.err, re.MULTILINE)
+    assert "checkpoint-1: go on with --resume when the cause is mended" in failed.err
+    old = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.write_text("def score(response, **more):\n    return 0.5\n\n\nother = score\n")
+    new = hashlib.sha256(path.read_bytes()).hexdigest()
+    return path, settings | more, old, new
+
+
+@pytest.mark.parametrize("name", ["score", "other"])
+def test_a_mended_reward_goes_on(distill, tmp_path, name):
+    path, settings, old, new = _resumed(distill, tmp_path)
+    settings |= {"reward__function": f"{path}:{name}", "reward__timeout": 30}
+    done = distill("--allow-code-exec", "--resume", **settings)
+    assert done.code == 0, done.err
+    told = [line for line in done.err.splitlines() if line.startswith("reward.function changed: ")]
+    assert told == [
+        f"reward.function changed: {path}:score (sha256 {old[:12]}) -> {path}:{name} (sha256 {new[:12]}); "
+        f"the old one gave the rewards of the steps up to {tmp_path / 'run' / 'checkpoint-1'}"
+    ]
+    folder = tmp_path / "run"
+    rewards = [row["reward"] for row in tiny.records(folder) if "reward" in row]
+    assert rewards == [0.25, 0.5, 0.5]
+    lineage = json.loads((folder / "petkit.json").read_text())["lineage"]
+    assert lineage[0]["inputs"]["reward"] == new
+    result = json.loads((folder / "result.json").read_text())
+    assert result["reward"] == {"function": f"{path}:{name}", "sha256": new}
+    assert yaml.safe_load((folder / "config.yaml").read_text())["reward"]["function"] == f"{path}:{name}"
+    # Nothing has changed since.
+    again = distill("--allow-code-exec", "--resume", **settings)
+    assert (again.code, "reward.function changed" in again.err) == (0, False)
+
+
+def test_a_reward_that_chose_is_not_exchanged(distill, tmp_path):
+    held = tiny.write_questions(tmp_path / "held.jsonl", tiny.QUESTIONS[:5])
+    more = {"data__validation": held, "training__select": "validation", "training__evaluate_every_steps": 1}
+    _, settings, old, new = _resumed(distill, tmp_path, **more)
+    refused = distill("--allow-code-exec", "--resume", **settings)
+    assert (refused.code, refused.out) == (2, "")
+    assert f"(sha256 {old[:12]}) -> " in refused.err
+    assert f"(sha256 {new[:12]})): restore it or start a new output folder" in refused.err
+    assert "by which training.select validation compares steps, got another" in refused.err

@@ -51,6 +51,23 @@ def rows(result):
     return dict(line.split(maxsplit=1) for line in result.out.splitlines() if not line.startswith(" "))
 
 
+@pytest.mark.parametrize("flags", [[], [DRY]])
+def test_a_teacher_that_is_not_there_is_said_to_be_so(petkit, tmp_path, monkeypatch, flags):
+    monkeypatch.chdir(tmp_path)
+    result = petkit("distill", "distill-vision-smoke", *HERE, *flags)
+    assert (result.code, result.out) == (2, "")
+    assert result.err == (
+        "error: teacher.model runs/adapter-smoke: there is no such folder; published models are timm/NAME "
+        "or hf/ORG/NAME; distill-vision-smoke.yaml needs runs/adapter-smoke, which "
+        "`petkit train adapter adapter-smoke` makes\n"
+    )
+    other = petkit("distill", "distill-vision-smoke", *HERE, "--set", "teacher.model=runs/other", *flags)
+    assert (other.code, "teacher.model runs/other: there is no such folder" in other.err) == (2, True)
+    assert "needs" not in other.err
+    name = petkit("distill", "distill-vision-smoke", *HERE, "--set", "teacher.model=resnet18", *flags)
+    assert (name.code, "'resnet18', which is none of these" in name.err) == (2, True)
+
+
 def test_a_dry_run_prints_the_plan(distill, teacher, tmp_path):
     found = rows(distill(DRY))
     assert found["model"].startswith("timm/test_vit (sha256 ")
@@ -185,12 +202,12 @@ def test_the_reference_knows_both_kinds(petkit, write):
     assert "kind: vision" in petkit("distill", "--help").out
 
 
-def test_the_smoke_recipe_needs_its_teacher_first(petkit, tmp_path, monkeypatch):
+def test_a_copy_of_the_smoke_recipe_needs_its_teacher_too(petkit, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = petkit("distill", "distill-vision-smoke", *HERE, DRY)
-    assert (result.code, result.out) == (2, "")
-    assert "teacher.model must be" in result.err
     assert petkit("recipes", "cp", "distill-vision-smoke", "own.yaml", "--set", "seed=3").code == 0
+    result = petkit("distill", "own.yaml", *HERE, DRY)
+    assert (result.code, result.out) == (2, "")
+    assert "own.yaml needs runs/adapter-smoke, which `petkit train adapter adapter-smoke` makes" in result.err
 
 
 @pytest.mark.slow

@@ -233,10 +233,33 @@ def test_an_artifact_that_records_no_data_needs_to_be_told(
     assert petkit("eval", copy, "--data", "adapter-smoke").code == 0
 
 
+@pytest.mark.parametrize("value", ["nan", "-0.5", "much"])
+@pytest.mark.parametrize(
+    ("verb", "flag", "wanted"),
+    [
+        ("eval", "--min-accuracy", "a number from 0 to 1"),
+        ("eval", "--min-f1", "a number from 0 to 1"),
+        ("eval", "--min-bleu", "a number from 0 to 100"),
+        ("eval", "--min-reward", "a number from 0 to 1"),
+        ("eval", "--max-loss", "a number of at least 0"),
+        ("quantize", "--max-error", "a number of at least 0"),
+    ],
+)
+def test_a_limit_that_is_no_number_is_said_to_be_none(
+    petkit: Petkit, verb: str, flag: str, wanted: str, value: str
+) -> None:
+    result = petkit(verb, "nowhere", f"{flag}={value}")
+    assert (result.code, result.out) == (2, "")
+    assert f"invalid value for '{flag}': must be {wanted}, got {value} (see" in result.err
+
+
 def test_a_file_of_examples_is_pointed_to_its_folder(petkit: Petkit, trained: Path) -> None:
     result = petkit("eval", trained, "--data", "chats/test.jsonl")
     assert result.code == 2
     assert result.err.endswith("got the file chats/test.jsonl: --data chats\n")
+    result = petkit("eval", trained, "--data", "mine/some.csv")
+    assert result.code == 2
+    assert result.err.endswith("got the file mine/some.csv: such a folder holds train.csv and test.csv\n")
 
 
 def test_the_base_may_be_a_weight_file_but_only_with_the_same_weights(petkit: Petkit, trained: Path) -> None:

@@ -171,8 +171,12 @@ def test_what_cannot_be_used_is_refused():
         ({"top_log_probs": top[..., :3]}, r"top_log_probs must be \(2, 5, 4\) as top_ids are"),
         ({"top_log_probs": top + 20}, "top_log_probs must be log-probabilities of at most 0, got "),
         ({"top_log_probs": top * NAN}, "top_log_probs must be log-probabilities, got nan in 40 places"),
-        ({"top_ids": ids + 29}, "token_ids must lie between 0 and 28"),
-        ({"top_ids": ids[:1], "top_log_probs": top[:1]}, "token_ids must be integers"),
+        ({"top_ids": ids + 29}, r"top_ids must lie between 0 and 28, got \d+ at batch 0, token 0, rank 0"),
+        (
+            {"top_ids": ids.float()},
+            r"top_ids must be integers \(2, 5\) and one dimension more for student_logits",
+        ),
+        ({"top_ids": ids[:1], "top_log_probs": top[:1]}, "top_ids must be integers"),
     ):
         arguments = {"student_logits": student, "top_ids": ids, "top_log_probs": top} | changes
         with pytest.raises(InputError, match=message):
@@ -202,6 +206,22 @@ def test_an_id_twice_is_refused_where_it_counts():
     mask = torch.ones(2, 5, dtype=torch.bool)
     mask[1, 3] = False
     assert topk_forward_kl(student, ids, top, mask).isfinite()
+
+
+@pytest.mark.parametrize("tail", TAILS)
+def test_a_teacher_without_any_likely_token_is_refused_where_it_counts(tail):
+    student, _, ids, top = both(9, 4)
+    top[1, 3, 1:] = -INF
+    assert topk_forward_kl(student, ids, top, tail=tail).isfinite()
+    top[1, 3] = -INF
+    with pytest.raises(
+        InputError,
+        match=r"top_log_probs must be finite, .* got nothing but -inf at batch 1, token 3",
+    ):
+        topk_forward_kl(student, ids, top, tail=tail)
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    mask[1, 3] = False
+    assert topk_forward_kl(student, ids, top, mask, tail).isfinite()
 
 
 def test_a_student_without_a_distribution_is_named():

@@ -177,3 +177,13 @@ def test_captions_tell_of_what_was_drawn(tmp_path, more, objective, part):
     assert captions([{"step": 1, "loss": 1.0, "accuracy": 0.5}], {}) == {
         "training.png": "Loss and accuracy at every optimiser step."
     }
+
+
+def test_the_reward_of_ones_own_function_is_a_mean(tmp_path):
+    own = {"function": "rewards.py:score", "sha256": "ab"}
+    for reward, part in (
+        (own, "Reward: the mean reward of the responses of each step. "),
+        (None, "Reward: the part of the responses of each step that are right. "),
+    ):
+        found = captions(write_run(tmp_path, on_policy()), on_policy(reward=reward))
+        assert found["learning.png"].startswith(part)

@@ -1,6 +1,7 @@
 """A reward of the user's own counts, and one that raises, hangs, dies or answers nonsense is told of."""
 
 import gc
+import hashlib
 import json
 import os
 import time
@@ -10,7 +11,9 @@ import pytest
 
 from petkit.data.questions import Question
 from petkit.errors import ConfigError, InputError, PetkitError
-from petkit.rollout.own_reward import OwnReward, by_answers
+from petkit.methods.tropd.config import RewardConfig
+from petkit.rollout import own_reward
+from petkit.rollout.own_reward import OwnReward, by_answers, printable
 
 QUESTIONS = [Question("1", "one and one", answer="2", dataset="sums"), Question("2", "why")]
 
@@ -30,6 +33,8 @@ def score(question, choices, answer, dataset, response):
         sys.exit(3)
     if response == "say":
         return json.loads(question)
+    if response == "colour":
+        raise ValueError("\\x1b[31mred\\x1b[0m\\nand more")
     if response == "where":
         return float(os.getcwd() == os.environ["HOME"] and "SECRET_TOKEN" not in os.environ)
     return BONUS * (answer == response)
@@ -72,6 +77,20 @@ def test_a_function_that_fails_is_told_of_and_called_again(reward, response, mes
         reward(QUESTIONS[:1], [response])
     assert caught.value.exit_code == 1
     assert reward(QUESTIONS[:1], ["2"]) == [0.5]
+
+
+def test_control_characters_are_shown_and_not_obeyed(reward, code):
+    odd = Question("\x1b[2J", "one and one")
+    with pytest.raises(PetkitError) as caught:
+        reward([odd], ["colour"], "data.train")
+    assert str(caught.value).endswith(
+        "raised ValueError: \\x1b[31mred\\x1b[0m\\nand more (rewards.py:18) for the response 'colour' to "
+        "question \\x1b[2J of data.train"
+    )
+    assert printable("größer, 大") == "größer, 大"
+    code.write_text("raise ValueError('\\x1b[31mred')")
+    with pytest.raises(InputError, match=r"cannot be used: ValueError: \\x1b\[31mred"):
+        OwnReward(f"{code}:score", 1.0).check()
 
 
 def test_a_function_that_hangs_is_ended_with_all_that_it_started(code, tmp_path):
@@ -117,12 +136,29 @@ def test_what_is_no_function_is_told_of_at_once(code, text, message):
         OwnReward(f"{code}:score", 1.0).check()
 
 
+def test_the_import_has_a_bound_of_its_own(code, monkeypatch):
+    assert f"{own_reward.START_SECONDS:g} s" in RewardConfig.model_fields["timeout"].description
+    monkeypatch.setattr(own_reward, "START_SECONDS", 0.5)
+    code.write_text("import time; time.sleep(60)")
+    reward = OwnReward(f"{code}:score", 0.01)
+    with pytest.raises(InputError, match=r"took more than 0\.5 s, the bound whatever reward\.timeout is"):
+        reward.check()
+
+
 def test_names_of_functions(code):
     for wrong in ("rewards.py", "rewards:score", f"{code}:two words", ":score"):
         with pytest.raises(ConfigError, match=r"must be FILE\.py:NAME, got"):
             OwnReward(wrong, 1.0)
     with pytest.raises(InputError, match=r"there is no file gone\.py"):
         OwnReward("gone.py:score", 1.0)
+
+
+def test_the_hash_is_that_of_the_code_that_judges(reward, code):
+    known = hashlib.sha256(code.read_bytes()).hexdigest()
+    assert reward(QUESTIONS[:1], ["2"]) == [0.5]
+    code.write_text("def score(**more):\n    return 1")
+    assert reward(QUESTIONS[:1], ["2"]) == [0.5]
+    assert reward.sha256 == known
 
 
 def test_the_process_ends_with_the_object(code):

@@ -9,7 +9,16 @@ from torch import nn
 
 from petkit.errors import ArtifactError, ConfigError, PetkitError
 from petkit.training import checkpoint
-from petkit.training.checkpoint import Progress, checkpoints, identity_sha256, load, newest, save
+from petkit.training.checkpoint import (
+    Progress,
+    check_drift,
+    checkpoints,
+    identity_sha256,
+    load,
+    newest,
+    save,
+    saved_settings,
+)
 from petkit.training.optim import make_optimizer, trainable_parameters
 
 
@@ -110,6 +119,18 @@ def test_another_model_is_refused(toy: Any, tmp_path: Path) -> None:
     wider = {name: nn.Parameter(torch.zeros(2, 2)) for name in parameters}
     with pytest.raises(ArtifactError, match=r"must have shape \(2, 2\)"):
         load(path, wider, optimizer, {})
+
+
+def test_what_is_only_noted_may_differ(toy: Any, tmp_path: Path) -> None:
+    parameters, optimizer = trained(toy)
+    noted = {"seed": 1, "reward.sha256": "a"}
+    path = save(tmp_path, Progress(1), parameters, optimizer, noted)
+    assert path is not None
+    assert saved_settings(path) == noted
+    for others in ({"reward.sha256": "b"}, {}, {"reward.function": "f.py:g", "reward.timeout": 1}):
+        check_drift(path, {"seed": 1, **others})
+    with pytest.raises(ConfigError, match=r"got 1 changed \(seed: 1 -> 2\)"):
+        check_drift(path, {"seed": 2})
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from petkit.errors import InputError
 from petkit.losses.masked import blank, token_mask
-from petkit.losses.top_k import Tail, check_log_probs, top_k_terms
+from petkit.losses.top_k import Tail, check_log_probs, check_possible, top_k_terms
 from petkit.ops._checks import bool_mask, first_place
 
 MaskMode = Literal["bernoulli", "expected", "hard"]
@@ -237,6 +237,7 @@ def _check_top(kept: Tensor, student: Tensor | None, teacher: Tensor | None) -> 
     """Refuse a student that finds impossible what its teacher does not: its divergence is infinite."""
     if student is None or teacher is None or student.shape != teacher.shape:
         return
+    check_possible("top_log_probs", teacher, kept)
     apart = student.isinf() & ~teacher.isinf() & kept[..., None]
     if apart.any():
         raise InputError(

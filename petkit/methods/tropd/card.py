@@ -29,7 +29,7 @@ def distilled_card(
     """
     sizes, stopped = result["bytes"], f", stopped by {result['stopped']}" if result["stopped"] else ""
     whole, loaded = config.student.tuning == "full", ready.loaded
-    rows, own_reward = [], config.reward.function
+    rows, own_reward = [], result["reward"]
     for time in ("before", "after"):
         if result[time] is not None:
             rows.append((time, _measured(result[time])))
@@ -37,7 +37,7 @@ def distilled_card(
             rows += [(f"{time}, {name}", _measured(one)) for name, one in named.items()]
     rows += [
         ("objective", config.objective.kind),
-        ("reward", f"`{own_reward}`" if own_reward else "answers compared with the questions'"),
+        ("reward", _judge(own_reward)),
         ("teacher", ", ".join(f"`{name}`" for name in ready.teachers.names)),
         ("student before", f"`{loaded.base_id}`, sha256 `{loaded.base_sha256}`"),
         ("weights" if whole else "adapter", f"{sizes['bytes' if whole else 'adapter']:,} bytes"),
@@ -56,6 +56,12 @@ def distilled_card(
     use = ("petkit eval FOLDER --data QUESTIONS.jsonl", "petkit serve FOLDER")
     predict = () if whole else ("petkit predict FOLDER INPUT...",)
     return lay_out(f"Distilled student, {own}", about, rows, note, lineage, (*predict, *use))
+
+
+def _judge(reward: Mapping[str, str] | None) -> str:
+    if reward is None:
+        return "answers compared with the questions'"
+    return f"`{reward['function']}`, sha256 `{reward['sha256']}`"
 
 
 def _measured(evaluation: Mapping[str, Any]) -> str:

@@ -195,7 +195,7 @@ class RewardConfig(Config):
     responses are compared with the questions' answers."""
 
     timeout: float = Field(default=10.0, gt=0, json_schema_extra=applies_to(function=(outside(),)))
-    """Seconds that a call may take."""
+    """Seconds that a call may take. Importing the file may take 120 s, whatever this says."""
 
 
 class DistillAdapterConfig(AdapterConfig):

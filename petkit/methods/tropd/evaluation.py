@@ -127,7 +127,7 @@ def _answers(step: DistillationStep, chosen: Sequence[Prompt]) -> list[_Answer]:
         name=step.student,
     )
     rollout = Rollout(chosen, answers)
-    rewards = [reward or 0.0 for reward in step.rewards(rollout)]
+    rewards = [reward or 0.0 for reward in step.rewards(rollout, "data.validation")]
     if not step.teachers.are_here:
         pairs = zip(rewards, answers, strict=True)
         return [_Answer(reward, len(answer.tokens), None) for reward, answer in pairs]

@@ -1,4 +1,4 @@
-"""A distilled student, measured again: the reward of its answers to questions."""
+"""A language model, distilled or not, measured: the reward of its answers to questions."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import torch
 from torch import nn
 
 from petkit.artifacts.reader import CONFIG, read_config
-from petkit.artifacts.whole_model import check_files, check_weights, read_whole
+from petkit.artifacts.whole_model import check_files, check_weights, is_whole, read_whole
 from petkit.configuration import messages, resolve
 from petkit.configuration.sections import leaves
-from petkit.errors import ConfigError
+from petkit.errors import ConfigError, PetkitError
 from petkit.methods.tropd.config import DistillConfig
 from petkit.methods.tropd.evaluation import RewardEvaluation, evaluate_student
+from petkit.methods.tropd.judging import judge_of
 from petkit.methods.tropd.prompts import load_prompts
-from petkit.methods.tropd.recipe import judge_of, writer_of
+from petkit.methods.tropd.recipe import writer_of
 from petkit.methods.tropd.step import DistillationStep
 from petkit.methods.tropd.teachers import Teachers, known_tokens, vocabulary_size
 from petkit.models.config import ModelConfig
@@ -49,8 +50,10 @@ def measured_recipe(
 ) -> DistillConfig:
     """The recipe that a student is measured by: its own, with other questions or settings where asked.
 
+    What was merged, or learnt in another way, has no recipe of a student: it is asked by the defaults.
+
     Args:
-        folder: of the artifact.
+        folder: of the artifact, of an adapter or a whole model.
         questions: JSONL file of questions with answers; None takes the recipe's own validation.
         settings: values of `--set`.
         flags: dotted key to value of a named flag; None where it was not given.
@@ -64,6 +67,9 @@ def measured_recipe(
     """
     keys = [text.partition("=")[0].strip() for text in settings]
     _check_settable(keys)
+    given = {"data.validation": questions, **flags}
+    if questions is not None and not has_student(folder):
+        return resolve(DistillConfig, [], settings, {**_nobodys(folder, questions), **given}).config
     data = read_config(folder).get("data")
     recorded = data.get("validation") if isinstance(data, Mapping) else None
     if questions is None and recorded is None:
@@ -74,13 +80,27 @@ def measured_recipe(
         raise ConfigError(
             f"{folder} records its questions as {recorded}, and there is no such file: pass --data FILE.jsonl"
         )
-    given = {"data.validation": questions, **flags}
     config = resolve(DistillConfig, [folder / CONFIG], settings, given).config
     if questions is None or SIZE in keys:
         return config
     # How many of its own questions the run took says nothing of others.
     every = config.data.model_copy(update={"validation_size": None})
     return config.model_copy(update={"data": every})
+
+
+def has_student(folder: Path) -> bool:
+    """Whether an artifact's recipe says how its student is asked; a broken one says nothing."""
+    try:
+        return "student" in read_config(folder)
+    except PetkitError:
+        return False
+
+
+def _nobodys(folder: Path, questions: str) -> dict[str, str]:
+    """What a recipe must hold and an evaluation does not look at, and whether the model is whole."""
+    tuning = "full" if is_whole(folder) else "adapter"
+    names = dict.fromkeys(("output", "student.model.name", "teacher.model"), str(folder))
+    return {**names, "student.tuning": tuning, "data.train": questions}
 
 
 def _check_settable(keys: Sequence[str]) -> None:
@@ -102,7 +122,7 @@ def measure(
     base: str | None = None,
     precision: Precision = "fp32",
 ) -> RewardEvaluation:
-    """Let a distilled student answer questions greedily.
+    """Let a language model answer questions greedily.
 
     Args:
         folder: of the artifact.
@@ -138,7 +158,7 @@ def measure(
 
 
 def _whole(folder: Path) -> tuple[nn.Module, Any]:
-    """A student all of whose weights have learnt, with its tokenizer."""
+    """A model all of whose weights have learnt, or were merged, with its tokenizer."""
     manifest = read_whole(folder)
     check_files(folder, manifest)
     check_weights(folder, manifest)

@@ -17,6 +17,7 @@ from petkit.errors import ConfigError, InputError, under_key
 from petkit.methods.tropd.card import distilled_card
 from petkit.methods.tropd.config import DistillConfig
 from petkit.methods.tropd.evaluation import RewardEvaluation, evaluate_student
+from petkit.methods.tropd.judging import check_reward, judge_of, reward_facts, try_out
 from petkit.methods.tropd.prompts import Prompt, PromptSet, load_prompts
 from petkit.methods.tropd.served_student import ServedStudent
 from petkit.methods.tropd.step import DRIFTS, MEASURES, DistillationStep, Writer
@@ -25,7 +26,6 @@ from petkit.methods.tropd.writing import check_served, load_student, sizes_of, w
 from petkit.models.inserts import Site, insert
 from petkit.models.loaded import LoadedModel
 from petkit.models.loading import load_model
-from petkit.rollout.own_reward import Judge, OwnReward, by_answers
 from petkit.rollout.sampler import end_tokens
 from petkit.rollout.sampling import context_length
 from petkit.rollout.scoring import Head, without_dropout
@@ -68,7 +68,7 @@ def run(config: DistillConfig, context: RunContext) -> dict[str, Any] | None:
         Trust region on-policy distillation, arXiv:2606.01249; the baselines are named in objectives.py.
     """
     ready = prepare(config, context)
-    _try_out(ready.step.judge)
+    try_out(ready.step.judge)
     served = ready.step.served
     with claim_folder(context) as directory:
         # Before a checkpoint is loaded, so that a run that goes on has it too.
@@ -121,7 +121,7 @@ def plan(config: DistillConfig, context: RunContext) -> dict[str, Any]:
         PetkitError: what would stop the run, too.
     """
     ready = prepare(config, context)
-    _try_out(ready.step.judge)
+    try_out(ready.step.judge)
     steps = planned_steps(config.training, len(ready.train), config.seed, context.world.size)
     responses = steps["total"] * config.training.batch_size * context.world.size * config.samples
     return {
@@ -132,6 +132,7 @@ def plan(config: DistillConfig, context: RunContext) -> dict[str, Any]:
         "student": {"id": ready.loaded.base_id, "sha256": ready.loaded.base_sha256},
         "teachers": ready.teachers.facts(),
         "objective": config.objective.kind,
+        "reward": reward_facts(ready.step.judge),
         "prompts": {
             "train": len(ready.train),
             "validation": None if ready.validation is None else len(ready.validation),
@@ -242,6 +243,7 @@ def prepare(config: DistillConfig, context: RunContext) -> Ready:
     ready = Ready(loaded, teachers, train, validation, sites, distillation, full_model_bytes)
     if context.resume is not None:
         check_drift(context.resume, _identity(config, ready, context))
+        check_reward(context.resume, config, distillation.judge)
     return ready
 
 
@@ -278,13 +280,13 @@ def _prompts(
             longest,
             labelled=config.reward.function is None,
         )
-    for prompts in (train, validation):
+    for key, prompts in (("data.train", train), ("data.validation", validation)):
         for prompt in [] if prompts is None else prompts.prompts:
-            _check_room(prompt, loaded.model, teachers, config.sampling.max_new_tokens)
+            _check_room(prompt, key, loaded.model, teachers, config.sampling.max_new_tokens)
     return train, validation
 
 
-def _check_room(prompt: Prompt, student: nn.Module, teachers: Teachers, limit: int) -> None:
+def _check_room(prompt: Prompt, key: str, student: nn.Module, teachers: Teachers, limit: int) -> None:
     """Refuse a prompt without a teacher, or whose response may grow beyond its teacher's context."""
     teacher = teachers.of(prompt.question.dataset)
     context = teacher.context or sys.maxsize
@@ -292,23 +294,9 @@ def _check_room(prompt: Prompt, student: nn.Module, teachers: Teachers, limit: i
     if longest > context:
         raise InputError(
             f"sampling.max_new_tokens must be at most {context - len(prompt.ids)} behind the "
-            f"{len(prompt.ids)} tokens of {prompt.question.name}, got {limit}: the context of the teacher "
-            f"{teacher.name} is {context} tokens"
+            f"{len(prompt.ids)} tokens of {prompt.question.name} of {key}, got {limit}: the context of the "
+            f"teacher {teacher.name} is {context} tokens"
         )
-
-
-def judge_of(config: DistillConfig) -> Judge:
-    """What judges the responses."""
-    own = config.reward
-    if own.function is None:
-        return by_answers
-    return OwnReward(own.function, own.timeout)
-
-
-def _try_out(judge: Judge) -> None:
-    """See that a function of the user's own can be had, before anything is trained."""
-    if isinstance(judge, OwnReward):
-        judge.check()
 
 
 def writer_of(config: DistillConfig, tokenizer: Any) -> Writer:
@@ -342,8 +330,9 @@ def _identity(config: DistillConfig, ready: Ready, context: RunContext) -> dict[
         "data.sha256": ready.train.sha256,
         "processes": context.world.size,
     }
-    if isinstance(ready.step.judge, OwnReward):
-        found["reward.sha256"] = ready.step.judge.sha256
+    reward = reward_facts(ready.step.judge)
+    if reward is not None:
+        found["reward.sha256"] = reward["sha256"]
     return lasting_settings(config) | found
 
 
@@ -362,6 +351,7 @@ def _summary(
         "objective": config.objective.kind,
         "tuning": config.student.tuning,
         "teachers": ready.teachers.facts(),
+        "reward": reward_facts(ready.step.judge),
         "evaluated": "artifact, reloaded",
         "before": before,
         "after": after,

@@ -315,10 +315,10 @@ class DistillationStep:
             found["unguided_reward"] = _total([reward for reward, prefix in scored if prefix == 0])
         return found
 
-    def rewards(self, rollout: Rollout) -> list[float | None]:
+    def rewards(self, rollout: Rollout, source: str = "data.train") -> list[float | None]:
         """How good each response is, 0 to 1; None where its answer is not known."""
         questions = [prompt.question for prompt in rollout.prompts]
-        return self.judge(questions, [self.text(one) for one in rollout.completions])
+        return self.judge(questions, [self.text(one) for one in rollout.completions], source)
 
     def text(self, completion: Completion) -> str:
         """A response without its end."""

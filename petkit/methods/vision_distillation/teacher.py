@@ -18,7 +18,11 @@ from petkit.artifacts.reader import MANIFEST
 from petkit.artifacts.whole_model import is_whole
 from petkit.data.images import normalize
 from petkit.errors import ConfigError, InputError, PetkitError
-from petkit.methods.vision_distillation.config import TeacherConfig, VisionDistillationConfig
+from petkit.methods.vision_distillation.config import (
+    TeacherConfig,
+    VisionDistillationConfig,
+    missing_folder,
+)
 from petkit.models.classifiers import PublishedClassifier, load_classifier, load_features
 from petkit.models.config import ModelConfig
 from petkit.models.features import logits_and_features
@@ -75,9 +79,13 @@ def load_teacher(config: VisionDistillationConfig, classes: Sequence[str], devic
 
     Raises:
         ConfigError: a key has no effect on this teacher, or its classes are not those of the data.
+        InputError: it is a folder that does not exist.
         PetkitError: it cannot be loaded, by kind.
     """
     own = config.teacher
+    missing = missing_folder(own.model)
+    if missing is not None:
+        raise InputError(missing)
     folder = Path(own.model).expanduser()
     with _named_keys():
         if (folder / MANIFEST).exists() and not is_whole(folder):

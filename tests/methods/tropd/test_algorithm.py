@@ -163,6 +163,7 @@ def test_nothing_but_the_students_side_learns():
         ({"teacher_log_probs": NAN}, "teacher_log_probs must be log-probabilities, got nan in 21 places"),
         ({"student_log_probs": NAN}, "student_log_probs must be log-probabilities, got nan"),
         ({"top_log_probs": NAN}, "top_log_probs must be log-probabilities, got nan"),
+        ({"top_log_probs": -INF}, "top_log_probs must be finite, or -inf for some tokens, got nothing but"),
         ({"student_top_log_probs": NAN}, "student_top_log_probs must be log-probabilities, got nan"),
         ({"teacher_log_probs": 0.1}, "teacher_log_probs must be log-probabilities of at most 0, got 0.1"),
         ({"student_log_probs": 3.0}, "student_log_probs must be log-probabilities of at most 0, got 3"),

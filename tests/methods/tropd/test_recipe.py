@@ -486,7 +486,7 @@ def test_responses_longer_than_a_teachers_context_are_refused(recipe, models):
     config = recipe(from_teacher=models(3, context=9), sampling__max_new_tokens=5)
     with pytest.raises(
         InputError,
-        match=r"sampling.max_new_tokens must be at most 4 behind the 5 tokens of question 2, got 5: the",
+        match=r"max_new_tokens must be at most 4 behind the 5 tokens of question 2 of data.train, got 5: the",
     ):
         plan(config, tiny.context(config))
     config = recipe(from_teacher=models(3, context=10), sampling__max_new_tokens=5)

@@ -172,6 +172,7 @@ def test_a_transformers_classifier(tmp_path: Path) -> None:
     [
         ("nowhere", {}, ConfigError, r"teacher\.model must be timm/NAME"),
         ("timm/test_vitt", {}, ConfigError, r"teacher\.model timm/test_vitt.*did you mean"),
+        ("runs/gone", {}, InputError, r"teacher\.model runs/gone: there is no such folder"),
         ("timm/test_vit", {"teacher__weights": "none.safetensors"}, InputError, r"teacher\.weights none"),
         ("timm/test_vit", {"teacher__weights": "w.pt"}, InputError, r"teacher\.weights w\.pt is not a file"),
     ],
