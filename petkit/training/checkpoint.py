@@ -78,6 +78,9 @@ class Progress:
     best_weights: dict[str, Tensor] | None = None
     """The weights of that step."""
 
+    unmeasured: bool = False
+    """Whether the evaluation behind the step failed: a run that goes on begins with it."""
+
 
 def save(
     folder: Path | None,
@@ -120,6 +123,7 @@ def save(
         "metrics_bytes": progress.metrics_bytes,
         "best_score": progress.best_score,
         "best_step": progress.best_step,
+        "unmeasured": progress.unmeasured,
         "random": "derived from seed, stream name, process and step",
         "identity": dict(identity),
         "identity_sha256": identity_sha256(identity),
@@ -188,6 +192,8 @@ def load(
         best_score=state["best_score"],
         best_step=state["best_step"],
         best_weights=best,
+        # Checkpoints before petkit kept it have none.
+        unmeasured=state.get("unmeasured", False),
     )
 
 

@@ -203,10 +203,13 @@ class _Loop:
         batches = self._batches(workers)
         self._train_mode()
         late = False
+        if self.progress.unmeasured:
+            self._measure_step()
         while self.progress.step < self.last_step and not late:
             with self._saved_on_failure():
                 votes = self._optimiser_step(batches, request, deadline)
-            self._after_step()
+            self._measure_step()
+            self._save_step()
             if votes.interrupt or votes.terminate:
                 raise stop_error(signal.SIGTERM if votes.terminate else signal.SIGINT, self._save())
             late = votes.late
@@ -222,7 +225,7 @@ class _Loop:
 
     @contextmanager
     def _saved_on_failure(self) -> Iterator[None]:
-        """Save the steps before one that failed, such as when a server is gone or a reward cannot be had."""
+        """Save the steps before what failed, such as when a server is gone or a reward cannot be had."""
         before = self.progress.step
         try:
             yield
@@ -345,16 +348,26 @@ class _Loop:
             )
         _check_finite("the loss", sums.loss, step)
 
-    def _after_step(self) -> None:
+    def _measure_step(self) -> None:
+        """Evaluate where an evaluation is due."""
         step, per_epoch = self.progress.step, self.plan.steps_per_epoch
         epoch, inside = divmod(step, per_epoch)
         # A function of the step alone, so that a run that goes on evaluates where the whole one does.
         due = self.selects and not inside and epoch % self.config.evaluate_every == 0
         steps = self.config.evaluate_every_steps
         due = due or (steps is not None and step % steps == 0) or step == self.plan.total_steps
-        if self.validate is not None and due:
-            self._evaluate(self.validate())
-        steps = self.config.checkpoint_steps
+        if self.validate is None or not due:
+            return
+        self.progress.unmeasured = True
+        with self._saved_on_failure():
+            evaluation = self.validate()
+        self.progress.unmeasured = False
+        self._evaluate(evaluation)
+
+    def _save_step(self) -> None:
+        """Write a checkpoint where one is due."""
+        step, steps = self.progress.step, self.config.checkpoint_steps
+        epoch, inside = divmod(step, self.plan.steps_per_epoch)
         if (not inside and epoch % self.config.checkpoint_every == 0) or (steps and step % steps == 0):
             self._save()
 

@@ -196,6 +196,41 @@ def test_evaluations_are_functions_of_the_step(
     assert (first.best_step is None) == (select == "last")
 
 
+@pytest.mark.parametrize("select", ["validation", "last"])
+@pytest.mark.parametrize("failing", [3, 6, 8])
+def test_an_evaluation_that_fails_loses_no_step(
+    run: Run, toy: Any, tmp_path: Path, select: str, failing: int
+) -> None:
+    """A run that goes on makes up for it, and ends where the whole one does."""
+    config = toy.config(epochs=1, batch_size=4, learning_rate=0.2, select=select, evaluate_every_steps=3)
+    evaluations: list[int] = []
+
+    def go(fails: bool = False, **more: Any) -> tuple[nn.Module, Fitted]:
+        model = toy.make_model(dropout=0.3)
+
+        def validate() -> Any:
+            evaluations.append(len(evaluations))
+            if fails and len(evaluations) == {3: 1, 6: 2, 8: 3}[failing]:
+                raise PetkitError("the judge is gone")
+            return evaluate(model, toy.points(48, 5), toy.classify)
+
+        return run(config, model=model, validate=validate, **more)
+
+    whole, first = go(folder="whole")
+    evaluations.clear()
+    with pytest.raises(PetkitError, match="the judge is gone"):
+        go(fails=True)
+    found = checkpoints(tmp_path / "run")
+    assert found[0].name == f"checkpoint-{failing}"
+    resumed, second = go(resume=found[0])
+    assert same(whole, resumed)
+    assert first.best_step == second.best_step
+    for one, other in zip(first.history, second.history, strict=True):
+        assert {k: v for k, v in one.items() if "per_second" not in k} == {
+            k: v for k, v in other.items() if "per_second" not in k
+        }
+
+
 def test_what_is_not_to_be_selected_by_is_only_recorded(run: Run, toy: Any) -> None:
     plain, _ = run(toy.config(epochs=2, max_steps=7), folder="plain")
     model = toy.make_model()
