@@ -151,7 +151,7 @@ def tables(work: Path, starts: Sequence[str], save: Path | None) -> None:
         print("| objective | reward | forward KL | reverse KL | median gradient | largest | spikes |")
         print("|---|---|---|---|---|---|---|")
         begin = next(iter(rows.values()))[0]["before"]
-        print(f"| before | {' | '.join(f'{begin[name]:.3f}' for name in MEASURES)} | | | |")
+        print(f"| before | {' | '.join(shown(begin[name], name) for name in MEASURES)} | | | |")
         for variant, runs in rows.items():
             cells = [spread(runs, name) for name in (*MEASURES, "gradient_median", "gradient_largest")]
             print(f"| {variant} | {' | '.join(cells)} | {sum(one['spikes'] for one in runs)} |")
@@ -163,7 +163,14 @@ def spread(runs: Sequence[Mapping[str, Any]], name: str) -> str:
     """A mean and, of several runs, a standard deviation."""
     values = [float(one[name]) for one in runs]
     mean = statistics.fmean(values)
-    return f"{mean:.3f}" if len(values) == 1 else f"{mean:.3f} ± {statistics.stdev(values):.3f}"
+    if len(values) == 1:
+        return shown(mean, name)
+    return f"{shown(mean, name)} ± {shown(statistics.stdev(values), name)}"
+
+
+def shown(value: float, name: str) -> str:
+    """As the table has it: rewards in percent."""
+    return f"{value:.1%}" if name == "reward" else f"{value:.2f}"
 
 
 def curve(folders: Sequence[Path], name: str) -> list[tuple[int, float]]:
@@ -190,7 +197,7 @@ def plots(work: Path, variants: Sequence[str], starts: Sequence[str], save: Path
                 points = curve(folders, name)
                 if points:
                     draw_curve(axes, variant, points, index)
-            if name != "reward":
+            if name == "gradient_norm":
                 axes.set_yscale("log")
             figures.finish(axes, "optimiser step", label, columns=3, legend=name == "reward")
         print(figures.save(figure, save.with_stem(f"{save.stem}-{start}")))
