@@ -26,6 +26,8 @@ STARTS = ("near", "far")
 SPIKE = 5.0
 # Of the curves: each point is a mean of so many steps; and what is drawn, with the axis's label.
 WINDOW = 10
+# Of what is sampled, the end is a mean of so many steps.
+LAST = 20
 # What is measured before and after a run, along greedy answers to the validation's questions.
 MEASURES = ("reward", "forward_kl", "reverse_kl")
 PANELS = {
@@ -130,11 +132,17 @@ def summary(folder: Path) -> dict[str, Any]:
     return {
         "before": {name: result["before"][name] for name in MEASURES},
         **{name: result["after"][name] for name in MEASURES},
+        **{f"sampled_{name}": at_the_end(rows, name) for name in ("reward", "entropy")},
         "gradient_median": median,
         "gradient_largest": max(norms),
         "spikes": sum(norm > SPIKE * median for norm in norms),
         "steps": result["steps"],
     }
+
+
+def at_the_end(rows: Sequence[Mapping[str, Any]], name: str) -> float:
+    """Mean of a number of the last steps."""
+    return statistics.fmean([row[name] for row in rows if name in row][-LAST:])
 
 
 def tables(work: Path, starts: Sequence[str], save: Path | None) -> None:
