@@ -187,7 +187,7 @@ def _plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("student", f"{plan['student']['id']} (sha256 {plan['student']['sha256'][:12]})"),
         ("teacher", "\n".join(teachers)),
         ("objective", plan["objective"]),
-        *_reward_row(plan["reward"]),
+        *_reward_row(plan["reward_function"]),
         ("device", f"{plan['device']}, {plan['processes']} process(es)"),
         ("prompts", f"{prompts['train']:,} to learn from{held}"),
         ("adapters", "\n".join(patterns_of(plan["adapters"])) or "none: all weights learn"),

@@ -170,7 +170,7 @@ def captions(rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> di
     )
     where = "all tokens" if result.get("objective") == "gkd" else "the teacher's likeliest, the others as one"
     return found | {
-        "learning.png": _learning_caption(curves, where, result.get("reward") is not None),
+        "learning.png": _learning_caption(curves, where, result.get("reward_function") is not None),
         "tokens.png": _tokens_caption(curves),
     }
 

@@ -441,8 +441,8 @@ def test_a_dry_run_names_and_loads_the_reward(distill, own_reward, tmp_path):
         f"{own_reward} (sha256 {sha256[:12]})"
     )
     plan = json.loads(distill(DRY, "--allow-code-exec", "--json", **settings).out)
-    assert plan["reward"] == {"function": own_reward, "sha256": sha256}
-    assert json.loads(distill(DRY, "--json").out)["reward"] is None
+    assert plan["reward_function"] == {"function": own_reward, "sha256": sha256}
+    assert json.loads(distill(DRY, "--json").out)["reward_function"] is None
     assert "reward" not in rows(distill(DRY))
     (tmp_path / "rewards.py").write_text("import nothing_of_this_name")
     for flags in ([DRY], []):
@@ -509,7 +509,7 @@ def test_a_mended_reward_goes_on(distill, tmp_path, name):
     lineage = json.loads((folder / "petkit.json").read_text())["lineage"]
     assert lineage[0]["inputs"]["reward"] == new
     result = json.loads((folder / "result.json").read_text())
-    assert result["reward"] == {"function": f"{path}:{name}", "sha256": new}
+    assert result["reward_function"] == {"function": f"{path}:{name}", "sha256": new}
     assert yaml.safe_load((folder / "config.yaml").read_text())["reward"]["function"] == f"{path}:{name}"
     # Nothing has changed since.
     again = distill("--allow-code-exec", "--resume", **settings)

@@ -185,5 +185,5 @@ def test_the_reward_of_ones_own_function_is_a_mean(tmp_path):
         (own, "Reward: the mean reward of the responses of each step. "),
         (None, "Reward: the part of the responses of each step that are right. "),
     ):
-        found = captions(write_run(tmp_path, on_policy()), on_policy(reward=reward))
+        found = captions(write_run(tmp_path, on_policy()), on_policy(reward_function=reward))
         assert found["learning.png"].startswith(part)

@@ -29,7 +29,7 @@ def distilled_card(
     """
     sizes, stopped = result["bytes"], f", stopped by {result['stopped']}" if result["stopped"] else ""
     whole, loaded = config.student.tuning == "full", ready.loaded
-    rows, own_reward = [], result["reward"]
+    rows, own_reward = [], result["reward_function"]
     for time in ("before", "after"):
         if result[time] is not None:
             rows.append((time, _measured(result[time])))

@@ -132,7 +132,7 @@ def plan(config: DistillConfig, context: RunContext) -> dict[str, Any]:
         "student": {"id": ready.loaded.base_id, "sha256": ready.loaded.base_sha256},
         "teachers": ready.teachers.facts(),
         "objective": config.objective.kind,
-        "reward": reward_facts(ready.step.judge),
+        "reward_function": reward_facts(ready.step.judge),
         "prompts": {
             "train": len(ready.train),
             "validation": None if ready.validation is None else len(ready.validation),
@@ -351,7 +351,7 @@ def _summary(
         "objective": config.objective.kind,
         "tuning": config.student.tuning,
         "teachers": ready.teachers.facts(),
-        "reward": reward_facts(ready.step.judge),
+        "reward_function": reward_facts(ready.step.judge),
         "evaluated": "artifact, reloaded",
         "before": before,
         "after": after,
