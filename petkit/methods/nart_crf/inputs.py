@@ -74,14 +74,16 @@ class PairDataset:
             positions: of the model.
 
         Raises:
-            InputError: a side of a pair has more subwords with its end.
+            InputError: a side of a pair has more subwords with its end; the message names the first pair.
         """
-        longest = max(max(map(len, item)) for item in self.items)
-        if longest > positions:
-            raise InputError(
-                f"a sentence has {longest} subwords with its end, the model has {positions} positions: leave "
-                "it out or divide it"
-            )
+        for pair, item in zip(self.pairs, self.items, strict=True):
+            longest = max(map(len, item))
+            if longest > positions:
+                side = "source" if len(item[0]) == longest else "target"
+                raise InputError(
+                    f"the {side} of pair {pair.id}, which begins {getattr(pair, side)[:40]!r}, has {longest} "
+                    f"subwords with its end, the model has {positions} positions: leave it out or divide it"
+                )
 
 
 def padded(rows: Sequence[Sequence[int]], value: int) -> Ids:

@@ -183,7 +183,8 @@ def test_sentences_that_cannot_be_measured_are_refused_before_training(recipe, t
         paths[name] = str(tmp_path / f"{name}.jsonl")
     config = recipe(data={**paths, "max_length": 15}, vocabulary={"size": 260})
     with pytest.raises(
-        InputError, match=r"a sentence has \d+ subwords with its end, the model has 16 positions"
+        InputError,
+        match=r"the target of pair 1, which begins '(ab )+a', has \d+ subwords with its end, the model has 16",
     ):
         work(config, tiny.context(config))
     assert not Path(config.output).exists()
