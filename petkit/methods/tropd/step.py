@@ -197,7 +197,7 @@ class DistillationStep:
         datasets = [prompt.question.dataset for prompt in rollout.prompts]
         temperature = config.sampling.temperature
         with self.placement.together():
-            scores = self.teachers.scores(sequences, datasets, objective.teacher_tokens, temperature)
+            scores = self.teachers.scores(sequences, datasets, self._top_k, temperature)
         student = self._divergence if objective.kind == "gkd" else self._log_probs
         (own, top, entropy), divergence = self.placement.through(
             lambda: student(sequences, datasets, scores.top_ids)
@@ -217,6 +217,15 @@ class DistillationStep:
             forward_kl=None if divergence is None else divergence.forward_kl,
         )
         return tokens, scores
+
+    @property
+    def _top_k(self) -> int:
+        """How many of the teacher's likeliest tokens are asked for: what is learnt from, or else recorded."""
+        objective = self.config.objective
+        # The divergence of gkd is over all tokens, and so is what it records.
+        if objective.kind == "gkd":
+            return 0
+        return objective.teacher_tokens or self.teachers.recorded(self.head.vocab)
 
     def _log_probs(
         self, sequences: Sequences, datasets: Sequence[str], top_ids: Tensor | None

@@ -33,6 +33,8 @@ Ids = Sequence[int]
 
 # The key of the one teacher of all prompts.
 EVERY = ""
+# As many as tropd learns from by default.
+RECORDED = 64
 
 
 class Teacher(Protocol):
@@ -273,6 +275,18 @@ class Teachers:
     def are_here(self) -> bool:
         """Whether there are teachers, and the whole distribution of every one can be had."""
         return bool(self.teachers) and all(one.head is not None for one in self.teachers.values())
+
+    def recorded(self, vocab: int | None) -> int:
+        """Likeliest tokens that are asked for when no objective needs them, for the forward KL in the record.
+
+        A server, which sends each of them as text, is asked for none.
+
+        Args:
+            vocab: tokens that student and teachers share.
+        """
+        if self.cached is not None:
+            return min(RECORDED, self.cached.manifest.top_k)
+        return min(RECORDED, vocab or RECORDED) if self.are_here else 0
 
     @property
     def names(self) -> tuple[str, ...]:

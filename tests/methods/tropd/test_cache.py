@@ -61,6 +61,7 @@ def test_a_cache_says_what_its_teacher_says(recipe, filled, writer):
     for name in ("log_probs", "entropy", "top_log_probs"):
         torch.testing.assert_close(getattr(own, name), getattr(other, name), atol=2e-6, rtol=1e-5)
     assert torch.equal(own.top_ids, other.top_ids)
+    assert cached.teachers.recorded(None) == min(64, cached.teachers.cached.manifest.top_k)
     given = sequences.mask if writer == "teacher" else torch.zeros_like(sequences.mask)
     assert torch.equal(sequences.prefix_mask, given)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from petkit.methods.tropd.evaluation import evaluate_student
 from petkit.methods.tropd.objectives import REGISTRY
 from petkit.methods.tropd.recipe import plan, prepare, run
 from petkit.methods.tropd.step import MEASURES, Rollout
+from petkit.methods.tropd.teachers import RECORDED
 from petkit.models.loading import load_adapted
 from petkit.ops.divergence import divergence
 from petkit.rollout.sampling import Completion
@@ -114,7 +116,7 @@ def test_every_objective_runs(recipe, kind):
     assert len(rows) == 2
     assert all(row["gradient_norm"] > 0 for row in rows)
     assert all(("trusted" in row) == (kind == "tropd") for row in rows)
-    assert all(("forward_kl" in row) == (kind in ("tropd", "fkl", "eopd", "gkd")) for row in rows)
+    assert all(row["forward_kl"] > 0 and row["reverse_kl"] != 0 for row in rows)
     assert all(check.ok for check in verify(Path(config.output)))
 
 
@@ -123,7 +125,7 @@ def test_every_outlier_runs(recipe, outlier, trust):
     config = recipe(objective={"outlier": outlier, "trust": trust}, training__max_steps=1)
     assert go(config)["stopped"] == "max_steps"
     (row,) = tiny.records(config.output)
-    assert "forward_kl" not in row
+    assert row["forward_kl"] > 0
     if trust == "expected":
         assert row["trusted"] == pytest.approx(1 - row["outlier_ratio"], abs=1e-6)
 
@@ -142,19 +144,32 @@ def test_the_first_loss_is_that_of_the_models_own_logits(recipe):
     config = recipe(objective__kind="opd", sampling__temperature=1.3)
     ready, batch, output = first_step(config)
     rollout = ready.step.roll_out(ready.model, batch)
-    total, count, teacher = 0.0, 0, ready.teachers.of("").head.model
+    total, forward, count, teacher = 0.0, 0.0, 0, ready.teachers.of("").head.model
     for prompt, completion in zip(rollout.prompts, rollout.completions, strict=True):
         assert completion.prompt == prompt.ids
         ids = torch.tensor([[*prompt.ids, *completion.tokens]])
         with torch.no_grad():
             sides = [one(input_ids=ids).logits[0, len(prompt.ids) - 1 : -1] for one in (ready.model, teacher)]
         chosen = torch.tensor(completion.tokens)[:, None]
-        own, other = (torch.log_softmax(side.double() / 1.3, -1).gather(-1, chosen) for side in sides)
+        whole = [torch.log_softmax(side.double() / 1.3, -1) for side in sides]
+        own, other = (side.gather(-1, chosen) for side in whole)
         total += float((own - other).sum())
+        forward += grouped_forward_kl(*whole, RECORDED)
         count += len(chosen)
     assert len(rollout.completions) == 8
     assert output.count == count
     assert float(output.loss.detach()) == pytest.approx(total, rel=1e-4)
+    assert output.measures["forward_kl"] == pytest.approx((forward, count), rel=1e-3)
+
+
+def grouped_forward_kl(own, other, k):
+    """Sum of sum_v p_v (log p_v - log q_v) over the likeliest k of p and all others as one."""
+    top = other.topk(min(k, other.shape[-1])).indices
+    total = 0.0
+    for q, p, kept in zip(own, other, top, strict=True):
+        q, p = ([*side[kept].exp().tolist(), 1 - float(side[kept].exp().sum())] for side in (q, p))
+        total += sum(b * math.log(b / a) for a, b in zip(q, p, strict=True) if b > 1e-9)
+    return total
 
 
 def test_gkd_is_the_divergence_of_the_models_own_logits(recipe):

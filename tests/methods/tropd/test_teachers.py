@@ -82,6 +82,7 @@ def test_a_served_teacher_says_what_the_model_says_here(folders, server, kind):
     assert torch.allclose(own.top_log_probs, other.top_log_probs, atol=1e-5)
     assert (other.entropy <= own.entropy + 1e-5).all()
     assert not away.are_here
+    assert (here.recorded(None), here.recorded(5), away.recorded(None)) == (64, 5, 0)
 
 
 def test_grouped_entropies_are_those_of_one_token_after_the_other():
