@@ -6,8 +6,8 @@
 
 `smol` is the model as docs/edrm.md saves it, QUESTIONS what benchmarks/distillation_models.py wrote. The task
 is sums of three or four digits (chain_sum of reasoning-gym), answered through their partial sums. Both models
-learn it from written answers, by LoRA in float32 that is then merged into the weights: the teacher for long,
-the student, which lacks every third layer, for a while. What is there already is not made again.
+learn it from written answers for as many steps, by LoRA in float32 that is then merged into the weights; the
+student lacks every third layer. What is there already is not made again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from distillation_models import written
 
 RECIPE = Path(__file__).parent.parent / "petkit" / "recipes" / "chat-lora-1bit.yaml"
 TRAIN, TEST = 6_000, 100
-STEPS = {"teacher": 400, "student": 120}
+STEPS = 400
 # Of one digit each: what a model of this size learns in minutes.
 DIGITS = re.compile(r"\d([+-]\d)+=")
 # Shorter than the message that the model's own template puts before a conversation without one.
@@ -86,7 +86,7 @@ def prune(base: Path, folder: Path) -> None:
 def tune(work: Path, base: Path, name: str, threads: int) -> None:
     """Learn the task by LoRA, and put it into the weights."""
     adapter, model = work / f"{name}-adapter", work / name
-    own = {"model.name": base, "data.path": work / "chat", "training.max_steps": STEPS[name], **SETTINGS}
+    own = {"model.name": base, "data.path": work / "chat", "training.max_steps": STEPS, **SETTINGS}
     if not (adapter / "result.json").exists():
         petkit("train", "adapter", RECIPE, "-o", adapter, "--threads", threads, "--resume", *flags(own))
     if not (model / "petkit.json").exists():
