@@ -62,8 +62,9 @@ ONE_BIT = {
     "adapter.bits": 1,
     "adapter.bottleneck": 16,
     "adapter.targets": "[q,k,v,o,mlp]",
-    "training.learning_rate": 1e-3,
+    "training.learning_rate": 2e-4,
 }
+FAST = {"training.learning_rate": 1e-4}
 VARIANTS = {
     "opd": objective("opd"),
     "gkd": objective("gkd"),
@@ -79,6 +80,8 @@ VARIANTS = {
 # For language models with a usual vocabulary, see benchmarks/distillation_smollm2.py.
 LARGER = {
     "tropd-64": objective("tropd"),
+    "opd-fast": Variant({**objective("opd").settings, **FAST}),
+    "tropd-64-fast": Variant({**objective("tropd").settings, **FAST}),
     "opd-1bit": Variant({**objective("opd").settings, **ONE_BIT}),
     "tropd-1bit": Variant({**objective("tropd").settings, **ONE_BIT}),
 }
