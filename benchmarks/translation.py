@@ -17,7 +17,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,6 @@ STAGES: dict[str, list[str]] = {
 }
 CRFS = ("nart-crf", "nart-dcrf")
 STUDENTS = ("nart", "nart-longer", *CRFS)
-CANDIDATES = (9, 19)
 RESAMPLES = 1000
 WARM_UP = 5
 
@@ -77,6 +76,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--stages", nargs="*", default=list(STAGES), choices=list(STAGES))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--timed", type=int, default=200, help="test sentences whose latency is taken")
+    parser.add_argument("--candidates", nargs="*", type=int, default=[9], help="lengths that students try")
     parser.add_argument("--save", type=Path)
     return parser.parse_args()
 
@@ -102,7 +102,7 @@ def train(arguments: argparse.Namespace) -> None:
 def measure(arguments: argparse.Namespace) -> None:
     """Measure every system, print a line for each, save all."""
     pairs = read_pairs(arguments.data / "test.jsonl")
-    systems = list(found(arguments.runs))
+    systems = list(found(arguments.runs, arguments.candidates))
     rows: list[dict[str, Any]] = []
     kept: dict[str, list[str]] = {}
     for system in systems:
@@ -126,7 +126,7 @@ def measure(arguments: argparse.Namespace) -> None:
         arguments.save.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def found(runs: Path) -> Iterator[System]:
+def found(runs: Path, candidates: Sequence[int]) -> Iterator[System]:
     """The teacher greedy and by beam search; each student alone, with candidates, and rescored."""
     stored = load_translator(runs / "teacher")
     for beam in (1, 4):
@@ -135,7 +135,7 @@ def found(runs: Path) -> Iterator[System]:
     for name in STUDENTS:
         student = load_translator(runs / name)
         yield System(name, translator_of(student))
-        for count in CANDIDATES:
+        for count in candidates:
             for rescore in (None, str(runs / "teacher")):
                 changed = {"candidates": count, "rescore": rescore}
                 decode = student.config.decode.model_copy(update=changed)
