@@ -76,12 +76,13 @@ class PairDataset:
         Raises:
             InputError: a side of a pair has more subwords with its end; the message names the first pair.
         """
-        for pair, item in zip(self.pairs, self.items, strict=True):
+        for number, (pair, item) in enumerate(zip(self.pairs, self.items, strict=True), start=1):
             longest = max(map(len, item))
             if longest > positions:
                 side = "source" if len(item[0]) == longest else "target"
+                begins = getattr(pair, side)[:40]
                 raise InputError(
-                    f"the {side} of pair {pair.id}, which begins {getattr(pair, side)[:40]!r}, has {longest} "
+                    f"the {side} of pair {pair.id or number}, which begins {begins!r}, has {longest} "
                     f"subwords with its end, the model has {positions} positions: leave it out or divide it"
                 )
 

@@ -28,13 +28,13 @@ from petkit.methods.tropd.config import DistillConfig, RolloutConfig
 from petkit.methods.tropd.prompts import Prompt
 from petkit.methods.tropd.recipe import Ready, prepare
 from petkit.methods.tropd.step import Rollout
+from petkit.methods.tropd.teachers import recordable
 from petkit.rollout.sampling import Completion, sample
 from petkit.training.context import RunContext
 from petkit.training.seeds import derive
 
 # Prompts whose responses are in one file, and are lost together when the process is killed.
 SHARD_PROMPTS = 64
-TOP_K = 64
 
 
 def fill(
@@ -104,7 +104,7 @@ def _manifest(config: DistillConfig, ready: Ready, writer: Writer, top_k: int | 
         vocabulary_sha256=vocabulary_sha256(ready.loaded.tokenizer),
         prompts_sha256=ready.train.sha256,
         temperature=config.sampling.temperature,
-        top_k=top_k or config.objective.teacher_tokens or min(TOP_K, ready.step.head.vocab or TOP_K),
+        top_k=top_k or config.objective.teacher_tokens or recordable(ready.step.head.vocab),
         samples=config.samples,
         seed=config.seed,
     )

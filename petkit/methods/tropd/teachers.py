@@ -33,8 +33,17 @@ Ids = Sequence[int]
 
 # The key of the one teacher of all prompts.
 EVERY = ""
-# As many as tropd learns from by default.
+# Likeliest tokens where no objective says how many: as many as tropd learns from by default.
 RECORDED = 64
+
+
+def recordable(vocab: int | None) -> int:
+    """Likeliest tokens that are kept of a distribution where no objective says how many.
+
+    Args:
+        vocab: tokens that there are; None where it is not known.
+    """
+    return min(RECORDED, vocab or RECORDED)
 
 
 class Teacher(Protocol):
@@ -286,7 +295,7 @@ class Teachers:
         """
         if self.cached is not None:
             return min(RECORDED, self.cached.manifest.top_k)
-        return min(RECORDED, vocab or RECORDED) if self.are_here else 0
+        return recordable(vocab) if self.are_here else 0
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -53,10 +53,16 @@ def test_long_pairs_are_left_out_and_counted(subwords, caplog):
 
 
 def test_sentences_beyond_the_positions_are_refused(subwords):
-    data = PairDataset([SentencePair("x", "xyz")], subwords)
-    longest = len(data.items[0][1])
+    data = PairDataset(
+        [SentencePair("x", "x"), SentencePair("x", "xyz"), SentencePair("xyz", "x", "a7")], subwords
+    )
+    longest = len(data.items[1][1])
     data.check_positions(longest)
-    with pytest.raises(InputError, match=f"a sentence has {longest} subwords with its end, the model has"):
+    told = f"begins 'xyz', has {longest} subwords with its end, the model has {longest - 1} positions"
+    with pytest.raises(InputError, match=f"the target of pair 2, which {told}"):
+        data.check_positions(longest - 1)
+    data = PairDataset(data.pairs[2:], subwords)
+    with pytest.raises(InputError, match=f"the source of pair a7, which {told}"):
         data.check_positions(longest - 1)
 
 
