@@ -46,6 +46,8 @@ TEACHING: tuple[Panel, ...] = (
     ("distance of features", {"feature_distance": "distance of features"}),
     ("same answer as the teacher", {"agreement": "same answer as the teacher"}),
 )
+# What the rows of every distillation of responses have.
+OF_RESPONSES = "response_length"
 PARTS = {"reward", "tokens", "same answer as the teacher"}
 MEASURES = (
     ("reward", "reward"),
@@ -67,7 +69,7 @@ def draw_distillation(rows: Sequence[Mapping[str, Any]], plots: Path) -> list[Pa
         The pictures, fewer where a run has no such numbers; none for runs of another kind.
     """
     curves = number_curves(rows)
-    pictures = [(LEARNING, "learning.png"), (TOKENS, "tokens.png")] if "reverse_kl" in curves else []
+    pictures = [(LEARNING, "learning.png"), (TOKENS, "tokens.png")] if OF_RESPONSES in curves else []
     if "cross_entropy" in curves:
         pictures = [(TEACHING, "teaching.png")]
     found = [_draw(curves, panels, plots / name) for panels, name in pictures]
@@ -161,7 +163,7 @@ def captions(rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> di
         Captions by the pictures' names; of `training.png` alone where the run was no distillation.
     """
     curves, found = number_curves(rows), {"training.png": training_caption(rows)}
-    if "reverse_kl" not in curves:
+    if OF_RESPONSES not in curves:
         return found
     found["training.png"] += (
         f" The loss is that of the objective {result.get('objective')}: losses of different objectives "
@@ -188,18 +190,25 @@ def _learning_caption(curves: Mapping[str, Any], where: str, own_reward: bool) -
             "That of all responses counts what the teacher wrote at their beginnings; beside it are those "
             "that the student began. "
         )
-    text += "KL to the teacher: reverse, as the mean of log student - log teacher at the sampled tokens"
+    kinds = []
+    if "reverse_kl" in curves:
+        kinds.append("reverse, as the mean of log student - log teacher at the sampled tokens")
     if "forward_kl" in curves:
-        text += f", and forward, on {where}"
+        along = "" if "reverse_kl" in curves else " along the teacher's responses"
+        kinds.append(f"forward, on {where}{along}")
+    text += f"KL to the teacher: {', and '.join(kinds)}" if kinds else ""
     text += "; both on all tokens along the answers to the validation prompts" * ("eval_reverse_kl" in curves)
-    return f"{text}. Gradient norm: before clipping."
+    return f"{text}. Gradient norm: before clipping." if kinds else f"{text}Gradient norm: before clipping."
 
 
 def _tokens_caption(curves: Mapping[str, Any]) -> str:
+    if "outlier_ratio" not in curves:
+        return "Tokens that the teacher wrote. Entropy: of the distributions at them."
     trusted = "; within the trust region: the part that learnt from its own worth" * ("trusted" in curves)
     return (
         f"Tokens that the student sampled. Outliers: the mean of 1 - min(teacher / student, 1){trusted}. "
-        "Entropy: of the distributions that the tokens were drawn from. Tokens of a response: with what the "
+        "Entropy: of the distributions that the tokens were drawn from; that of a served teacher counts all "
+        "tokens but the likeliest as one, and is at most the true one. Tokens of a response: with what the "
         "teacher began."
     )
 
@@ -216,10 +225,12 @@ def origin_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     teachers = result.get("teachers")
     if not isinstance(teachers, Mapping):
         return []
-    return [
-        (f"teacher of {name}" if name else "teacher", f"{one.get('id')}, sha256 {one.get('sha256')}")
-        for name, one in teachers.items()
-    ]
+    return [(f"teacher of {name}" if name else "teacher", _teacher(one)) for name, one in teachers.items()]
+
+
+def _teacher(facts: Mapping[str, str]) -> str:
+    kept = f", from the cache of sha256 {facts['cache']}" if "cache" in facts else ""
+    return f"{facts.get('id')}, sha256 {facts.get('sha256')}{kept}"
 
 
 def teacher_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -78,7 +78,8 @@ def test_data_sets_stand_beside_each_other(tmp_path):
 
 
 def test_evaluations_are_curves(tmp_path):
-    rows = [{"step": step, "loss": 1.0, "reverse_kl": 0.1, "reward": 0.5} for step in (1, 2)]
+    row = {"loss": 1.0, "reverse_kl": 0.1, "reward": 0.5, "response_length": 4.0}
+    rows = [{"step": step, **row} for step in (1, 2)]
     plain, more = tmp_path / "plain", tmp_path / "more"
     draw_distillation(rows, plain)
     evaluated = {"step": 2, "eval_reward": 0.5, "eval_forward_kl": 0.2, "eval_reverse_kl": 0.2}
@@ -177,6 +178,27 @@ def test_captions_tell_of_what_was_drawn(tmp_path, more, objective, part):
     assert captions([{"step": 1, "loss": 1.0, "accuracy": 0.5}], {}) == {
         "training.png": "Loss and accuracy at every optimiser step."
     }
+
+
+def test_what_the_teacher_wrote_is_drawn_too(tmp_path):
+    rows = write_run(tmp_path, on_policy(), forward_kl=0.3)
+    written = [{k: v for k, v in row.items() if k not in ("reverse_kl", "outlier_ratio")} for row in rows]
+    drawn = draw_distillation(written, tmp_path / "plots")
+    assert [path.name for path in drawn] == ["learning.png", "tokens.png"]
+    found = captions(written, on_policy(objective="fkl"))
+    likeliest = "on the teacher's likeliest, the others as one, along the teacher's responses."
+    assert f"KL to the teacher: forward, {likeliest}" in found["learning.png"]
+    assert found["tokens.png"].startswith("Tokens that the teacher wrote.")
+    for row in written:
+        del row["forward_kl"]
+    assert "KL" not in captions(written, on_policy(objective="fkl"))["learning.png"]
+
+
+def test_a_cache_is_told_of(tmp_path):
+    asked = {"": {"id": "models/large", "sha256": "cd", "cache": "ef"}}
+    write_run(tmp_path, on_policy(teachers=asked))
+    page = write_report(tmp_path).read_text()
+    assert page.count("models/large, sha256 cd, from the cache of sha256 ef") == 1
 
 
 def test_the_reward_of_ones_own_function_is_a_mean(tmp_path):

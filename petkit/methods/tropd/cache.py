@@ -33,11 +33,15 @@ class CacheManifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    schema_version: Literal[1] = 1
-    teacher: str
-    teacher_sha256: str
+    schema_version: Literal[2] = 2
+    teachers: dict[str, dict[str, str]]
+    """Name and hash of each, by the data set of its prompts; the key "" is the teacher of all."""
+
     writer: Writer
     """Who wrote the responses."""
+
+    student_sha256: str | None = None
+    """Of the student that wrote them; None where the teachers did."""
 
     vocabulary_sha256: str
     """Of the tokenizer's tokens and their numbers."""
@@ -49,6 +53,11 @@ class CacheManifest(BaseModel):
     seed: int
     shards: dict[str, str] = {}
     """SHA-256 of each shard that is there."""
+
+    @property
+    def teacher(self) -> str:
+        """The teachers' names, as one text."""
+        return ", ".join(f"{key + ': ' if key else ''}{one['id']}" for key, one in self.teachers.items())
 
 
 @dataclass(frozen=True)

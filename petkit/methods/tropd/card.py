@@ -46,12 +46,16 @@ def distilled_card(
     if not whole:
         full = f"{sizes['full_model_fp32']:,} bytes, {sizes['ratio']:.0f} times as much"
         rows.insert(-1, ("student in float32", full))
-    about = "A petkit student, distilled from a teacher on its own responses. " + (
+    whose = "the teacher's" if ready.teachers.write_all else "its own"
+    about = f"A petkit student, distilled from a teacher on {whose} responses. " + (
         "It is a whole model in the layout of transformers."
         if whole
         else "It holds the adapter that was trained and not the student's base."
     )
-    note = "Rewards are of greedy answers to the validation prompts; divergences are means over their tokens."
+    note = "Rewards are of greedy answers to the validation prompts"
+    kept = (result[time] for time in ("before", "after") if result[time] is not None)
+    known = any(one["forward_kl"] is not None for one in kept)
+    note += "; divergences are means over their tokens." if known else "."
     own = "all weights" if whole else f"{config.adapter.method}, {config.adapter.bits} bit"
     use = ("petkit eval FOLDER --data QUESTIONS.jsonl", "petkit serve FOLDER")
     predict = () if whole else ("petkit predict FOLDER INPUT...",)

@@ -92,15 +92,10 @@ def fill(
 
 
 def _manifest(config: DistillConfig, ready: Ready, writer: Writer, top_k: int | None) -> CacheManifest:
-    teachers = ready.teachers.teachers
-    names = ", ".join(f"{key + ': ' if key else ''}{one.name}" for key, one in teachers.items())
-    hashes = [one.sha256 for one in teachers.values()]
-    if writer == "student":
-        hashes.append(ready.loaded.base_sha256)
     return CacheManifest(
-        teacher=names,
-        teacher_sha256=hashlib.sha256(" ".join(hashes).encode()).hexdigest(),
+        teachers=ready.teachers.facts(),
         writer=writer,
+        student_sha256=ready.loaded.base_sha256 if writer == "student" else None,
         vocabulary_sha256=vocabulary_sha256(ready.loaded.tokenizer),
         prompts_sha256=ready.train.sha256,
         temperature=config.sampling.temperature,

@@ -293,14 +293,15 @@ class DistillationStep:
     ) -> dict[str, tuple[float, float]]:
         own, responses = tokens.own, len(rollout.completions)
         gain = rewards(tokens.student_log_probs, tokens.teacher_log_probs)
-        count = float(own.sum())
+        # Where the teacher wrote everything, its tokens are what there is to measure.
+        read = tokens.mask if self.teachers.write_all else own
 
-        def mean(values: Tensor) -> tuple[float, float]:
-            return float(values[own].double().sum()), count
+        def mean(values: Tensor, kept: Tensor = read) -> tuple[float, float]:
+            return float(values[kept].double().sum()), float(kept.sum())
 
         found = {
-            "outlier_ratio": mean(1 - gain.clamp_max(0).exp()),
-            "reverse_kl": mean(-gain),
+            "outlier_ratio": mean(1 - gain.clamp_max(0).exp(), own),
+            "reverse_kl": mean(-gain, own),
             "entropy": mean(tokens.student_entropy),
             "prefix_length": (float(tokens.prefix_mask.sum()), responses),
             "response_length": (float(tokens.mask.sum()), responses),

@@ -299,11 +299,14 @@ class Teachers:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the teachers, each once; of a cache the one that was asked."""
-        return tuple(dict.fromkeys(one.name for one in self.teachers.values()))
+        """Of the teachers, each once; of a cache those that were asked."""
+        return tuple(dict.fromkeys(one["id"] for one in self.facts().values()))
 
     def facts(self) -> dict[str, dict[str, str]]:
-        """Name and hash of each, by the data set, for plans and results."""
+        """Name and hash of each, by the data set, for plans and results; of a cache those that were asked."""
+        if self.cached is not None:
+            kept = {"cache": self.cached.sha256}
+            return {key: one | kept for key, one in self.cached.manifest.teachers.items()}
         return {key: {"id": one.name, "sha256": one.sha256} for key, one in self.teachers.items()}
 
     @property
@@ -311,6 +314,11 @@ class Teachers:
         """The cache, where responses are from one."""
         only = self.teachers.get(EVERY)
         return only if isinstance(only, CachedTeacher) else None
+
+    @property
+    def write_all(self) -> bool:
+        """Whether all responses are the teachers' own, kept in a cache."""
+        return self.cached is not None and self.cached.manifest.writer == "teacher"
 
     @property
     def heads(self) -> list[Head]:

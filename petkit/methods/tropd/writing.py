@@ -122,8 +122,10 @@ def sizes_of(config: DistillConfig, ready: Ready) -> dict[str, Any]:
 
 def _inputs(ready: Ready) -> dict[str, str]:
     found = {"base": ready.loaded.base_sha256, "prompts": ready.train.sha256}
-    for name, teacher in ready.teachers.teachers.items():
-        found[f"teacher {name}".strip()] = teacher.sha256
+    for name, teacher in ready.teachers.facts().items():
+        found[f"teacher {name}".strip()] = teacher["sha256"]
+    if ready.teachers.cached is not None:
+        found["cache"] = ready.teachers.cached.sha256
     reward = reward_facts(ready.step.judge)
     if reward is not None:
         found["reward"] = reward["sha256"]

@@ -95,7 +95,26 @@ def test_students_learn_from_a_cache(recipe, filled, kind):
     lineage = json.loads((Path(config.output) / "petkit.json").read_text())["lineage"]
     assert "teacher" in lineage[0]["inputs"]
     # Who was asked, and not nobody.
-    assert f"| teacher | `{recipe().teacher.model}` |" in (Path(config.output) / "README.md").read_text()
+    card = (Path(config.output) / "README.md").read_text()
+    assert f"| teacher | `{recipe().teacher.model}` |" in card
+    whose = "the teacher's" if kind == "fkl" else "its own"
+    assert f"distilled from a teacher on {whose} responses" in card
+    rows = [json.loads(line) for line in (Path(config.output) / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "loss" in row]
+    assert all({"forward_kl", "entropy", "teacher_entropy"} <= set(row) for row in steps)
+    assert all(("reverse_kl" in row) == (kind != "fkl") for row in steps)
+    assert all(row["forward_kl"] > 0 for row in steps)
+
+
+@pytest.mark.parametrize(("writer", "kind"), [("teacher", "fkl"), ("student", "opd")])
+def test_a_cache_names_the_teacher_that_was_asked(recipe, filled, writer, kind):
+    here = recipe()
+    wanted = prepare(here, tiny.context(here)).teachers.facts()
+    config = from_cache(here, filled(writer), kind=kind)
+    ready = prepare(config, tiny.context(config))
+    assert ready.teachers.facts() == {"": wanted[""] | {"cache": ready.teachers.cached.sha256}}
+    manifest = ready.teachers.cached.manifest
+    assert manifest.student_sha256 == (ready.loaded.base_sha256 if writer == "student" else None)
 
 
 def test_a_cache_is_gone_on_with(recipe, tmp_path, monkeypatch):
