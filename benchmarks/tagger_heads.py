@@ -4,8 +4,9 @@
     python benchmarks/tagger_heads.py data/brown/pos --scheme none --save ... --encoder FOLDER
 
 FOLDER holds train.conll and test.conll, as benchmarks/brown_conll.py writes them. Every system learns from
-the same seeded choice of training sentences and is measured once on the same test sentences. Intervals are
-95 %, of a bootstrap over the test sentences; they do not contain the spread between seeds.
+the same choice of training sentences and is measured once on the same test sentences. A seed draws these
+sentences, the initial weights and the order. Intervals are 95 %, of a bootstrap over the test sentences; they
+do not contain the spread between seeds.
 """
 
 from __future__ import annotations
@@ -56,8 +57,13 @@ def main() -> None:
 def measurements(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each system, as they come."""
     if arguments.crfsuite:
-        config = next(config for _, config in variants(arguments))
-        yield {"system": "python-crfsuite", **crfsuite(load_splits(config), arguments.scheme)}
+        _, first = next(variants(arguments))
+        for seed in range(arguments.seeds):
+            config = first.model_copy(update={"seed": seed})
+            found = crfsuite(load_splits(config), arguments.scheme)
+            yield {"system": f"python-crfsuite, seed {seed}", **found}
+    if not arguments.heads:
+        return
     for name, config in variants(arguments):
         for more, row in trained(config, load_splits(config), arguments.scheme):
             yield {"system": name + more, **row}
@@ -74,7 +80,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--test-size", type=int)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=5e-3)
-    parser.add_argument("--seeds", type=int, default=1, help="of the initial weights and the order")
+    parser.add_argument("--seeds", type=int, default=1, help="of sentences, weights and their order")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--encoder", help="a transformers encoder in the place of the BiLSTM")
     parser.add_argument("--tune", default="frozen", choices=("frozen", "adapter", "full"))
@@ -102,8 +108,6 @@ def variants(arguments: argparse.Namespace) -> Iterator[tuple[str, TaggerConfig]
         for seed in range(arguments.seeds):
             content = {"output": "-", "seed": seed, "model": model, "head": HEADS[head], "data": data}
             yield f"{base}, {head}, seed {seed}", TaggerConfig(**content, training=training)
-            if not arguments.heads:
-                return
 
 
 def trained(config: TaggerConfig, splits: Splits, scheme: str) -> list[tuple[str, dict[str, Any]]]:

@@ -194,7 +194,7 @@ def _learning_caption(curves: Mapping[str, Any], where: str, own_reward: bool) -
     if "reverse_kl" in curves:
         kinds.append("reverse, as the mean of log student - log teacher at the sampled tokens")
     if "forward_kl" in curves:
-        along = "" if "reverse_kl" in curves else " along the teacher's responses"
+        along = "" if "reverse_kl" in curves else ", along the teacher's responses"
         kinds.append(f"forward, on {where}{along}")
     text += f"KL to the teacher: {', and '.join(kinds)}" if kinds else ""
     text += "; both on all tokens along the answers to the validation prompts" * ("eval_reverse_kl" in curves)
