@@ -26,7 +26,7 @@ STARTS = ("near", "far")
 SPIKE = 5.0
 # Of the curves: each point is a mean of so many steps; and what is drawn, with the axis's label.
 WINDOW = 10
-# Of what is sampled, the end is a mean of so many steps.
+# Of what is sampled, the beginning and the end are means of so many steps.
 LAST = 20
 # What is measured before and after a run, along greedy answers to the validation's questions.
 MEASURES = ("reward", "forward_kl", "reverse_kl")
@@ -126,16 +126,19 @@ def distil(
     subprocess.run([str(one) for one in command], check=True)
 
 
-def summary(folder: Path) -> dict[str, Any]:
-    """The figures of one run."""
+def summary(folder: Path, variant: Variant) -> dict[str, Any]:
+    """What one run was, and its figures."""
     result = json.loads((folder / "result.json").read_text("utf-8"))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     norms = [row["gradient_norm"] for row in rows if "gradient_norm" in row]
     median = statistics.median(norms)
     return {
+        "seed": result["seed"],
+        "settings": dict(variant.settings),
         "before": {name: result["before"][name] for name in MEASURES},
         **{name: result["after"][name] for name in MEASURES},
-        **{f"sampled_{name}": at_the_end(rows, name) for name in ("reward", "entropy")},
+        "sampled_reward_first": some(rows, "reward", slice(LAST)),
+        **{f"sampled_{name}": some(rows, name, slice(-LAST, None)) for name in ("reward", "entropy")},
         "gradient_median": median,
         "gradient_largest": max(norms),
         "spikes": sum(norm > SPIKE * median for norm in norms),
@@ -143,20 +146,20 @@ def summary(folder: Path) -> dict[str, Any]:
     }
 
 
-def at_the_end(rows: Sequence[Mapping[str, Any]], name: str) -> float:
-    """Mean of a number of the last steps."""
-    return statistics.fmean([row[name] for row in rows if name in row][-LAST:])
+def some(rows: Sequence[Mapping[str, Any]], name: str, steps: slice) -> float:
+    """Mean of a number over some of the steps that have it."""
+    return statistics.fmean([row[name] for row in rows if name in row][steps])
 
 
 def tables(work: Path, starts: Sequence[str], save: Path | None) -> None:
     """Means and standard deviations over seeds, as Markdown and JSON."""
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for start in starts:
-        for variant in (*VARIANTS, *LARGER):
-            folders = sorted((work / "runs").glob(f"{variant}-{start}-[0-9]"))
-            runs = [summary(folder) for folder in folders if (folder / "result.json").exists()]
+        for name, variant in {**VARIANTS, **LARGER}.items():
+            folders = sorted((work / "runs").glob(f"{name}-{start}-[0-9]"))
+            runs = [summary(folder, variant) for folder in folders if (folder / "result.json").exists()]
             if runs:
-                found.setdefault(start, {})[variant] = runs
+                found.setdefault(start, {})[name] = runs
     for start, rows in found.items():
         print(f"\n{start}\n")
         print("| objective | reward | forward KL | reverse KL | median gradient | largest | spikes |")

@@ -102,7 +102,14 @@ def command(
     ] = None,
     device: common.DeviceOption = "auto",
     threads: common.ThreadsOption = None,
-    overwrite: common.OverwriteFlag = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace the output file, if it is there.",
+            rich_help_panel=common.DANGER_PANEL,
+        ),
+    ] = False,
     as_json: common.JsonFlag = False,
 ) -> None:
     """Translate sentences with what `petkit train nat` made."""
@@ -112,7 +119,7 @@ def command(
     if latency and batch_size is not None:
         raise ConfigError("--latency and --batch-size exclude each other: one sentence at a time, or many")
     if file is not None:
-        _check_file(file, overwrite)
+        _check_file(file, overwrite, inputs)
     elif overwrite:
         raise ConfigError("--overwrite has no effect without --output: leave it out")
     if skip_bad and not any(map(is_file, inputs)):
@@ -163,7 +170,7 @@ def _translate(translator: Translator, sources: Sequence[str], batch_size: int, 
     return _Done(found, translator.texts(found), time.perf_counter() - started, times)
 
 
-def _check_file(file: Path, overwrite: bool) -> None:
+def _check_file(file: Path, overwrite: bool, inputs: Sequence[str]) -> None:
     from petkit.artifacts.run_directory import refuse_unwritable
 
     if file.suffix.lower() != ROWS:
@@ -172,6 +179,8 @@ def _check_file(file: Path, overwrite: bool) -> None:
         raise InputError(f"--output must be a file, {file} is a folder: choose another name")
     if file.exists() and not overwrite:
         raise InputError(f"{file} is there already: choose another name, or --overwrite")
+    if any(is_file(name) and Path(name).resolve() == file.resolve() for name in inputs):
+        raise ConfigError(f"--output must not be a file that is translated, got {file}: choose another name")
     refuse_unwritable(file.parent)
 
 

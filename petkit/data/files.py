@@ -50,14 +50,14 @@ def read_text(path: Path) -> str:
         path: The file.
 
     Returns:
-        Its text.
+        Its text, without the byte order mark that some editors begin it with.
 
     Raises:
         InputError: It is missing, no regular file, or not UTF-8.
     """
     refuse_special(path)
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing: expected a file of UTF-8 text") from error
     except (OSError, ValueError) as error:

@@ -17,6 +17,8 @@ Tail = Literal["none", "renormalize", "bucket"]
 LEAST_TAIL = 2.0**-23
 # What rounding may make of a probability of 1.
 MOST_LOG_PROB = 1e-3
+# What the rounding of log-probabilities to bfloat16 may add to a sum of probabilities.
+SUM_TOLERANCE = 0.02
 
 
 def topk_forward_kl(
@@ -45,8 +47,8 @@ def topk_forward_kl(
 
     Raises:
         InputError: shapes, ids or tail are wrong; log-probabilities that are none; nothing that counts; on
-            the CPU, an id twice at a token that counts, logits of one that are no distribution, or nothing
-            but -inf among its log-probabilities.
+            the CPU, an id twice at a token that counts, logits of one that are no distribution, nothing
+            but -inf among its log-probabilities, or probabilities whose sum is above 1.
 
     Source:
         `top_k_terms`.
@@ -65,6 +67,7 @@ def topk_forward_kl(
     teacher = torch.where(kept[..., None], top_log_probs, 0.0)
     check_log_probs("top_log_probs", top_log_probs, kept)
     check_possible("top_log_probs", top_log_probs, kept)
+    _check_sums(top_log_probs, kept)
     return masked_mean(top_k_terms(own, teacher, tail), mask)
 
 
@@ -152,6 +155,19 @@ def check_possible(name: str, values: Tensor, kept: Tensor) -> None:
         raise InputError(
             f"{name} must be finite, or -inf for some tokens, got nothing but -inf at "
             f"{first_place(impossible)}"
+        )
+
+
+def _check_sums(values: Tensor, kept: Tensor) -> None:
+    """Refuse a token whose likeliest tokens are together likelier than certain; on the CPU alone."""
+    if not can_look(values) or not values.numel():
+        return
+    sums = values.detach().double().exp().sum(-1)
+    wrong = kept & (sums > 1 + SUM_TOLERANCE)
+    if wrong.any():
+        raise InputError(
+            "top_log_probs must be of probabilities whose sum is at most 1, got "
+            f"{float(sums[wrong][0]):.3g} at {first_place(wrong)}"
         )
 
 

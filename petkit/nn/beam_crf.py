@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from petkit.errors import InputError
 from petkit.nn._crf_checks import check_reduction
 from petkit.ops import beam_crf_viterbi
+from petkit.ops._beam_crf import check_finite
 from petkit.ops._checks import check_tensor, whole_number
 from petkit.ops.beam_crf_log_partition import log_partition_and_score
 
@@ -187,6 +188,7 @@ class BeamCRF(nn.Module):
         width = self.hidden_size
         if hidden.shape != (*mask.shape, width):
             raise InputError(f"hidden must be {(*mask.shape, width)}, got {tuple(hidden.shape)}")
+        check_finite("hidden", hidden, ("batch", "time"))
         positions = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
         last = torch.where(mask, positions, torch.zeros_like(positions)).cummax(1).values[:, :-1]
         before = hidden.gather(1, last[:, :, None].expand(-1, -1, width))

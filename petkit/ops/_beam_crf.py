@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -47,7 +48,7 @@ def checked(
             raise InputError(f"{name} must be on {emissions.device} like emissions, got {tensor.device}")
     for name in ("left", "right", "dynamic"):
         if name in named:
-            _check_finite(name, named[name])
+            check_finite(name, named[name])
     wide = _crf.computed_in(*named.values())
     if wide == torch.float64:
         emissions = emissions.to(wide)
@@ -73,15 +74,26 @@ def _check_shapes(named: dict[str, Tensor]) -> None:
             )
 
 
-def _check_finite(name: str, tensor: Tensor) -> None:
-    """Refuse nan and infinity: a path would avoid them in silence."""
+def check_finite(name: str, tensor: Tensor, axes: Sequence[str] = ()) -> None:
+    """Refuse nan and infinity: a path would avoid them in silence.
+
+    Args:
+        name: of the tensor, for the message.
+        tensor: looked at on the CPU, and not in a compiled graph.
+        axes: names of the first dimensions, for the message; without any it has the indices.
+
+    Raises:
+        InputError: there is such a value; the message says where the first is.
+    """
+    tensor = tensor.detach()
     # A sum shows both without another tensor of this size; only where it is not finite is a look worth it.
     if torch.compiler.is_compiling() or tensor.device.type != "cpu" or bool(tensor.sum().isfinite()):
         return
     wrong = tensor.isfinite().logical_not().nonzero()
     if len(wrong):
         place = wrong[0].tolist()
-        raise InputError(f"{name} must be finite, got {float(tensor[tuple(place)])} at {place}")
+        where = ", ".join(f"{axis} {i}" for axis, i in zip(axes, place, strict=False)) or place
+        raise InputError(f"{name} must be finite, got {float(tensor[tuple(place)])} at {where}")
 
 
 def check_targets(targets: Tensor, mask: Tensor, vocab: int) -> Tensor:

@@ -113,6 +113,10 @@ def test_an_output_is_not_written_over(decode, tmp_path):
     assert "b.jsonl is there already: choose another name, or --overwrite" in refused.err
     assert decode(FIRST, "-o", file, "--overwrite").code == 0
     assert len(read_pairs(file)) == 1
+    content = file.read_text()
+    refused = decode(file, "-o", file, "--overwrite")
+    assert (refused.code, refused.out, file.read_text()) == (2, "", content)
+    assert "--output must not be a file that is translated, got" in refused.err
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ BAD = [
     ({"data": {"format": "sample", "max_length": 1}}, "data.max_length 1 leaves no training pair"),
     (
         {"model__max_positions": 30, "data": {"format": "sample", "max_length": 29}},
-        "the model has 30 positions: leave it out or divide it",
+        "of the test split of data.sample made-phrases, which begins",
     ),
     ({"training__batch_size": 500}, "training.batch_size x processes must be at most the 200"),
     ({"data": {"train": "none.jsonl", "test": "none.jsonl", "max_length": 15}}, "none.jsonl is missing"),

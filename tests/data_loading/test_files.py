@@ -87,3 +87,8 @@ def test_addresses_are_refused_and_not_taken_for_files(name):
 def test_file_names_that_look_a_little_like_addresses_pass():
     for name in ("a:b.png", "http:/a.png", "database/a.png", "C:\\a.png", "x/http://y"):
         refuse_url(name, "image")
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\ntwo")
+    assert read_text(tmp_path / "a.txt") == "one\ntwo"

@@ -224,6 +224,21 @@ def test_a_teacher_without_any_likely_token_is_refused_where_it_counts(tail):
     assert topk_forward_kl(student, ids, top, mask, tail).isfinite()
 
 
+@pytest.mark.parametrize("tail", TAILS)
+def test_tokens_likelier_than_certain_are_refused_where_they_count(tail):
+    student, _, ids, top = both(9, 4)
+    top[1, 3] = -0.5
+    with pytest.raises(
+        InputError, match=r"of probabilities whose sum is at most 1, got 2\.43 at batch 1, token 3"
+    ):
+        topk_forward_kl(student, ids, top, tail=tail)
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    mask[1, 3] = False
+    assert topk_forward_kl(student, ids, top, mask, tail).isfinite()
+    # The rounding of bfloat16 is none.
+    assert topk_forward_kl(student, ids, top.log_softmax(-1).bfloat16(), mask, tail).isfinite()
+
+
 def test_a_student_without_a_distribution_is_named():
     student, _, ids, top = both(9, 4)
     student = student.clone()

@@ -270,6 +270,10 @@ def test_refused_calls():
         dynamic.decode(emissions)
     with pytest.raises(InputError, match=r"hidden must be \(3, 4, 5\), got \(3, 4, 6\)"):
         dynamic.decode(emissions, hidden=torch.zeros(3, 4, 6))
+    states = torch.zeros(3, 4, 5, requires_grad=True).clone()
+    states[1, 2, 3] = torch.nan
+    with pytest.raises(InputError, match="hidden must be finite, got nan at batch 1, time 2"):
+        dynamic.decode(emissions, hidden=states)
 
 
 @given(st.integers(1, 4), st.integers(3, 20), st.integers(0, 5))

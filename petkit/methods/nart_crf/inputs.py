@@ -67,11 +67,12 @@ class PairDataset:
             "target_mask": target.mask,
         }
 
-    def check_positions(self, positions: int) -> None:
+    def check_positions(self, positions: int, whose: str = "") -> None:
         """Refuse sentences that a model cannot hold.
 
         Args:
             positions: of the model.
+            whose: what the message says of where the pairs are from, such as " of data.test".
 
         Raises:
             InputError: a side of a pair has more subwords with its end; the message names the first pair.
@@ -82,7 +83,7 @@ class PairDataset:
                 side = "source" if len(item[0]) == longest else "target"
                 begins = getattr(pair, side)[:40]
                 raise InputError(
-                    f"the {side} of pair {pair.id or number}, which begins {begins!r}, has {longest} "
+                    f"the {side} of pair {pair.id or number}{whose}, which begins {begins!r}, has {longest} "
                     f"subwords with its end, the model has {positions} positions: leave it out or divide it"
                 )
 

@@ -28,7 +28,7 @@ from petkit.methods.nart_crf.evaluation import (
 )
 from petkit.methods.nart_crf.inputs import PairDataset, short_enough
 from petkit.methods.nart_crf.model import Nart, Teacher, training_step
-from petkit.methods.nart_crf.splits import Splits, load_splits, pairs_sha256
+from petkit.methods.nart_crf.splits import Splits, load_splits, pairs_sha256, told
 from petkit.methods.nart_crf.stored import (
     Stored,
     assemble,
@@ -187,10 +187,11 @@ def prepare(config: TranslatorConfig, context: RunContext) -> Ready:
     train = short_enough(splits.train, vocabulary, config.data.max_length)
     config = _with_offset(config, train, vocabulary)
     plan_batches(config.training, len(train), config.seed, context.world.size)
-    for part in (splits.validation, splits.test):
+    for name, part in (("validation", splits.validation), ("test", splits.test)):
         # What is measured is never left out, and is measured after hours of training.
         if part is not None:
-            PairDataset(part, vocabulary).check_positions(config.model.max_positions)
+            dataset = PairDataset(part, vocabulary)
+            dataset.check_positions(config.model.max_positions, f" of {told(config.data, name)}")
     model = assemble(config, vocabulary)
     _begin(model, start, config)
     distilled = _distilled(config, teacher, train, context)

@@ -52,6 +52,18 @@ def load_splits(config: TranslatorConfig) -> Splits:
     return Splits(train, validation, test)
 
 
+def told(data: PairDataConfig, split: str) -> str:
+    """What messages call a split: its key and file, or the embedded set.
+
+    Args:
+        data: the `data:` section.
+        split: train, validation or test.
+    """
+    if data.format == "sample":
+        return f"the {split} split of data.sample {data.sample}"
+    return f"data.{split} {getattr(data, split)}"
+
+
 def read_split(data: PairDataConfig, split: str) -> Pairs | None:
     """Read the pairs of one split.
 
