@@ -177,10 +177,10 @@ def _check_file(file: Path, overwrite: bool, inputs: Sequence[str]) -> None:
         raise ConfigError(f"--output must end in {ROWS}, got {file}")
     if file.is_dir():
         raise InputError(f"--output must be a file, {file} is a folder: choose another name")
-    if file.exists() and not overwrite:
-        raise InputError(f"{file} is there already: choose another name, or --overwrite")
     if any(is_file(name) and Path(name).resolve() == file.resolve() for name in inputs):
         raise ConfigError(f"--output must not be a file that is translated, got {file}: choose another name")
+    if file.exists() and not overwrite:
+        raise InputError(f"{file} is there already: choose another name, or --overwrite")
     refuse_unwritable(file.parent)
 
 

@@ -182,6 +182,7 @@ def _plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     steps, prompts, sizes = plan["steps"], plan["prompts"], plan["bytes"]
     held = "" if prompts["validation"] is None else f", {prompts['validation']:,} for the reward"
     teachers = [f"{name + ': ' if name else ''}{one['id']}" for name, one in plan["teachers"].items()]
+    kept = ", of the cache" if any("cache" in one for one in plan["teachers"].values()) else ""
     return [
         ("output", plan["output"]),
         ("student", f"{plan['student']['id']} (sha256 {plan['student']['sha256'][:12]})"),
@@ -194,7 +195,7 @@ def _plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("trainable", f"{plan['trainable_parameters']:,} parameters"),
         ("bytes", _bytes(sizes)),
         ("steps", f"{steps['total']:,} ({steps['per_epoch']:,} an epoch, {steps['warmup']:,} of warm-up)"),
-        ("responses", f"{plan['responses']:,}, {plan['most_tokens']:,} tokens at most"),
+        ("responses", f"{plan['responses']:,}{kept}, {plan['most_tokens']:,} tokens at most"),
     ]
 
 

@@ -94,7 +94,7 @@ def evaluate(
         PetkitError: the artifact or the data cannot be used, by kind.
     """
     from petkit.methods.nart_crf.evaluation import check_sacrebleu, evaluate_translator
-    from petkit.methods.nart_crf.splits import measured_split
+    from petkit.methods.nart_crf.splits import measured_split, told
     from petkit.methods.nart_crf.stored import load_translator, translator_of
 
     check_sacrebleu()
@@ -104,7 +104,12 @@ def evaluate(
     translator = translator_of(stored, config.decode, device)
     with output.progress("eval", len(pairs), "sentences") as advance:
         evaluation = evaluate_translator(
-            translator, pairs, batch_size=batch_size, precision=precision, advance=advance
+            translator,
+            pairs,
+            batch_size=batch_size,
+            precision=precision,
+            advance=advance,
+            whose=f" of {told(config.data, data.split)}",
         )
     decode = config.decode.model_dump(mode="json")
     return {

@@ -17,8 +17,9 @@ Tail = Literal["none", "renormalize", "bucket"]
 LEAST_TAIL = 2.0**-23
 # What rounding may make of a probability of 1.
 MOST_LOG_PROB = 1e-3
-# What the rounding of log-probabilities to bfloat16 may add to a sum of probabilities.
-SUM_TOLERANCE = 0.02
+# What the rounding of log-probabilities to bfloat16 may add to a sum of probabilities: of those that are far
+# from 0 an eighth was seen.
+SUM_TOLERANCE = 0.25
 
 
 def topk_forward_kl(
@@ -119,7 +120,10 @@ def check_log_probs(name: str, values: Tensor, kept: Tensor | None = None) -> No
 
     Raises:
         InputError: nan, or values above 0 by more than rounding; the message has the place of the first.
+            Compiled graphs do not look.
     """
+    if torch.compiler.is_compiling():
+        return
     values = values.detach()
     if kept is not None:
         values = torch.where(kept if kept.dim() == values.dim() else kept[..., None], values, 0.0)
@@ -162,7 +166,7 @@ def _check_sums(values: Tensor, kept: Tensor) -> None:
     """Refuse a token whose likeliest tokens are together likelier than certain; on the CPU alone."""
     if not can_look(values) or not values.numel():
         return
-    sums = values.detach().double().exp().sum(-1)
+    sums = values.detach().float().logsumexp(-1).exp()
     wrong = kept & (sums > 1 + SUM_TOLERANCE)
     if wrong.any():
         raise InputError(

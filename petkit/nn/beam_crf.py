@@ -188,6 +188,7 @@ class BeamCRF(nn.Module):
         width = self.hidden_size
         if hidden.shape != (*mask.shape, width):
             raise InputError(f"hidden must be {(*mask.shape, width)}, got {tuple(hidden.shape)}")
+        hidden = torch.where(mask[:, :, None], hidden, 0.0)
         check_finite("hidden", hidden, ("batch", "time"))
         positions = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
         last = torch.where(mask, positions, torch.zeros_like(positions)).cummax(1).values[:, :-1]

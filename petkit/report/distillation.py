@@ -90,9 +90,7 @@ def _draw(
         if label in PARTS:
             percent_axis(axes)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-        only = next(iter(names.values()))
-        whose = f"{only}: {label}" if len(names) == 1 and only != label else label
-        finish(axes, "optimiser step", whose, legend=len(names) > 1)
+        finish(axes, "optimiser step", label, legend=set(names.values()) != {label})
     return save(figure, out_png)
 
 
@@ -170,18 +168,26 @@ def captions(rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> di
         "measure different things and are not to be compared, and that of a policy gradient may be negative "
         "and says nothing of how well the student does. The KL to the teacher and the reward do."
     )
+    kept = _from_cache(result)
     where = "all tokens" if result.get("objective") == "gkd" else "the teacher's likeliest, the others as one"
     return found | {
-        "learning.png": _learning_caption(curves, where, result.get("reward_function") is not None),
-        "tokens.png": _tokens_caption(curves),
+        "learning.png": _learning_caption(curves, where, result.get("reward_function") is not None, kept),
+        "tokens.png": _tokens_caption(curves, kept),
     }
 
 
-def _learning_caption(curves: Mapping[str, Any], where: str, own_reward: bool) -> str:
+def _from_cache(result: Mapping[str, Any]) -> bool:
+    """Whether the responses of a run are those of a cache."""
+    teachers = result.get("teachers")
+    return isinstance(teachers, Mapping) and any("cache" in one for one in teachers.values())
+
+
+def _learning_caption(curves: Mapping[str, Any], where: str, own_reward: bool, kept: bool) -> str:
     parts = []
     if "reward" in curves:
         plain = "the part of the responses of each step that are right"
-        parts.append("the mean reward of the responses of each step" if own_reward else plain)
+        training = "the mean reward of the responses of each step" if own_reward else plain
+        parts.append(f"{training}, which are the cache's and not the student's" if kept else training)
     if "eval_reward" in curves:
         parts.append("of greedy answers to the validation prompts")
     text = f"Reward: {', and '.join(parts)}. " if parts else ""
@@ -192,7 +198,12 @@ def _learning_caption(curves: Mapping[str, Any], where: str, own_reward: bool) -
         )
     kinds = []
     if "reverse_kl" in curves:
-        kinds.append("reverse, as the mean of log student - log teacher at the sampled tokens")
+        whose = (
+            "tokens of the cache, which the student has not sampled as it is now"
+            if kept
+            else "sampled tokens"
+        )
+        kinds.append(f"reverse, as the mean of log student - log teacher at the {whose}")
     if "forward_kl" in curves:
         along = "" if "reverse_kl" in curves else ", along the teacher's responses"
         kinds.append(f"forward, on {where}{along}")
@@ -201,13 +212,15 @@ def _learning_caption(curves: Mapping[str, Any], where: str, own_reward: bool) -
     return f"{text}. Gradient norm: before clipping." if kinds else f"{text}Gradient norm: before clipping."
 
 
-def _tokens_caption(curves: Mapping[str, Any]) -> str:
+def _tokens_caption(curves: Mapping[str, Any], kept: bool) -> str:
     if "outlier_ratio" not in curves:
-        return "Tokens that the teacher wrote. Entropy: of the distributions at them."
+        return "Tokens that the teacher wrote, all of every response. Entropy: of the distributions at them."
     trusted = "; within the trust region: the part that learnt from its own worth" * ("trusted" in curves)
+    about = "Tokens that a student sampled into the cache" if kept else "Tokens that the student sampled"
+    which = "at these tokens" if kept else "that the tokens were drawn from"
     return (
-        f"Tokens that the student sampled. Outliers: the mean of 1 - min(teacher / student, 1){trusted}. "
-        "Entropy: of the distributions that the tokens were drawn from; that of a served teacher counts all "
+        f"{about}. Outliers: the mean of 1 - min(teacher / student, 1){trusted}. "
+        f"Entropy: of the distributions {which}; that of a served teacher counts all "
         "tokens but the likeliest as one, and is at most the true one. Tokens of a response: with what the "
         "teacher began."
     )

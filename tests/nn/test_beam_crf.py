@@ -274,6 +274,13 @@ def test_refused_calls():
     states[1, 2, 3] = torch.nan
     with pytest.raises(InputError, match="hidden must be finite, got nan at batch 1, time 2"):
         dynamic.decode(emissions, hidden=states)
+    # Positions that are not set are skipped wherever they are, and whatever they hold.
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    mask[1, 2] = False
+    paths, scores = dynamic.decode(emissions, mask, states)
+    again, same = dynamic.decode(emissions, mask, states.nan_to_num(7.0))
+    assert torch.equal(paths, again)
+    assert torch.equal(scores, same)
 
 
 @given(st.integers(1, 4), st.integers(3, 20), st.integers(0, 5))

@@ -188,7 +188,7 @@ def test_what_the_teacher_wrote_is_drawn_too(tmp_path):
     found = captions(written, on_policy(objective="fkl"))
     likeliest = "on the teacher's likeliest, the others as one, along the teacher's responses."
     assert f"KL to the teacher: forward, {likeliest}" in found["learning.png"]
-    assert found["tokens.png"].startswith("Tokens that the teacher wrote.")
+    assert found["tokens.png"].startswith("Tokens that the teacher wrote, all of every response.")
     for row in written:
         del row["forward_kl"]
     assert "KL" not in captions(written, on_policy(objective="fkl"))["learning.png"]
@@ -196,9 +196,14 @@ def test_what_the_teacher_wrote_is_drawn_too(tmp_path):
 
 def test_a_cache_is_told_of(tmp_path):
     asked = {"": {"id": "models/large", "sha256": "cd", "cache": "ef"}}
-    write_run(tmp_path, on_policy(teachers=asked))
+    rows = write_run(tmp_path, on_policy(teachers=asked))
     page = write_report(tmp_path).read_text()
     assert page.count("models/large, sha256 cd, from the cache of sha256 ef") == 1
+    # Neither the rewards nor the tokens of a cache are the student's as it is.
+    found = " ".join(captions(rows, on_policy(teachers=asked)).values())
+    assert "of each step that are right, which are the cache's and not the student's." in found
+    assert "the mean of log student - log teacher at the tokens of the cache" in found
+    assert "Tokens that a student sampled into the cache." in found
 
 
 def test_the_reward_of_ones_own_function_is_a_mean(tmp_path):

@@ -132,6 +132,7 @@ def evaluate_translator(
     precision: Precision = "fp32",
     resamples: int = RESAMPLES,
     advance: Callable[[int], None] | None = None,
+    whose: str = "",
 ) -> TranslationEvaluation:
     """Translate every source of a split once and compare.
 
@@ -142,6 +143,7 @@ def evaluate_translator(
         precision: of the loss; translations are found in float32.
         resamples: of the bootstrap; 0 for no intervals.
         advance: told how many more sentences are translated.
+        whose: what messages say of where the pairs are from, such as " of data.test".
 
     Returns:
         The evaluation; the loss is that of training, on the references. With several processes each does all
@@ -151,7 +153,7 @@ def evaluate_translator(
         PetkitError: a sentence is too long, or sacrebleu is missing.
     """
     model, dataset = translator.model, PairDataset(pairs, translator.vocabulary)
-    dataset.check_positions(model.config.model.max_positions)
+    dataset.check_positions(model.config.model.max_positions, whose)
     device = next(model.parameters()).device
     own = evaluate(model, dataset, training_step, batch_size=batch_size, device=device, precision=precision)
     was_training = model.training

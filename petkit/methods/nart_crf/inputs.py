@@ -84,7 +84,8 @@ class PairDataset:
                 begins = getattr(pair, side)[:40]
                 raise InputError(
                     f"the {side} of pair {pair.id or number}{whose}, which begins {begins!r}, has {longest} "
-                    f"subwords with its end, the model has {positions} positions: leave it out or divide it"
+                    f"subwords with its end, the model has {positions} positions: leave it out, divide it, "
+                    "or train with more model.max_positions"
                 )
 
 

@@ -61,7 +61,10 @@ def told(data: PairDataConfig, split: str) -> str:
     """
     if data.format == "sample":
         return f"the {split} split of data.sample {data.sample}"
-    return f"data.{split} {getattr(data, split)}"
+    name = getattr(data, split)
+    if data.format == "jsonl":
+        return f"data.{split} {name}"
+    return f"data.{split} {' and '.join(f'{name}.{language}' for language in data.languages)}"
 
 
 def read_split(data: PairDataConfig, split: str) -> Pairs | None:

@@ -151,6 +151,11 @@ def read_manifest(folder: Path) -> CacheManifest:
         ) from error
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
+        if fault["loc"] == ("schema_version",):
+            raise ArtifactError(
+                f"{path} was written by another version of petkit: make the cache anew with `petkit distill "
+                "cache`"
+            ) from error
         raise ArtifactError(
             f"{path} is broken: {'.'.join(map(str, fault['loc']))}: {fault['msg']}"
         ) from error

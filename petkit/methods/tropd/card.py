@@ -46,8 +46,7 @@ def distilled_card(
     if not whole:
         full = f"{sizes['full_model_fp32']:,} bytes, {sizes['ratio']:.0f} times as much"
         rows.insert(-1, ("student in float32", full))
-    whose = "the teacher's" if ready.teachers.write_all else "its own"
-    about = f"A petkit student, distilled from a teacher on {whose} responses. " + (
+    about = f"A petkit student, distilled from a teacher on {_responses(ready)}. " + (
         "It is a whole model in the layout of transformers."
         if whole
         else "It holds the adapter that was trained and not the student's base."
@@ -60,6 +59,13 @@ def distilled_card(
     use = ("petkit eval FOLDER --data QUESTIONS.jsonl", "petkit serve FOLDER")
     predict = () if whole else ("petkit predict FOLDER INPUT...",)
     return lay_out(f"Distilled student, {own}", about, rows, note, lineage, (*predict, *use))
+
+
+def _responses(ready: Ready) -> str:
+    """Whose responses a student learnt from."""
+    if ready.teachers.write_all:
+        return "the teacher's responses, kept in a cache"
+    return "its own responses" if ready.teachers.cached is None else "a student's responses, kept in a cache"
 
 
 def _judge(reward: Mapping[str, str] | None) -> str:

@@ -208,15 +208,15 @@ class CachedTeacher:
                 raise ConfigError(
                     f"{self.folder} is a cache of other {name}: it has {found}, this run {needed}"
                 )
-        if own.top_k < wanted.teacher_tokens:
-            raise ConfigError(
-                f"objective.top_k must be at most {own.top_k}, the likeliest tokens in {self.folder}, got "
-                f"{wanted.teacher_tokens}"
-            )
         if own.writer == "teacher" and wanted.kind != "fkl":
             raise ConfigError(
                 f"objective.kind must be fkl with responses that the teacher wrote, as in {self.folder}, got "
                 f"{wanted.kind}: make a cache with --by student"
+            )
+        if own.top_k < wanted.teacher_tokens:
+            raise ConfigError(
+                f"objective.top_k must be at most {own.top_k}, the likeliest tokens in {self.folder}, got "
+                f"{wanted.teacher_tokens}"
             )
 
     def scores(self, sequences: Sequences, top_k: int, temperature: float) -> TeacherScores:

@@ -58,7 +58,7 @@ def test_sentences_beyond_the_positions_are_refused(subwords):
     )
     longest = len(data.items[1][1])
     data.check_positions(longest)
-    told = f"begins 'xyz', has {longest} subwords with its end, the model has {longest - 1} positions"
+    told = f"begins 'xyz', has {longest} subwords with its end, the model has {longest - 1} positions: "
     with pytest.raises(InputError, match=f"the target of pair 2, which {told}"):
         data.check_positions(longest - 1)
     data = PairDataset(data.pairs[2:], subwords)

@@ -97,8 +97,8 @@ def test_students_learn_from_a_cache(recipe, filled, kind):
     # Who was asked, and not nobody.
     card = (Path(config.output) / "README.md").read_text()
     assert f"| teacher | `{recipe().teacher.model}` |" in card
-    whose = "the teacher's" if kind == "fkl" else "its own"
-    assert f"distilled from a teacher on {whose} responses" in card
+    whose = "the teacher's" if kind == "fkl" else "a student's"
+    assert f"distilled from a teacher on {whose} responses, kept in a cache" in card
     rows = [json.loads(line) for line in (Path(config.output) / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "loss" in row]
     assert all({"forward_kl", "entropy", "teacher_entropy"} <= set(row) for row in steps)
@@ -170,6 +170,9 @@ def test_altered_and_missing_shards_are_refused(filled):
         read_cache(folder)
     (folder / shard_name(0)).unlink()
     with pytest.raises(ArtifactError, match="is missing, which"):
+        read_cache(folder)
+    (folder / MANIFEST).write_text(json.dumps({"schema_version": 1}))
+    with pytest.raises(ArtifactError, match="by another version of petkit: make the cache anew"):
         read_cache(folder)
     (folder / MANIFEST).write_text("{}")
     with pytest.raises(ArtifactError, match="is broken"):
