@@ -133,8 +133,7 @@ def sample_file(name: str, split: str) -> Path:
 
 def _stripped(path: Path) -> Iterator[tuple[int, str]]:
     """Line numbers and lines without blanks at their ends."""
-    text = read_text(path)
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         yield number, line.strip(" \t\r")
 
 
@@ -168,8 +167,7 @@ def _lines(path: Path, columns: Columns) -> Iterator[tuple[int, str]]:
 
 def _kept(path: Path) -> Iterator[tuple[int, str]]:
     """Line numbers and lines, in which a separator may stand at an end; blank lines are empty."""
-    text = read_text(path)
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         yield number, line.rstrip("\r") if line.strip() else ""
 
 

@@ -49,7 +49,8 @@ def topk_forward_kl(
     Raises:
         InputError: shapes, ids or tail are wrong; log-probabilities that are none; nothing that counts; on
             the CPU, an id twice at a token that counts, logits of one that are no distribution, nothing
-            but -inf among its log-probabilities, or probabilities whose sum is above 1.
+            but -inf among its log-probabilities, or probabilities whose sum is above 1 by more than the
+            rounding of bfloat16.
 
     Source:
         `top_k_terms`.
