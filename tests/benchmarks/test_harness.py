@@ -13,8 +13,8 @@ def sleeper(seconds):
 def test_a_ratio_is_the_peers_time_over_ours():
     case = Case("naps", sleeper(0.002), {"slow": sleeper(0.008)}, moved_bytes=10, goals={"slow": 2.0})
     outcome = measure(case, threads=1, bandwidth=5000.0, seconds=0.05, least_rounds=5)
-    # A nap may last longer than asked, never shorter: 4 is the ratio of the shortest.
-    assert 2 < outcome.ratio("slow") < 4.5
+    # 4 is the ratio of the shortest naps; on a busy machine any nap may last longer than asked.
+    assert 1.5 < outcome.ratio("slow") < 8
     assert outcome.bandwidth_fraction == pytest.approx(10 / outcome.petkit.median / 5000)
     assert outcome.missed_goals() == []
 

@@ -127,13 +127,17 @@ def test_help_imports_nothing_heavy():
 
 
 def test_help_is_quick():
-    # The budget is 0.3 s; the bound is loose because the machine may be busy, but torch alone takes a second.
-    times = []
+    # The budget is 0.3 s. A busy machine may take longer, for torch as well, which alone takes a second.
+    times = {"help": [], "torch": []}
     for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run([*PETKIT, "--help"], stdout=subprocess.DEVNULL, check=True)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.9
+        for name, command in {
+            "help": [*PETKIT, "--help"],
+            "torch": [sys.executable, "-c", "import torch"],
+        }.items():
+            start = time.perf_counter()
+            subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+            times[name].append(time.perf_counter() - start)
+    assert min(times["help"]) < 0.6 * min(times["torch"])
 
 
 @pytest.mark.parametrize(

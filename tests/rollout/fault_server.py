@@ -93,9 +93,6 @@ class FaultServer:
     left: threading.Event = field(default_factory=threading.Event)
     """Set when a client closed the connection in the middle of an answer."""
     sent: int = 0
-    busy: int = 0
-    busiest: int = 0
-    """Requests that were under way at the same time, at most."""
 
     def play(self, *steps: Step) -> FaultServer:
         self.script = list(steps)
@@ -116,16 +113,10 @@ class Handler(BaseHTTPRequestHandler):
             own.paths.append(self.path)
             own.keys.append(self.headers.get("Authorization"))
             step = own.script.pop(0) if len(own.script) > 1 else own.script[0]
-        with own.lock:
-            own.busy += 1
-            own.busiest = max(own.busy, own.busiest)
         try:
             step(self)
         except OSError:
             own.left.set()
-        finally:
-            with own.lock:
-                own.busy -= 1
 
     def begin(self, status: int, kind: str, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)

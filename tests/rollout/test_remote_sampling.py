@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 
 import pytest
@@ -137,9 +138,20 @@ def test_an_impossible_token_stays_impossible(server, model, kind):
 
 def test_results_come_in_order_with_so_many_in_flight(server, model, kind):
     fast = STUBS[kind](model)
-    server.play(after(0.2, fast), after(0.1, fast), fast, after(0.05, fast), after(0.02, fast))
+    together = threading.Barrier(3)
+    seen = []
+
+    def held(handler):
+        """Answer when three requests are here, and a fourth had time to come."""
+        together.wait(30)
+        time.sleep(0.1)
+        seen.append(len(server.requests))
+        together.wait(30)
+        fast(handler)
+
+    server.play(after(0.1, held), held, held, after(0.05, fast), fast, after(0.02, fast))
     found = sampler(server, kind, max_in_flight=3).score(RAGGED * 4, RESPONSES * 4, 1)
-    assert server.busiest == 3
+    assert seen == [3, 3, 3]
     again = sampler(server, kind, max_in_flight=1).score(RAGGED, RESPONSES, 1)
     for place, scores in enumerate(found):
         assert torch.equal(scores.log_probs, again[place % 5].log_probs)
