@@ -1,6 +1,6 @@
 """What a teacher's logits and features add to few labels, for docs/distill.md.
 
-.venv/bin/python benchmarks/vision_distillation.py WORK --save benchmarks/results/vision_distillation.json
+.venv/bin/python benchmarks/vision_distillation.py WORK --seeds 0 1 2 3 4 --save FILE
 
 The teacher is the artifact of the recipe adapter-demo: a ViT-S/14 with 1-bit adapters that saw 1,000 labelled
 pictures of Fashion-MNIST at 56 pixels. Students are the same frozen model at 28 pixels, a quarter of the
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def petkit(*words: object) -> None:
 
 def student(work: Path, name: str, seed: int, threads: int) -> dict[str, Any]:
     """Train one student, unless it is there, and give its figures."""
-    folder = work / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+    folder = work / f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{seed}"
     if not (folder / "result.json").exists():
         settings: dict[str, object] = {**SHARED}
         for key, value in ARMS[name].items():
@@ -101,7 +102,8 @@ def main() -> None:
         alike = f"{statistics.fmean(same):.1%}" if same else ""
         print(f"| {name} | {statistics.fmean(values):.1%} ± {half_width(values):.1%} | {gain} | {alike} |")
     if own.save is not None:
-        own.save.write_text(json.dumps({"labels": LABELS, "epochs": EPOCHS, "runs": found}, indent=1) + "\n")
+        facts = {"threads": own.threads, "seeds": own.seeds, "labels": LABELS, "epochs": EPOCHS}
+        own.save.write_text(json.dumps({**facts, "runs": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
