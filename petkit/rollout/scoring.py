@@ -310,7 +310,7 @@ def _plain_head(model: nn.Module) -> nn.Linear | None:
     find = getattr(model, "get_output_embeddings", None)
     linear = find() if find is not None else None
     if type(linear) is nn.Linear and getattr(model, "base_model", model) is not model:
-        # An adapter of petkit is a hook, which adds nothing as long as it has learnt nothing.
+        # An adapter of petkit is a hook, which adds little or nothing before it has learnt.
         hooked = linear._forward_hooks or linear._forward_pre_hooks or "forward" in vars(linear)
         if not hooked and _says_logits(linear, model):
             return linear

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -28,14 +28,33 @@ ROWS = ("prompt", "prompt_length", "length", "finished")
 TOKENS = ("token_ids", "log_probs", "entropy", "top_ids", "top_log_probs", "tail")
 
 
-class CacheManifest(BaseModel):
-    """What a cache is, and which of its shards are there."""
-
+class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    schema_version: Literal[2] = 2
-    teachers: dict[str, dict[str, str]]
-    """Name and hash of each, by the data set of its prompts; the key "" is the teacher of all."""
+
+class CachedBy(_Part):
+    """A teacher that was asked."""
+
+    id: str
+    sha256: str
+
+
+class CachedDraws(_Part):
+    """How the responses were drawn: what of `SamplingConfig` changes them."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_new_tokens: int
+    stop: tuple[str, ...]
+
+
+class CacheManifest(_Part):
+    """What a cache is, and which of its shards are there."""
+
+    schema_version: Literal[2]
+    teachers: dict[str, CachedBy] = Field(min_length=1)
+    """By the data set of their prompts; the key "" is the teacher of all."""
 
     writer: Writer
     """Who wrote the responses."""
@@ -47,9 +66,11 @@ class CacheManifest(BaseModel):
     """Of the tokenizer's tokens and their numbers."""
 
     prompts_sha256: str
-    temperature: float
-    top_k: int
-    samples: int
+    sampling: CachedDraws
+    top_k: int = Field(ge=1)
+    """Likeliest tokens that are kept."""
+
+    samples: int = Field(ge=1)
     seed: int
     shards: dict[str, str] = {}
     """SHA-256 of each shard that is there."""
@@ -57,7 +78,7 @@ class CacheManifest(BaseModel):
     @property
     def teacher(self) -> str:
         """The teachers' names, as one text."""
-        return ", ".join(f"{key + ': ' if key else ''}{one['id']}" for key, one in self.teachers.items())
+        return ", ".join(f"{key + ': ' if key else ''}{one.id}" for key, one in self.teachers.items())
 
 
 @dataclass(frozen=True)
@@ -156,9 +177,8 @@ def read_manifest(folder: Path) -> CacheManifest:
                 f"{path} was written by another version of petkit: make the cache anew with `petkit distill "
                 "cache`"
             ) from error
-        raise ArtifactError(
-            f"{path} is broken: {'.'.join(map(str, fault['loc']))}: {fault['msg']}"
-        ) from error
+        place = "".join(f"{part}." for part in fault["loc"])[:-1]
+        raise ArtifactError(f"{path} is broken: {place and place + ': '}{fault['msg']}") from error
 
 
 def write_manifest(folder: Path, manifest: CacheManifest) -> None:
@@ -200,8 +220,12 @@ def begin(folder: Path, wanted: CacheManifest) -> CacheManifest:
         write_manifest(folder, wanted)
         return wanted
     found = read_manifest(folder)
-    own, other = (one.model_dump(exclude={"shards"}) for one in (found, wanted))
-    changed = [f"{key}: {own[key]!r} -> {other[key]!r}" for key in own if own[key] != other[key]]
+    own, other = (_leaves(one.model_dump(exclude={"shards"})) for one in (found, wanted))
+    changed = [
+        f"{key}: {own.get(key)!r} -> {other.get(key)!r}"
+        for key in own | other
+        if own.get(key) != other.get(key)
+    ]
     if changed:
         raise ConfigError(
             f"{folder} is a cache of other settings ({'; '.join(changed)}): choose another folder"
@@ -234,6 +258,11 @@ def read_cache(folder: Path) -> tuple[CacheManifest, list[CachedRow]]:
         if hashlib.sha256(content).hexdigest() != manifest.shards[name]:
             raise ArtifactError(f"{path} was altered: {MANIFEST} says another sha256")
         rows += unpack_rows(content, path)
+        if rows[-1].top_ids.shape[-1] != manifest.top_k:
+            raise ArtifactError(
+                f"{path} must have the {manifest.top_k} likeliest tokens that {MANIFEST} says, got "
+                f"{rows[-1].top_ids.shape[-1]}"
+            )
     if not rows:
         raise InputError(f"{folder} must hold at least one response, got none")
     return manifest, rows
@@ -243,6 +272,15 @@ def chunked(items: Sequence[Any], size: int) -> Iterator[tuple[int, Sequence[Any
     """Items in runs of a size, with the number of each run."""
     for index, start in enumerate(range(0, len(items), size)):
         yield index, items[start : start + size]
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        found |= _leaves(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return found
 
 
 def _sha256(path: Path) -> str | None:

@@ -29,7 +29,7 @@ def distilled_card(
     """
     sizes, stopped = result["bytes"], f", stopped by {result['stopped']}" if result["stopped"] else ""
     whole, loaded = config.student.tuning == "full", ready.loaded
-    rows, own_reward = [], result["reward_function"]
+    rows, own_reward, taught = [], result["reward_function"], ready.teachers.facts()
     for time in ("before", "after"):
         if result[time] is not None:
             rows.append((time, _measured(result[time])))
@@ -38,7 +38,7 @@ def distilled_card(
     rows += [
         ("objective", config.objective.kind),
         ("reward", _judge(own_reward)),
-        ("teacher", ", ".join(f"`{name}`" for name in ready.teachers.names)),
+        *((f"teacher of {key}" if key else "teacher", f"`{one['id']}`") for key, one in taught.items()),
         ("student before", f"`{loaded.base_id}`, sha256 `{loaded.base_sha256}`"),
         ("weights" if whole else "adapter", f"{sizes['bytes' if whole else 'adapter']:,} bytes"),
         ("training", f"{result['steps']} steps, seed {result['seed']}{stopped}"),
@@ -46,7 +46,8 @@ def distilled_card(
     if not whole:
         full = f"{sizes['full_model_fp32']:,} bytes, {sizes['ratio']:.0f} times as much"
         rows.insert(-1, ("student in float32", full))
-    about = f"A petkit student, distilled from a teacher on {_responses(ready)}. " + (
+    teachers = "a teacher" if len(taught) == 1 else f"{len(taught)} teachers"
+    about = f"A petkit student, distilled from {teachers} on {_responses(ready)}. " + (
         "It is a whole model in the layout of transformers."
         if whole
         else "It holds the adapter that was trained and not the student's base."
@@ -63,9 +64,14 @@ def distilled_card(
 
 def _responses(ready: Ready) -> str:
     """Whose responses a student learnt from."""
+    if ready.teachers.cached is None:
+        return "its own responses"
     if ready.teachers.write_all:
         return "the teacher's responses, kept in a cache"
-    return "its own responses" if ready.teachers.cached is None else "a student's responses, kept in a cache"
+    writer = ready.teachers.cached.manifest.student_sha256
+    if writer == ready.loaded.base_sha256:
+        return "its own responses before it was trained, kept in a cache"
+    return f"the responses of another student (sha256 `{writer}`), kept in a cache"
 
 
 def _judge(reward: Mapping[str, str] | None) -> str:

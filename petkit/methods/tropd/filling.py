@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from petkit.artifacts import atomic_write
 from petkit.errors import ConfigError
 from petkit.methods.tropd.cache import (
+    CachedBy,
+    CachedDraws,
     CachedRow,
     CacheManifest,
     Writer,
@@ -32,6 +35,8 @@ from petkit.methods.tropd.teachers import recordable
 from petkit.rollout.sampling import Completion, sample
 from petkit.training.context import RunContext
 from petkit.training.seeds import derive
+
+log = logging.getLogger(__name__)
 
 # Prompts whose responses are in one file, and are lost together when the process is killed.
 SHARD_PROMPTS = 64
@@ -70,14 +75,16 @@ def fill(
     manifest = begin(folder, _manifest(config, ready, writer, top_k))
     prompts = list(enumerate(ready.train.prompts))
     shards = dict(manifest.shards)
-    with context.stage("asking the teacher", len(prompts)) as advance:
-        for index, part in chunked(prompts, SHARD_PROMPTS):
-            if shard_name(index) not in shards:
-                content = pack_rows(_rows(config, ready, writer, manifest.top_k, part))
-                atomic_write(folder / shard_name(index), content)
-                shards[shard_name(index)] = hashlib.sha256(content).hexdigest()
-                manifest = manifest.model_copy(update={"shards": shards})
-                write_manifest(folder, manifest)
+    missing = [one for one in chunked(prompts, SHARD_PROMPTS) if shard_name(one[0]) not in shards]
+    if not missing:
+        log.info("%s is full: nobody is asked", folder)
+    with context.stage("asking the teacher", sum(len(part) for _, part in missing)) as advance:
+        for index, part in missing:
+            content = pack_rows(_rows(config, ready, writer, manifest.top_k, part))
+            atomic_write(folder / shard_name(index), content)
+            shards[shard_name(index)] = hashlib.sha256(content).hexdigest()
+            manifest = manifest.model_copy(update={"shards": shards})
+            write_manifest(folder, manifest)
             advance(len(part))
     return {
         "status": "completed",
@@ -93,12 +100,13 @@ def fill(
 
 def _manifest(config: DistillConfig, ready: Ready, writer: Writer, top_k: int | None) -> CacheManifest:
     return CacheManifest(
-        teachers=ready.teachers.facts(),
+        schema_version=2,
+        teachers={key: CachedBy(**facts) for key, facts in ready.teachers.facts().items()},
         writer=writer,
         student_sha256=ready.loaded.base_sha256 if writer == "student" else None,
         vocabulary_sha256=vocabulary_sha256(ready.loaded.tokenizer),
         prompts_sha256=ready.train.sha256,
-        temperature=config.sampling.temperature,
+        sampling=CachedDraws(**config.sampling.model_dump(exclude={"batch_size"})),
         top_k=top_k or config.objective.teacher_tokens or recordable(ready.step.head.vocab),
         samples=config.samples,
         seed=config.seed,

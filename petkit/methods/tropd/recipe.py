@@ -124,6 +124,8 @@ def plan(config: DistillConfig, context: RunContext) -> dict[str, Any]:
     try_out(ready.step.judge)
     steps = planned_steps(config.training, len(ready.train), config.seed, context.world.size)
     responses = steps["total"] * config.training.batch_size * context.world.size * config.samples
+    cached = ready.teachers.cached
+    longest = config.sampling.max_new_tokens if cached is None else cached.longest
     return {
         "status": "plan",
         "output": str(context.folder),
@@ -142,7 +144,7 @@ def plan(config: DistillConfig, context: RunContext) -> dict[str, Any]:
         "bytes": sizes_of(config, ready),
         "steps": steps,
         "responses": responses,
-        "most_tokens": responses * config.sampling.max_new_tokens,
+        "most_tokens": responses * longest,
     }
 
 

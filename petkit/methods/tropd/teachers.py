@@ -65,8 +65,10 @@ class Teacher(Protocol):
     def head(self) -> Head | None:
         """Of a model that is here, whose whole distribution can be had."""
 
-    def scores(self, sequences: Sequences, top_k: int, temperature: float) -> TeacherScores:
-        """What it says of responses."""
+    def scores(
+        self, sequences: Sequences, datasets: Sequence[str], top_k: int, temperature: float
+    ) -> TeacherScores:
+        """What it says of responses to prompts of these data sets."""
 
     def write(
         self, prompts: Sequence[Ids], seeds: Sequence[int], settings: SamplingConfig, stops: Stops | None
@@ -84,7 +86,9 @@ class LocalTeacher:
     head: Head
     padding: int
 
-    def scores(self, sequences: Sequences, top_k: int, temperature: float) -> TeacherScores:
+    def scores(
+        self, sequences: Sequences, datasets: Sequence[str], top_k: int, temperature: float
+    ) -> TeacherScores:
         """What it says of responses, see `teacher_scores`."""
         return teacher_scores(self.head, sequences, top_k, temperature, self.name)
 
@@ -114,7 +118,9 @@ class ServedTeacher:
     remote: RemoteSampler
     head: None = None
 
-    def scores(self, sequences: Sequences, top_k: int, temperature: float) -> TeacherScores:
+    def scores(
+        self, sequences: Sequences, datasets: Sequence[str], top_k: int, temperature: float
+    ) -> TeacherScores:
         """What it says of responses; entropies are estimated from the likeliest tokens, the others as one."""
         rows = range(len(sequences.starts))
         prompts = [sequences.input_ids[row, : int(sequences.starts[row])].tolist() for row in rows]
@@ -157,10 +163,9 @@ class CachedTeacher:
         self.folder = folder
         self.manifest, rows = read_cache(folder)
         self.context, self.head = None, None
-        self._rows: dict[tuple[tuple[int, ...], tuple[int, ...]], CachedRow] = {}
+        self._rows: dict[tuple[str, tuple[int, ...], tuple[int, ...]], CachedRow] = {}
         self._numbers: dict[int, list[CachedRow]] = {}
         for row in rows:
-            self._rows[tuple(row.prompt.tolist()), tuple(row.token_ids.tolist())] = row
             self._numbers.setdefault(row.number, []).append(row)
 
     @property
@@ -181,8 +186,15 @@ class CachedTeacher:
         given = len(tokens) if self.manifest.writer == "teacher" else 0
         return Completion(tuple(row.prompt.tolist()), tokens, given, finished=row.finished)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of its longest response."""
+        return max(len(row.token_ids) for rows in self._numbers.values() for row in rows)
+
     def check(self, config: DistillConfig, prompts: PromptSet, tokenizer: Any) -> None:
         """Refuse a cache of other prompts, tokens or settings, and one that was not filled to its end.
+
+        What is in it can be asked for from here on.
 
         Raises:
             ConfigError: names what differs.
@@ -201,7 +213,7 @@ class CachedTeacher:
             )
         pairs = {
             "vocabulary": (own.vocabulary_sha256, vocabulary_sha256(tokenizer)),
-            "sampling.temperature": (own.temperature, config.sampling.temperature),
+            "sampling.temperature": (own.sampling.temperature, config.sampling.temperature),
         }
         for name, (found, needed) in pairs.items():
             if found != needed:
@@ -218,14 +230,20 @@ class CachedTeacher:
                 f"objective.top_k must be at most {own.top_k}, the likeliest tokens in {self.folder}, got "
                 f"{wanted.teacher_tokens}"
             )
+        for number, prompt in enumerate(prompts.prompts):
+            for row in self._numbers[number]:
+                response = tuple(row.token_ids.tolist())
+                self._rows[prompt.question.dataset, tuple(row.prompt.tolist()), response] = row
 
-    def scores(self, sequences: Sequences, top_k: int, temperature: float) -> TeacherScores:
-        """What was said of responses that are there."""
+    def scores(
+        self, sequences: Sequences, datasets: Sequence[str], top_k: int, temperature: float
+    ) -> TeacherScores:
+        """What was said of responses that are there, by the teacher of their data set."""
         rows = []
-        for place in range(len(sequences.starts)):
+        for place, dataset in enumerate(datasets):
             prompt = sequences.input_ids[place, : int(sequences.starts[place])].tolist()
             response = sequences.token_ids[place][sequences.mask[place]].tolist()
-            rows.append(self._rows[tuple(prompt), tuple(response)])
+            rows.append(self._rows[dataset, tuple(prompt), tuple(response)])
         mask = sequences.mask
 
         def whole(parts: Sequence[Tensor]) -> Tensor:
@@ -306,7 +324,7 @@ class Teachers:
         """Name and hash of each, by the data set, for plans and results; of a cache those that were asked."""
         if self.cached is not None:
             kept = {"cache": self.cached.sha256}
-            return {key: one | kept for key, one in self.cached.manifest.teachers.items()}
+            return {key: one.model_dump() | kept for key, one in self.cached.manifest.teachers.items()}
         return {key: {"id": one.name, "sha256": one.sha256} for key, one in self.teachers.items()}
 
     @property
@@ -354,7 +372,12 @@ class Teachers:
             The scores.
         """
         parts = [
-            (rows, teacher.scores(sequences.choose(rows), top_k, temperature))
+            (
+                rows,
+                teacher.scores(
+                    sequences.choose(rows), [datasets[row] for row in rows.tolist()], top_k, temperature
+                ),
+            )
             for teacher, rows in self._shares(datasets, sequences.mask.device)
         ]
         if len(parts) == 1:

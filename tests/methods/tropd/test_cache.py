@@ -11,7 +11,7 @@ from petkit.methods.tropd import filling
 from petkit.methods.tropd.cache import MANIFEST, log_tail, pack_rows, read_cache, shard_name, unpack_rows
 from petkit.methods.tropd.config import DistillConfig
 from petkit.methods.tropd.filling import fill
-from petkit.methods.tropd.recipe import prepare, run
+from petkit.methods.tropd.recipe import plan, prepare, run
 from petkit.methods.tropd.step import Rollout
 from tests.methods.tropd import tiny
 
@@ -57,7 +57,8 @@ def test_a_cache_says_what_its_teacher_says(recipe, filled, writer):
     batch = [cached.train[index] for index in range(4)]
     rollout = cached.step.roll_out(cached.model, batch)
     sequences = cached.step.pack(rollout)
-    own, other = (one.teachers.scores(sequences, [""] * 8, 6, 1.0) for one in (here, cached))
+    datasets = [prompt.question.dataset for prompt in rollout.prompts]
+    own, other = (one.teachers.scores(sequences, datasets, 6, 1.0) for one in (here, cached))
     for name in ("log_probs", "entropy", "top_log_probs"):
         torch.testing.assert_close(getattr(own, name), getattr(other, name), atol=2e-6, rtol=1e-5)
     assert torch.equal(own.top_ids, other.top_ids)
@@ -80,6 +81,80 @@ def test_every_response_comes_in_its_turn(recipe, filled):
     assert seen == wanted * 2
 
 
+def test_each_data_sets_teacher_is_asked_of_equal_responses(recipe, models, tmp_path):
+    files = [
+        Path(tiny.write_questions(tmp_path / f"{name}.jsonl", dataset=name)) for name in ("math", "code")
+    ]
+    both = tmp_path / "both.jsonl"
+    both.write_text("".join(file.read_text() for file in files))
+    domains = {"math": models(1), "code": models(2)}
+    # Towards temperature 0 the student says the same to the same question.
+    live = recipe(
+        data__train=str(both),
+        teacher={"domains": domains},
+        samples=1,
+        sampling__temperature=1e-3,
+        objective__kind="opd",
+    )
+    fill(live, tiny.context(live), tmp_path / "cache", "student", 6)
+    config = from_cache(live, tmp_path / "cache", kind="opd", top_k=None)
+    here, cached = prepare(live, tiny.context(live)), prepare(config, tiny.context(config))
+    rollout = cached.step.roll_out(cached.model, [cached.train[number] for number in range(16)])
+    answers = [one.tokens for one in rollout.completions]
+    assert answers[:8] == answers[8:]
+    sequences = cached.step.pack(rollout)
+    datasets = [prompt.question.dataset for prompt in rollout.prompts]
+    assert datasets == ["math"] * 8 + ["code"] * 8
+    own, other = (one.teachers.scores(sequences, datasets, 6, 1e-3) for one in (here, cached))
+    torch.testing.assert_close(own.log_probs, other.log_probs, atol=2e-3, rtol=1e-5)
+    assert not torch.allclose(other.log_probs[:8], other.log_probs[8:])
+
+
+def test_the_longest_response_of_a_cache_bounds_the_plan(recipe, filled):
+    config = from_cache(recipe(), filled())
+    short = DistillConfig(**config.model_dump(mode="json") | {"sampling": {"max_new_tokens": 2}})
+    planned = plan(short, tiny.context(short))
+    longest = max(len(row.token_ids) for row in read_cache(Path(config.teacher.cache))[1])
+    assert longest > 2
+    assert planned["most_tokens"] == planned["responses"] * longest
+
+
+def test_another_students_responses_are_told_of(recipe, filled, models):
+    folder = filled("student")
+    config = from_cache(recipe(student=models(5)), folder, kind="opd", top_k=None)
+    run(config, tiny.context(config))
+    sha256 = read_cache(folder)[0].student_sha256
+    card = (Path(config.output) / "README.md").read_text()
+    assert f"on the responses of another student (sha256 `{sha256}`), kept in a cache" in card
+
+
+def test_a_full_cache_asks_nobody(filled, caplog):
+    caplog.set_level("INFO")
+    folder = filled()
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert "nobody is asked" not in caplog.text
+    filled()
+    assert f"{folder} is full: nobody is asked" in caplog.text
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("max_new_tokens", 3, r"5 -> 3"),
+        ("top_p", 0.5, r"1\.0 -> 0\.5"),
+        ("top_k", 2, r"0 -> 2"),
+        ("stop", ["x"], r"\(\) -> \('x',\)"),
+        ("temperature", 0.5, r"1\.0 -> 0\.5"),
+    ],
+)
+def test_a_cache_is_not_gone_on_with_under_other_draws(filled, key, value, told):
+    filled()
+    with pytest.raises(ConfigError, match=rf"of other settings \(sampling\.{key}: {told}\): choose another"):
+        filled(**{f"sampling__{key}": value})
+    filled(sampling__batch_size=3)
+
+
 def test_tails_are_what_is_left():
     top = torch.tensor([[0.5, 0.25], [0.75, 0.25]]).log()
     assert log_tail(top)[0] == pytest.approx(torch.tensor(0.25).log().item())
@@ -97,8 +172,8 @@ def test_students_learn_from_a_cache(recipe, filled, kind):
     # Who was asked, and not nobody.
     card = (Path(config.output) / "README.md").read_text()
     assert f"| teacher | `{recipe().teacher.model}` |" in card
-    whose = "the teacher's" if kind == "fkl" else "a student's"
-    assert f"distilled from a teacher on {whose} responses, kept in a cache" in card
+    whose = "the teacher's responses" if kind == "fkl" else "its own responses before it was trained"
+    assert f"distilled from a teacher on {whose}, kept in a cache" in card
     rows = [json.loads(line) for line in (Path(config.output) / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "loss" in row]
     assert all({"forward_kl", "entropy", "teacher_entropy"} <= set(row) for row in steps)
@@ -174,8 +249,31 @@ def test_altered_and_missing_shards_are_refused(filled):
     (folder / MANIFEST).write_text(json.dumps({"schema_version": 1}))
     with pytest.raises(ArtifactError, match="by another version of petkit: make the cache anew"):
         read_cache(folder)
-    (folder / MANIFEST).write_text("{}")
+    (folder / MANIFEST).write_text('{"schema_version": 2}')
     with pytest.raises(ArtifactError, match="is broken"):
+        read_cache(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teachers": {}}, "cache.json is broken: teachers: Dictionary should have at least 1 item"),
+        ({"teachers": {"": {}}}, r"cache.json is broken: teachers\.\.id: Field required"),
+        ({"teachers": {"": {"id": "x"}}}, r"cache.json is broken: teachers\.\.sha256: Field required"),
+        ({"top_k": 9}, "must have the 9 likeliest tokens that cache.json says, got 6"),
+        ({"samples": 0}, "cache.json is broken: samples: "),
+        ({"schema_version": None}, "was written by another version of petkit"),
+    ],
+)
+def test_a_broken_description_is_refused(filled, changes, message):
+    folder = filled()
+    content = json.loads((folder / MANIFEST).read_text()) | changes
+    kept = {key: value for key, value in content.items() if value is not None}
+    (folder / MANIFEST).write_text(json.dumps(kept))
+    with pytest.raises(ArtifactError, match=message):
+        read_cache(folder)
+    (folder / MANIFEST).write_text("{")
+    with pytest.raises(ArtifactError, match=r"cache\.json is broken: Invalid JSON"):
         read_cache(folder)
 
 
