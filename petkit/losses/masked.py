@@ -22,7 +22,7 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
         A scalar. What a masked value is, nan even, does not matter.
 
     Raises:
-        InputError: another shape, other numbers, or nothing that counts.
+        InputError: another shape, other numbers, or nothing that counts, which compiled graphs do not see.
     """
     kept = token_mask(mask, values.shape, values.device)
     return torch.where(kept, values, 0.0).sum() / kept.sum()
@@ -40,7 +40,7 @@ def token_mask(mask: Tensor | None, shape: torch.Size, device: torch.device) -> 
         bool, of the shape.
 
     Raises:
-        InputError: another shape, other numbers, or nothing that counts.
+        InputError: another shape, other numbers, or nothing that counts, which compiled graphs do not see.
     """
     if mask is None:
         kept = torch.ones(shape, dtype=torch.bool, device=device)
@@ -48,7 +48,7 @@ def token_mask(mask: Tensor | None, shape: torch.Size, device: torch.device) -> 
         raise InputError(f"mask must be {tuple(shape)} for these tokens, got {tuple(mask.shape)}")
     else:
         kept = bool_mask("mask", mask)
-    if not kept.any():
+    if not torch.compiler.is_compiling() and not kept.any():
         raise InputError(
             f"a batch must hold at least one token that counts, got none of {kept.numel()}: is everything "
             "masked?"

@@ -17,9 +17,9 @@ Tail = Literal["none", "renormalize", "bucket"]
 LEAST_TAIL = 2.0**-23
 # What rounding may make of a probability of 1.
 MOST_LOG_PROB = 1e-3
-# What the rounding of log-probabilities to bfloat16 may add to a sum of probabilities: of those that are far
-# from 0 an eighth was seen.
-SUM_TOLERANCE = 0.25
+# What the rounding of log-probabilities to a dtype may add to a sum of probabilities: of those in bfloat16
+# that are far from 0 an eighth was seen.
+SUM_TOLERANCE = {torch.bfloat16: 0.25, torch.float16: 0.03}
 
 
 def topk_forward_kl(
@@ -50,7 +50,7 @@ def topk_forward_kl(
         InputError: shapes, ids or tail are wrong; log-probabilities that are none; nothing that counts; on
             the CPU, an id twice at a token that counts, logits of one that are no distribution, nothing
             but -inf among its log-probabilities, or probabilities whose sum is above 1 by more than the
-            rounding of bfloat16.
+            rounding of their dtype.
 
     Source:
         `top_k_terms`.
@@ -168,7 +168,7 @@ def _check_sums(values: Tensor, kept: Tensor) -> None:
     if not can_look(values) or not values.numel():
         return
     sums = values.detach().float().logsumexp(-1).exp()
-    wrong = kept & (sums > 1 + SUM_TOLERANCE)
+    wrong = kept & (sums > 1 + SUM_TOLERANCE.get(values.dtype, MOST_LOG_PROB))
     if wrong.any():
         raise InputError(
             "top_log_probs must be of probabilities whose sum is at most 1, got "
@@ -184,6 +184,8 @@ def _check_ids(ids: Tensor, logits: Tensor, kept: Tensor) -> None:
             f"top_ids must be integers {tuple(logits.shape[:-1])} and one dimension more for student_logits "
             f"{tuple(logits.shape)}, got {ids.dtype} {tuple(ids.shape)}"
         )
+    if ids.shape[-1] == 0:
+        raise InputError("top_ids must name at least one token at each position, got none")
     if not can_look(ids):
         return
     odd = kept[..., None] & ((ids < 0) | (ids >= logits.shape[-1]))

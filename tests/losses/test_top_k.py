@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from petkit.errors import InputError
-from petkit.losses import forward_kl, topk_forward_kl
+from petkit.losses import forward_kl, jsd, reverse_kl, topk_forward_kl
 from petkit.losses.top_k import check_log_probs, top_k_terms
 
 NAN, INF = float("nan"), float("inf")
@@ -235,6 +235,45 @@ def test_tokens_likelier_than_certain_are_refused_where_they_count(tail):
     mask = torch.ones(2, 5, dtype=torch.bool)
     mask[1, 3] = False
     assert topk_forward_kl(student, ids, top, mask, tail).isfinite()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "most"), [(torch.float32, 1.0005), (torch.bfloat16, 1.2), (torch.float16, 1.02)]
+)
+def test_a_sum_may_be_above_1_by_the_rounding_of_its_dtype(dtype, most):
+    student, _, ids, _ = both(9, 4)
+    top = torch.full((2, 5, 4), most / 4).log().to(dtype)
+    assert topk_forward_kl(student, ids, top).isfinite()
+    with pytest.raises(InputError, match=r"of probabilities whose sum is at most 1, got 1\.\d+ at batch 0"):
+        topk_forward_kl(student, ids, top + {torch.float32: 0.01}.get(dtype, 0.1))
+
+
+def test_no_token_at_all_is_refused():
+    student, _, ids, top = both(9, 4)
+    with pytest.raises(InputError, match="top_ids must name at least one token at each position, got none"):
+        topk_forward_kl(student, ids[..., :0], top[..., :0])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_losses_are_one_graph_when_compiled(masked):
+    student, teacher, ids, top = both(9, 4)
+    mask = some(2) if masked else None
+
+    def losses(logits):
+        return torch.stack(
+            [
+                topk_forward_kl(logits, ids, top, mask, "bucket"),
+                *(one(logits, teacher, mask=mask) for one in (forward_kl, reverse_kl, jsd)),
+            ]
+        )
+
+    whole = torch.compile(losses, fullgraph=True, backend="aot_eager")
+    own, wanted = student.clone().requires_grad_(), student.clone().requires_grad_()
+    found, expected = whole(own), losses(wanted)
+    torch.testing.assert_close(found, expected)
+    found.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(own.grad, wanted.grad)
 
 
 @pytest.mark.parametrize("vocab", [3945, 32768])
