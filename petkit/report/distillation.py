@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.ticker import MaxNLocator
-
-from petkit.report.figures import finish, percent_axis, save, stacked_figure
+from petkit.report.figures import finish, percent_axis, save, stacked_figure, step_axis
 from petkit.report.plots import draw_curve, number_curves, training_caption
 from petkit.report.tables import Table, format_cell
 
@@ -89,7 +87,7 @@ def _draw(
             draw_curve(axes, title, curves[name], index)
         if label in PARTS:
             percent_axis(axes)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        step_axis(axes)
         finish(axes, "optimiser step", label, legend=set(names.values()) != {label})
     return save(figure, out_png)
 
@@ -172,7 +170,7 @@ def captions(rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> di
     where = "all tokens" if result.get("objective") == "gkd" else "the teacher's likeliest, the others as one"
     return found | {
         "learning.png": _learning_caption(curves, where, result.get("reward_function") is not None, kept),
-        "tokens.png": _tokens_caption(curves, kept),
+        "tokens.png": _tokens_caption(curves, kept, _is_served(result)),
     }
 
 
@@ -180,6 +178,13 @@ def _from_cache(result: Mapping[str, Any]) -> bool:
     """Whether the responses of a run are those of a cache."""
     teachers = result.get("teachers")
     return isinstance(teachers, Mapping) and any("cache" in one for one in teachers.values())
+
+
+def _is_served(result: Mapping[str, Any]) -> bool:
+    """Whether a teacher of a run was a server, which shows its likeliest tokens alone."""
+    teachers = result.get("teachers")
+    each = teachers.values() if isinstance(teachers, Mapping) else ()
+    return any(str(one.get("id")).startswith(("http://", "https://")) for one in each)
 
 
 def _learning_caption(curves: Mapping[str, Any], where: str, own_reward: bool, kept: bool) -> str:
@@ -212,16 +217,18 @@ def _learning_caption(curves: Mapping[str, Any], where: str, own_reward: bool, k
     return f"{text}. Gradient norm: before clipping." if kinds else f"{text}Gradient norm: before clipping."
 
 
-def _tokens_caption(curves: Mapping[str, Any], kept: bool) -> str:
+def _tokens_caption(curves: Mapping[str, Any], kept: bool, served: bool) -> str:
     if "outlier_ratio" not in curves:
         return "Tokens that the teacher wrote, all of every response. Entropy: of the distributions at them."
     trusted = "; within the trust region: the part that learnt from its own worth" * ("trusted" in curves)
     about = "Tokens that a student sampled into the cache" if kept else "Tokens that the student sampled"
     which = "at these tokens" if kept else "that the tokens were drawn from"
+    grouped = (
+        "; that of a served teacher counts all tokens but the likeliest as one, and is at most the true one"
+    )
     return (
         f"{about}. Outliers: the mean of 1 - min(teacher / student, 1){trusted}. "
-        f"Entropy: of the distributions {which}; that of a served teacher counts all "
-        "tokens but the likeliest as one, and is at most the true one. Tokens of a response: with what the "
+        f"Entropy: of the distributions {which}{grouped * served}. Tokens of a response: with what the "
         "teacher began."
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
 from petkit.artifacts.files import write_error
@@ -69,7 +69,23 @@ def percent_axis(axes: Axes) -> None:
     # A t-interval over few seeds may leave [0, 1]; the axis need not.
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -0.02), min(high, 1.02))
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
+    axes.yaxis.set_major_formatter(_Fractions(xmax=1.0))
+
+
+def step_axis(axes: Axes) -> None:
+    """Number optimiser steps in whole numbers, a single one too."""
+    low, high = axes.get_xlim()
+    if high - low < 1:
+        axes.set_xlim(round((low + high) / 2) - 1, round((low + high) / 2) + 1)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+
+
+class _Fractions(PercentFormatter):
+    """No labels in the margin, where there are no fractions."""
+
+    def __call__(self, value: float, position: int | None = None) -> str:
+        """The label of a tick."""
+        return str(super().__call__(value, position)) if -1e-9 < value < 1 + 1e-9 else ""
 
 
 def save(figure: Figure, out_png: Path) -> Path:

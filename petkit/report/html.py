@@ -32,6 +32,8 @@ FORMATS = {"accuracy": ".1%", "seed": "d"}
 SHORT, LONGEST_NAME = 16, 40
 FULL = "full model in float32"
 SIZES = {"bytes": "file", "adapter": "adapter", "head": "head", "full_model_fp32": FULL}
+# Scores with their intervals, where a result has them.
+SCORES = {"spans.f1": ("F1 of spans", ".1%"), "bleu": ("BLEU", ".1f"), "chrf": ("chrF", ".1f")}
 # In the headline or under the title; the rest are other measures.
 TOLD = {
     *(
@@ -46,6 +48,7 @@ TOLD = {
         "unit",
         "split",
     ),
+    *(f"{name}.{key}" for name in SCORES for key in ("value", "interval")),
     *(f"bytes.{key}" for key in (*SIZES, "ratio")),
     *(f"teacher.{key}" for key in ("id", "sha256", "accuracy", "interval", "n", "agreement")),
     *(f"{time}.{key}" for time in ("before", "after") for key, _ in COMPARED),
@@ -174,6 +177,8 @@ def _headline_section(result: Mapping[str, Any]) -> list[Section]:
         accuracy = format_cell(result["accuracy"], FORMATS["accuracy"])
         ends = [format_cell(end, FORMATS["accuracy"]) for end in result.get("interval") or ()]
         rows.append(("accuracy", accuracy + (f", 95 % interval {' to '.join(ends)}" if ends else "")))
+    for name, (title, form) in SCORES.items():
+        rows += _score_row(title, form, _at(result, name))
     if result.get("perplexity") is not None:
         rows.append(("perplexity", format_cell(result["perplexity"])))
     if result.get("n") is not None:
@@ -184,6 +189,21 @@ def _headline_section(result: Mapping[str, Any]) -> list[Section]:
     tables = [table for table in (before_and_after(result), by_data_set(result)) if table]
     tables += [Table(("measure", "value"), tuple(rows))] if rows else []
     return [Section("Result", tables=tuple(tables))] if tables else []
+
+
+def _at(values: Any, name: str) -> Any:
+    """The value behind a dotted name; None where there is none."""
+    for part in name.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
+
+
+def _score_row(title: str, form: str, score: Any) -> list[tuple[str, str]]:
+    if not isinstance(score, Mapping) or score.get("value") is None:
+        return []
+    ends = [format_cell(end, form) for end in score.get("interval") or ()]
+    interval = f", 95 % interval {' to '.join(ends)}" if ends else ""
+    return [(title, format_cell(score["value"], form) + interval)]
 
 
 def _size_rows(sizes: Any) -> list[tuple[str, str]]:

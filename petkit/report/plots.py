@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from petkit.errors import InputError
 from petkit.report.figures import (
@@ -23,6 +23,7 @@ from petkit.report.figures import (
     percent_axis,
     save,
     stacked_figure,
+    step_axis,
 )
 from petkit.report.statistics import Interval
 
@@ -212,7 +213,7 @@ def training_curves(metrics_path: Path, out_png: Path) -> Path:
             draw_curve(axes, _series(name) or name, points, index)
         if label == "accuracy":
             percent_axis(axes)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        step_axis(axes)
         # A panel of one curve says on its axis whose it is, since it has no legend.
         whose = f"{_series(next(iter(found)))} {label}".strip() if len(found) == 1 else label
         finish(axes, "optimiser step", whose, legend=len(found) > 1)

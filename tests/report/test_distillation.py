@@ -206,6 +206,13 @@ def test_a_cache_is_told_of(tmp_path):
     assert "Tokens that a student sampled into the cache." in found
 
 
+def test_grouped_entropies_are_told_of_where_a_server_teaches(tmp_path):
+    for name, told in (("models/large", False), ("http://localhost:8000/v1#large", True)):
+        asked = {"": {"id": name, "sha256": "cd"}}
+        found = " ".join(captions(write_run(tmp_path, on_policy()), on_policy(teachers=asked)).values())
+        assert ("that of a served teacher counts" in found) == told
+
+
 def test_the_reward_of_ones_own_function_is_a_mean(tmp_path):
     own = {"function": "rewards.py:score", "sha256": "ab"}
     for reward, part in (

@@ -97,6 +97,25 @@ def test_numbers_are_written_for_people(tmp_path):
     }
 
 
+def test_scores_are_told_first_with_their_intervals(tmp_path):
+    result = {
+        "bleu": {"value": 25.57992564335381, "interval": [21.361429127999063, 29.330960102524458]},
+        "chrf": {"value": 60.92221564029175, "interval": None},
+        "spans": {"f1": {"value": 0.8549, "interval": [0.814, 0.899]}, "gold": 5},
+        "n": 150,
+    }
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    page = write_report(tmp_path).read_text()
+    rows = re.findall(r"<td[^>]*>([^<]*)</td><td[^>]*>([^<]*)</td>", page)
+    assert rows == [
+        ("F1 of spans", "85.5%, 95 % interval 81.4% to 89.9%"),
+        ("BLEU", "25.6, 95 % interval 21.4 to 29.3"),
+        ("chrF", "60.9"),
+        ("measured on", "150 examples"),
+        ("spans.gold", "5"),
+    ]
+
+
 def test_a_page_asks_nothing_of_the_network_and_runs_no_script(run_folder):
     page = write_report(run_folder).read_text()
     assert "<script" not in page

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from petkit.errors import InputError, PetkitError
-from petkit.report.figures import MARKERS, PALETTE, colour, marker
+from petkit.report.figures import MARKERS, PALETTE, colour, marker, new_figure, percent_axis, step_axis
 from petkit.report.plots import (
     SizePoint,
     accuracy_bytes,
@@ -135,3 +135,18 @@ def test_a_plot_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(PetkitError, match=r"cannot write .*sizes.png: No space left on device"):
         draw_sizes(tmp_path / "sizes.png")
+
+
+def labels(axis):
+    return [tick.get_text() for tick in axis.get_ticklabels() if tick.get_text()]
+
+
+def test_a_single_step_has_a_whole_number():
+    figure, (axes,) = new_figure(1)
+    axes.plot([1], [0.0])
+    percent_axis(axes)
+    step_axis(axes)
+    figure.canvas.draw()
+    assert labels(axes.xaxis) == ["0", "1", "2"]
+    # Nothing is rewarded with less than nothing.
+    assert float(labels(axes.yaxis)[0].rstrip("%")) == 0
