@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +141,7 @@ def command(
     if file is not None:
         _write(file, rows)
         _warn_of_empty(rows)
+        _warn_of_twins(rows)
     # A line for each line that came, blank ones too: files stay parallel.
     texts = iter(done.texts)
     lines = [next(texts) if one.source else "" for one in given]
@@ -197,6 +199,14 @@ def _warn_of_empty(rows: Sequence[dict[str, Any]]) -> None:
     if empty:
         many = "1 translation is" if empty == 1 else f"{empty} translations are"
         output.warn(f"{many} empty: to learn from the file, set data.skip_bad in the recipe")
+
+
+def _warn_of_twins(rows: Sequence[dict[str, Any]]) -> None:
+    counts = Counter(row["id"] for row in rows if row["id"])
+    twins = [name for name, count in counts.items() if count > 1]
+    if twins:
+        many = f" and {len(twins) - 1:,} more" if len(twins) > 1 else ""
+        output.warn(f"several rows have the id {twins[0]!r}{many}: the order of the rows tells them apart")
 
 
 def _print(rows: Sequence[dict[str, Any]], lines: Sequence[str], done: _Done, as_json: bool) -> None:

@@ -64,7 +64,8 @@ def placed_pairs(
 
     found = placed_rows(path, parse, skip_bad)
     if not found:
-        raise InputError(f"{path} must hold at least one row of source and target, got none")
+        keys = "source and target" if translated else "source"
+        raise InputError(f"{path} must hold at least one row of {keys}, got none")
     return found
 
 

@@ -105,6 +105,18 @@ def test_a_file_of_translations_can_be_learned_from(decode, student, tmp_path):
     ]
 
 
+def test_one_id_of_several_rows_is_told_of(decode, tmp_path):
+    source, file = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    names = ["", "1", "x", "x"]
+    source.write_text("".join(json.dumps({"source": FIRST, "id": name}) + "\n" for name in names))
+    result = decode(source, "--output", file)
+    assert result.code == 0
+    assert "several rows have the id '1' and 1 more: the order of the rows tells them apart" in result.err
+    assert [json.loads(line)["id"] for line in file.read_text().splitlines()] == ["1", "1", "x", "x"]
+    result = decode(FIRST, SECOND, "--output", tmp_path / "c.jsonl")
+    assert "several rows" not in result.err
+
+
 def test_an_output_is_not_written_over(decode, tmp_path):
     file = tmp_path / "b.jsonl"
     file.write_text("kept")
