@@ -172,13 +172,10 @@ def _draw_curves(run_folder: Path, result: Mapping[str, Any]) -> dict[str, str]:
 
 def _headline_section(result: Mapping[str, Any]) -> list[Section]:
     """What a reader looks for first, in words; nothing of it is told again further down."""
-    rows: list[tuple[str, str]] = []
-    if result.get("accuracy") is not None:
-        accuracy = format_cell(result["accuracy"], FORMATS["accuracy"])
-        ends = [format_cell(end, FORMATS["accuracy"]) for end in result.get("interval") or ()]
-        rows.append(("accuracy", accuracy + (f", 95 % interval {' to '.join(ends)}" if ends else "")))
+    rows = _score_row("accuracy", FORMATS["accuracy"], result.get("accuracy"), result.get("interval"))
+    told = flatten(result)
     for name, (title, form) in SCORES.items():
-        rows += _score_row(title, form, _at(result, name))
+        rows += _score_row(title, form, told.get(f"{name}.value"), told.get(f"{name}.interval"))
     if result.get("perplexity") is not None:
         rows.append(("perplexity", format_cell(result["perplexity"])))
     if result.get("n") is not None:
@@ -191,19 +188,11 @@ def _headline_section(result: Mapping[str, Any]) -> list[Section]:
     return [Section("Result", tables=tuple(tables))] if tables else []
 
 
-def _at(values: Any, name: str) -> Any:
-    """The value behind a dotted name; None where there is none."""
-    for part in name.split("."):
-        values = values.get(part) if isinstance(values, Mapping) else None
-    return values
-
-
-def _score_row(title: str, form: str, score: Any) -> list[tuple[str, str]]:
-    if not isinstance(score, Mapping) or score.get("value") is None:
+def _score_row(title: str, form: str, value: Any, interval: Any) -> list[tuple[str, str]]:
+    if value is None:
         return []
-    ends = [format_cell(end, form) for end in score.get("interval") or ()]
-    interval = f", 95 % interval {' to '.join(ends)}" if ends else ""
-    return [(title, format_cell(score["value"], form) + interval)]
+    ends = [format_cell(end, form) for end in interval or ()]
+    return [(title, format_cell(value, form) + (f", 95 % interval {' to '.join(ends)}" if ends else ""))]
 
 
 def _size_rows(sizes: Any) -> list[tuple[str, str]]:

@@ -305,7 +305,7 @@ def lasting_settings(config: Config) -> dict[str, Any]:
     Returns:
         Dotted key -> JSON value, without the keys that only say where files go and when the run stops.
     """
-    settings = _dotted(effective(config))
+    settings = dotted_settings(effective(config))
     every = "training.evaluate_every_steps"
     if settings.get("training.select") != "validation" or settings.get(every) is None:
         # Evaluations that choose nothing change no weights; and older checkpoints do not know the key.
@@ -313,11 +313,17 @@ def lasting_settings(config: Config) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in MAY_DRIFT}
 
 
-def _dotted(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def dotted_settings(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one mapping of dotted keys.
+
+    Args:
+        section: names to values or further sections.
+        prefix: put before every key.
+    """
     settings: dict[str, Any] = {}
     for key, value in section.items():
         nested = isinstance(value, Mapping)
-        settings |= _dotted(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+        settings |= dotted_settings(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return settings
 
 

@@ -139,19 +139,23 @@ def test_an_impossible_token_stays_impossible(server, model, kind):
 def test_results_come_in_order_with_so_many_in_flight(server, model, kind):
     fast = STUBS[kind](model)
     together = threading.Barrier(3)
-    seen = []
+    too_many, seen = threading.Event(), []
 
     def held(handler):
         """Answer when three requests are here, and a fourth had time to come."""
         together.wait(30)
-        time.sleep(0.1)
-        seen.append(len(server.requests))
+        seen.append(too_many.wait(0.1))
         together.wait(30)
         fast(handler)
 
-    server.play(after(0.1, held), held, held, after(0.05, fast), fast, after(0.02, fast))
+    def fourth(handler):
+        too_many.set()
+        fast(handler)
+
+    server.play(after(0.1, held), held, held, fourth, after(0.05, fast), fast, after(0.02, fast))
     found = sampler(server, kind, max_in_flight=3).score(RAGGED * 4, RESPONSES * 4, 1)
-    assert seen == [3, 3, 3]
+    assert seen == [False] * 3
+    assert too_many.is_set()
     again = sampler(server, kind, max_in_flight=1).score(RAGGED, RESPONSES, 1)
     for place, scores in enumerate(found):
         assert torch.equal(scores.log_probs, again[place % 5].log_probs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from torch import Tensor
 from petkit.artifacts import atomic_write
 from petkit.artifacts.run_directory import is_unstarted
 from petkit.errors import ArtifactError, ConfigError, InputError
+from petkit.training.checkpoint import dotted_settings
 
 MANIFEST = "cache.json"
 Writer = Literal["teacher", "student"]
@@ -220,7 +221,7 @@ def begin(folder: Path, wanted: CacheManifest) -> CacheManifest:
         write_manifest(folder, wanted)
         return wanted
     found = read_manifest(folder)
-    own, other = (_leaves(one.model_dump(exclude={"shards"})) for one in (found, wanted))
+    own, other = (dotted_settings(one.model_dump(exclude={"shards"})) for one in (found, wanted))
     changed = [
         f"{key}: {own.get(key)!r} -> {other.get(key)!r}"
         for key in own | other
@@ -272,15 +273,6 @@ def chunked(items: Sequence[Any], size: int) -> Iterator[tuple[int, Sequence[Any
     """Items in runs of a size, with the number of each run."""
     for index, start in enumerate(range(0, len(items), size)):
         yield index, items[start : start + size]
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by their dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        found |= _leaves(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return found
 
 
 def _sha256(path: Path) -> str | None:
